@@ -1,0 +1,45 @@
+"""Structured pruning of trained networks by i-SpaSP, in pure JAX.
+
+Everything here loads when it is first used, so that importing the package, or asking a
+command for --help, costs nothing.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "prune": "pruning",
+    "walk": "pruning",
+    "Pruned": "pruning",
+    "algorithm_1": "ispasp",
+    "ispasp": "ispasp",
+    "Criterion": "problem",
+    "Problem": "problem",
+    "Selection": "problem",
+    "batch_sum": "problem",
+    "Group": "groups",
+    "take": "groups",
+    "mask": "groups",
+    "take_optimizer": "groups",
+    "Block": "models",
+    "Network": "models",
+    "Part": "models",
+    "load": "checkpoints",
+    "save": "checkpoints",
+    "Model": "checkpoints",
+    "InputError": "errors",
+}
+
+__all__ = ["__version__", *_WHERE]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
