@@ -1,0 +1,105 @@
+"""The registry: an architecture is a file with a table MODELS, found by name.
+
+A name `package.module:function` is a user's own: function(num_classes=..., **options)
+returns a `Network`.
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from ispasp_jax.errors import InputError
+from ispasp_jax.models import mlp, mobilenetv2, resnet
+from ispasp_jax.models.network import Block, Network, Part, shapes
+
+ARCHITECTURES = (mlp, resnet, mobilenetv2)
+
+
+def _gathered(table: str) -> dict[str, Any]:
+    """What the architectures' tables of that name say, by model."""
+    return {
+        model: entry
+        for module in ARCHITECTURES
+        for model, entry in getattr(module, table, {}).items()
+    }
+
+
+#: Makers, the paper's ratios, and where a model differs from the common defaults.
+MODELS: dict[str, Callable[..., Network]] = _gathered("MODELS")
+PAPER: dict[str, dict[str, float]] = _gathered("PAPER")
+PREPROCESSING: dict[str, dict[str, Any]] = _gathered("PREPROCESSING")
+WEIGHT_DECAY: dict[str, float] = _gathered("WEIGHT_DECAY")
+
+
+def factory(name: str) -> Callable[..., Network]:
+    """The function that makes the named architecture.
+
+    Raises:
+      InputError: no architecture, or no importable function, has that name.
+    """
+    if name in MODELS:
+        return MODELS[name]
+    module, _, function = name.partition(":")
+    if not function:
+        raise InputError(
+            f"unknown model {name!r}; expected one of {', '.join(MODELS)}, or "
+            "package.module:function for your own."
+        )
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise InputError(
+            f"model {name!r} cannot be imported ({error}); expected "
+            "package.module:function with the module on PYTHONPATH."
+        ) from error
+
+
+def options(name: str) -> tuple[str, ...]:
+    """The options beyond num_classes that the architecture's function names."""
+    known = inspect.signature(factory(name)).parameters
+    return tuple(option for option in known if option != "num_classes")
+
+
+def create(name: str, num_classes: int, **given) -> Network:
+    """The named architecture, dense.
+
+    Args:
+      name: a key of MODELS, or package.module:function.
+      num_classes: length of the logits.
+      **given: options, such as stem="small"; those it does not name must be None.
+
+    Raises:
+      InputError: unknown name, or an option or value that it does not know.
+    """
+    make = factory(name)
+    wanted = {key: value for key, value in given.items() if value is not None}
+    unknown = set(wanted) - set(options(name))
+    if unknown:
+        raise InputError(
+            f"model {name!r} has no option {', '.join(sorted(unknown))}; it takes "
+            f"{', '.join(options(name)) or 'none'}."
+        )
+    network = make(num_classes=num_classes, **wanted)
+    if not isinstance(network, Network):
+        raise InputError(
+            f"model {name!r} returned {type(network).__name__}; expected an "
+            "ispasp_jax.models.Network."
+        )
+    return network
+
+
+__all__ = [
+    "ARCHITECTURES",
+    "MODELS",
+    "PAPER",
+    "PREPROCESSING",
+    "WEIGHT_DECAY",
+    "Block",
+    "Network",
+    "Part",
+    "create",
+    "factory",
+    "options",
+    "shapes",
+]

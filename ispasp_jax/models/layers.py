@@ -1,0 +1,153 @@
+"""Layers whose numbers are the plain convolution's and whose speed suits the backend.
+
+XLA's CPU backend is two orders of magnitude slow at depthwise convolutions and at
+kernels larger than their output map. There, both are sums of shifted products, one a
+tap; every other backend runs the plain convolution (jax.lax.platform_dependent).
+"""
+
+import functools
+import itertools
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Padding = Sequence[tuple[int, int]]
+
+
+def convolve(
+    x: Float[Array, "n h w c"],
+    kernel: Float[Array, "kh kw i o"],
+    strides: Sequence[int],
+    padding: str | Padding,
+    **options,
+) -> Float[Array, "n hh ww o"]:
+    """jax.lax.conv_general_dilated on NHWC and HWIO, for nn.Conv's hook of that
+    name.
+    """
+    plain = functools.partial(
+        jax.lax.conv_general_dilated,
+        window_strides=strides,
+        padding=padding,
+        **options,
+    )
+    taps = kernel.shape[:2]
+    undilated = all(
+        set(options.get(name) or (1,)) == {1}
+        for name in ("lhs_dilation", "rhs_dilation")
+    )
+    if not undilated or taps == (1, 1):
+        return plain(x, kernel)
+    if isinstance(padding, str):
+        padding = jax.lax.padtype_to_pads(x.shape[1:3], taps, strides, padding)
+    depthwise = options.get("feature_group_count", 1) == x.shape[-1] > 1
+    multiplied = kernel.shape[3] // kernel.shape[2] == x.shape[-1] == kernel.shape[3]
+    out = [
+        (size + sum(pad) - tap) // stride + 1
+        for size, pad, tap, stride in zip(
+            x.shape[1:3], padding, taps, strides, strict=True
+        )
+    ]
+    if depthwise and multiplied:
+        product = _scale_channels
+    elif options.get("feature_group_count", 1) == 1 and min(out) < min(taps):
+        product = functools.partial(_mix_channels, options.get("precision"))
+    else:
+        return plain(x, kernel)
+    shifted = functools.partial(_shifted, product, tuple(strides), tuple(padding), out)
+    return jax.lax.platform_dependent(x, kernel, cpu=shifted, default=plain)
+
+
+def _scale_channels(x: Float[Array, "n h w c"], tap: Float[Array, "1 c"]):
+    return x * tap[0]
+
+
+def _mix_channels(precision, x: Float[Array, "n h w c"], tap: Float[Array, "c o"]):
+    return jnp.matmul(x, tap, precision=precision)
+
+
+def _shifted(product, strides, padding, out, x, kernel):
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    total = None
+    for place in itertools.product(*map(range, kernel.shape[:2])):
+        ends = [
+            p + s * (o - 1) + 1 for p, s, o in zip(place, strides, out, strict=True)
+        ]
+        reads_input = all(
+            end > low and start < low + size
+            for start, end, (low, _), size in zip(
+                place, ends, padding, x.shape[1:3], strict=True
+            )
+        )
+        if not reads_input:  # the tap sees padding alone
+            continue
+        (i, j), (i_end, j_end) = place, ends
+        window = padded[:, i : i_end : strides[0], j : j_end : strides[1]]
+        term = product(window, kernel[place])
+        total = term if total is None else total + term
+    return total
+
+
+def Conv(
+    features: int,
+    kernel: int = 1,
+    stride: int = 1,
+    *,
+    padding: str | int | None = None,
+    depthwise: bool = False,
+    use_bias: bool = False,
+    **options,
+) -> nn.Conv:
+    """A square convolution, padded as torch pads it: k // 2 on every side.
+
+    Args:
+      features: output channels.
+      kernel: side of the kernel in pixels.
+      stride: step in pixels.
+      padding: "SAME" for TensorFlow's, or pixels on every side.
+      depthwise: one kernel a channel; features must equal the input's.
+      use_bias: whether there is one.
+      **options: of nn.Conv.
+    """
+    if padding is None:
+        padding = kernel // 2
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        stride,
+        padding=padding if isinstance(padding, str) else [(padding, padding)] * 2,
+        feature_group_count=features if depthwise else 1,
+        use_bias=use_bias,
+        kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+        conv_general_dilated=convolve,
+        **options,
+    )
+
+
+class BatchNorm(nn.BatchNorm):
+    """Batch norm as torch's: eps 1e-5, a tenth of each batch into the running
+    moments.
+    """
+
+    momentum: float = 0.9
+
+    def __call__(self, x: Float[Array, "n ... c"], train: bool = False):
+        return super().__call__(x, use_running_average=not train)
+
+
+class Head(nn.Module):
+    """Mean over positions, then a dense layer.
+
+    Attributes:
+      num_classes: length of the logits.
+      name_of_dense: its key in the parameter tree.
+    """
+
+    num_classes: int
+    name_of_dense: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"], train: bool = False):
+        return nn.Dense(self.num_classes, name=self.name_of_dense)(x.mean((1, 2)))

@@ -1,0 +1,195 @@
+"""The protocol of a network that can be pruned, followed by the shipped models and by a
+user's own: a chain of parts, some of which are blocks with hidden channels.
+
+A block is a chain of pairs between its input x and its output:
+
+    u = x;  for each pair i:  h = hidden(u, i);  u = consumer(h, i)
+    y = join(x, u)
+
+hidden(·, i) ends at the channels of groups[i], consumer(·, i) at the next sum or
+activation. A basic block is one pair, a bottleneck two, a perceptron one a layer. The
+walk, masks, repair and curves all use these three steps and nothing else of a model.
+
+An own model is a `Block` or two and a `Network` that lists them (README, "Your own").
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Float
+
+from ispasp_jax.groups import Group
+
+Variables = Mapping[str, Mapping]
+
+
+class Block(nn.Module):
+    """A part with hidden channels. Subclasses give groups, hidden, consumer and join.
+
+    Attributes:
+      groups: one for each pair, in the block's own names: paths inside its sub-tree;
+        the group's name is appended to the part's ("" for a block with one pair).
+      widths: the number of hidden channels of each pair; static, as shapes are.
+    """
+
+    groups: ClassVar[tuple[Group, ...]]
+
+    widths: tuple[int, ...]
+
+    def hidden(self, x: Float[Array, "n ..."], i: int, train: bool = False):
+        """The i-th hidden activations, from the block's input or the pair before."""
+        raise NotImplementedError
+
+    def consumer(self, h: Float[Array, "n ..."], i: int, train: bool = False):
+        """What the next layer makes of them, up to the next sum or activation."""
+        raise NotImplementedError
+
+    def join(self, x: Float[Array, "n ..."], u: Float[Array, "n ..."], train=False):
+        """The block's output, from its input and its last consumer's output."""
+        return u
+
+    def reach(self, x: Float[Array, "n ..."], i: int, train: bool = False):
+        """The i-th hidden activations from the block's input, through all pairs
+        before.
+        """
+        u = x
+        for j in range(i):
+            u = self.consumer(self.hidden(u, j, train), j, train)
+        return self.hidden(u, i, train)
+
+    def __call__(self, x: Float[Array, "n ..."], train: bool = False):
+        last = len(self.groups) - 1
+        u = self.consumer(self.reach(x, last, train), last, train)
+        return self.join(x, u, train)
+
+
+class Part(NamedTuple):
+    """One link of the chain.
+
+    Attributes:
+      name: its key at the root of the parameter tree, and its prefix in group names.
+      module: called as module(x, train); without a parent, so that equal parts are
+        equal and compile once.
+      keys: for a part whose arrays do not hang below its name: the keys at the root
+        that are its own.
+    """
+
+    name: str
+    module: nn.Module
+    keys: tuple[str, ...] = ()
+
+
+class Network(nn.Module):
+    """A chain of parts. Subclasses give `parts`; `widths` makes them narrower.
+
+    Attributes:
+      num_classes: length of the logits.
+      widths: ((group name, channels), ...) where they differ from the architecture's.
+    """
+
+    num_classes: int = 1000
+    widths: tuple[tuple[str, int], ...] = ()
+
+    @nn.nowrap
+    def parts(self) -> tuple[Part, ...]:
+        """The parts from input to output, at the architecture's own widths.
+
+        Every module must be made with `parent=None`.
+        """
+        raise NotImplementedError
+
+    @nn.nowrap
+    def chain(self) -> tuple[Part, ...]:
+        """The parts from input to output, at this network's widths."""
+        widths = dict(self.widths)
+
+        def narrow(part):
+            if not isinstance(part.module, Block):
+                return part
+            own = zip(group_names(part), part.module.widths, strict=True)
+            module = part.module.clone(widths=tuple(widths.get(g, w) for g, w in own))
+            return part._replace(module=module)
+
+        return tuple(narrow(part) for part in self.parts())
+
+    @nn.nowrap
+    def groups(self) -> dict[str, Group]:
+        """Every group by name, with paths from the root of the parameter tree."""
+        return {
+            name: group.within("" if part.keys else part.name, name)
+            for part in self.parts()
+            if isinstance(part.module, Block)
+            for name, group in zip(group_names(part), part.module.groups, strict=True)
+        }
+
+    @nn.nowrap
+    def group_widths(self) -> dict[str, int]:
+        """How many channels each group has."""
+        return {
+            name: channels
+            for part in self.chain()
+            if isinstance(part.module, Block)
+            for name, channels in zip(
+                group_names(part), part.module.widths, strict=True
+            )
+        }
+
+    @nn.nowrap
+    def narrowed(self, widths: Mapping[str, int]) -> "Network":
+        """This network with other widths for some groups."""
+        return self.clone(widths=tuple({**dict(self.widths), **widths}.items()))
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n ..."], train: bool = False):
+        for part in self.chain():
+            # A part with keys of its own at the root shares the network's scope.
+            place = (
+                {"parent": self.scope}
+                if part.keys
+                else {"parent": self, "name": part.name}
+            )
+            x = part.module.clone(**place)(x, train)
+        return x
+
+
+def group_names(part: Part) -> tuple[str, ...]:
+    """The full names of a block's groups."""
+    return tuple(
+        f"{part.name}.{group.name}" if group.name else part.name
+        for group in part.module.groups
+    )
+
+
+def subtree(variables: Variables, part: Part) -> dict[str, dict]:
+    """The part's own variables: what `part.module.apply` takes."""
+
+    def cut(tree):
+        if part.keys:
+            return {key: tree[key] for key in part.keys if key in tree}
+        return tree.get(part.name, {})
+
+    return {name: cut(tree) for name, tree in variables.items()}
+
+
+def graft(variables: Variables, part: Part, own: Variables) -> dict[str, dict]:
+    """The variables with a part's own replaced: the inverse of `subtree`."""
+
+    def put(tree, branch):
+        if part.keys:
+            return {**tree, **branch}
+        return {**tree, part.name: branch} if branch else dict(tree)
+
+    return {name: put(tree, own.get(name, {})) for name, tree in variables.items()}
+
+
+def shapes(network: Network, input_shape: tuple[int, ...]) -> dict:
+    """The network's variables as jax.ShapeDtypeStruct, without computing anything.
+
+    Args:
+      network: any network.
+      input_shape: (height, width, channels) of one image.
+    """
+    image = jax.ShapeDtypeStruct((1, *input_shape), "float32")
+    return jax.eval_shape(network.init, jax.random.key(0), image)
