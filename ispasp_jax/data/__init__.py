@@ -1,0 +1,31 @@
+"""Data: sources of labelled images, exact preprocessing, batches. Needs no JAX."""
+
+from ispasp_jax.data.batches import Batch, batches, calibration_indices
+from ispasp_jax.data.preprocessing import (
+    RECIPES,
+    Preprocessing,
+    augment,
+    checked,
+    evaluate,
+    from_json,
+    to_json,
+)
+from ispasp_jax.data.sources import describe, open_source
+from ispasp_jax.data.splits import Source, Split
+
+__all__ = [
+    "RECIPES",
+    "Batch",
+    "Preprocessing",
+    "Source",
+    "Split",
+    "augment",
+    "batches",
+    "calibration_indices",
+    "checked",
+    "describe",
+    "evaluate",
+    "from_json",
+    "open_source",
+    "to_json",
+]

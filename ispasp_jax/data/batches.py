@@ -1,0 +1,180 @@
+"""Batches of a split: in order for evaluation, shuffled and augmented for training."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Int, Int32
+
+from ispasp_jax.data import preprocessing as pixels
+from ispasp_jax.data.preprocessing import Preprocessing
+from ispasp_jax.data.splits import ArraySplit, Split
+from ispasp_jax.errors import InputError
+
+#: Batches that are decoded ahead of the one in use; more would only cost memory.
+_AHEAD = 2
+
+
+class Batch(NamedTuple):
+    """Images ready for a network.
+
+    Attributes:
+      image: preprocessed; zeros where padded.
+      label: classes; 0 where padded.
+      weight: 1, and 0 where padded.
+    """
+
+    image: Float32[np.ndarray, "n h w c"]
+    label: Int32[np.ndarray, " n"]
+    weight: Float32[np.ndarray, " n"]
+
+
+#: A batch that is being filled, and the jobs that fill it.
+_Pending = tuple[Batch, list[Future]]
+
+
+def batches(
+    split: Split,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    *,
+    indices: Int[np.ndarray, " m"] | None = None,
+    recipe: str | None = None,
+    seed: int = 0,
+    epoch: int = 0,
+    workers: int | None = None,
+) -> Iterator[Batch]:
+    """One pass over a split in batches of one size, decoded by threads ahead of use.
+
+    Args:
+      split: where images come from.
+      preprocessing: what to make of them.
+      batch_size: images a batch.
+      indices: which images; None is all of them.
+      recipe: None evaluates: images in order, the last batch padded with weight 0. The
+        name of an augmentation trains: images shuffled by (seed, epoch), each augmented
+        by (seed, epoch, index) whatever the number of workers, an incomplete last batch
+        left out.
+      seed: see recipe.
+      epoch: see recipe.
+      workers: threads; None is one a processor, at most 16.
+
+    Raises:
+      InputError: the arguments do not fit the split (at once), or an image cannot be
+        read (when its batch is due).
+    """
+    indices = _order(split, indices, batch_size, recipe, [seed, epoch])
+    chunks = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
+    workers = min(os.cpu_count() or 1, 16) if workers is None else max(workers, 1)
+
+    def chance(i: int) -> np.random.Generator:
+        return np.random.default_rng([seed, epoch, i])
+
+    def one(batch: Batch, row: int, i: int) -> None:
+        image, batch.label[row] = split.read(i)
+        if recipe is None:
+            batch.image[row] = pixels.evaluate(image, preprocessing)
+        else:
+            batch.image[row] = pixels.augment(image, preprocessing, chance(i), recipe)
+
+    def whole(batch: Batch, chunk: Int[np.ndarray, " m"]) -> None:
+        images = split.images[chunk]
+        for row, i in enumerate(chunk if recipe not in (None, "none") else ()):
+            images[row] = pixels.shifted(images[row], chance(i), *pixels.SHIFTS[recipe])
+        batch.image[: len(chunk)] = pixels.normalise(images, preprocessing)
+        batch.label[: len(chunk)] = split.labels[chunk]
+
+    def start(chunk: Int[np.ndarray, " m"], pool: ThreadPoolExecutor) -> _Pending:
+        batch = Batch(
+            np.zeros((batch_size, *preprocessing.shape), np.float32),
+            np.zeros(batch_size, np.int32),
+            (np.arange(batch_size) < len(chunk)).astype(np.float32),
+        )
+        if at_once:
+            return batch, [pool.submit(whole, batch, chunk)]
+        rows = enumerate(chunk.tolist())
+        return batch, [pool.submit(one, batch, row, i) for row, i in rows]
+
+    at_once = _as_they_are(split, preprocessing, recipe)
+    return _ahead(start, chunks, workers)
+
+
+def calibration_indices(split: Split, count: int, seed: int) -> Int[np.ndarray, " m"]:
+    """`count` images drawn without replacement, ascending; all of them if fewer.
+
+    Raises:
+      InputError: count is below 1.
+    """
+    if count < 1:
+        raise InputError(
+            f"{count} calibration images are too few; expected at least 1."
+        )
+    rng = np.random.default_rng(seed)
+    return np.sort(rng.choice(len(split), min(count, len(split)), replace=False))
+
+
+def _order(
+    split: Split,
+    indices: Int[np.ndarray, " m"] | None,
+    batch_size: int,
+    recipe: str | None,
+    seed: list[int],
+) -> Int[np.ndarray, " m"]:
+    """The images to use, one batch after the other."""
+    indices = np.arange(len(split)) if indices is None else np.asarray(indices, int)
+    if batch_size < 1:
+        raise InputError(f"batch size {batch_size} is too small; expected at least 1.")
+    if indices.size and not 0 <= indices.min() <= indices.max() < len(split):
+        raise InputError(
+            f"indices {indices.min()} to {indices.max()} do not fit a split of "
+            f"{len(split)} images; expected them from 0."
+        )
+    if recipe is not None:
+        pixels.known_recipe(recipe)
+        if len(indices) < batch_size:
+            raise InputError(
+                f"{len(indices)} images do not fill one batch of {batch_size}; use a "
+                f"batch size of at most {len(indices)}."
+            )
+        indices = np.random.default_rng(seed).permutation(indices)
+        indices = indices[: len(indices) // batch_size * batch_size]
+    return indices
+
+
+def _as_they_are(split: Split, wanted: Preprocessing, recipe: str | None) -> bool:
+    """Whether the images are an array of the size wanted, so that no PIL is needed."""
+    return (
+        isinstance(split, ArraySplit)
+        and split.images.shape[1:] == wanted.shape
+        and wanted.resize in (None, wanted.image_size)
+        and (recipe is None or recipe in pixels.SHIFTS)
+    )
+
+
+def _ahead(
+    start: Callable[[Int[np.ndarray, " m"], ThreadPoolExecutor], _Pending],
+    chunks: list[Int[np.ndarray, " m"]],
+    workers: int,
+) -> Iterator[Batch]:
+    """The batches in order; the threads end with the iterator, however it ends."""
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="ispasp-data")
+    pending: deque[_Pending] = deque()
+
+    def finish() -> Batch:
+        batch, jobs = pending.popleft()
+        for job in jobs:
+            job.result()
+        return batch
+
+    try:
+        for chunk in chunks:
+            pending.append(start(chunk, pool))
+            if len(pending) > _AHEAD:
+                yield finish()
+        while pending:
+            yield finish()
+    finally:
+        pool.shutdown(cancel_futures=True)

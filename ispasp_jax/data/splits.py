@@ -1,0 +1,129 @@
+"""What a source of data is: two splits of labelled images, and how to look at them."""
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+from PIL import Image
+
+from ispasp_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from ispasp_jax.errors import InputError
+
+#: What `Split.read` gives: a PIL image, or uint8 of (h, w, c).
+Picture = Image.Image | UInt8[np.ndarray, "h w c"]
+
+
+class Split(Protocol):
+    """Labelled images in a fixed order. `read` may be called from several threads.
+
+    Attributes:
+      labels: the class of every image. TFDS has to read the whole split for it.
+    """
+
+    @property
+    def labels(self) -> Int32[np.ndarray, " n"]: ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, i: int) -> tuple[Picture, int]:
+        """Image i and its class.
+
+        Raises:
+          InputError: it cannot be read or decoded; the message says which it is.
+        """
+        ...
+
+    def where(self, i: int) -> str:
+        """What to call image i in a message."""
+        ...
+
+
+class Source(NamedTuple):
+    """A data set.
+
+    Attributes:
+      name: the string that opened it.
+      num_classes: classes are 0 to num_classes - 1.
+      train: what to train and calibrate on.
+      test: what to report on.
+      preprocessing: what to make of the images where the weights do not say.
+      recipe: how to augment them in training (see `augment`).
+    """
+
+    name: str
+    num_classes: int
+    train: Split
+    test: Split
+    preprocessing: Preprocessing
+    recipe: str
+
+
+class ArraySplit:
+    """Images of one size, in memory from their first use on."""
+
+    def __init__(
+        self,
+        load: Callable[[], UInt8[np.ndarray, "n h w c"]],
+        labels: Int32[np.ndarray, " n"],
+        origin: str,
+    ):
+        self.labels = labels
+        self._load, self._origin = load, origin
+
+    @functools.cached_property
+    def images(self) -> UInt8[np.ndarray, "n h w c"]:
+        return self._load()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, i: int) -> tuple[Picture, int]:
+        return self.images[i], int(self.labels[i])
+
+    def where(self, i: int) -> str:
+        return f"item {i} of {self._origin}"
+
+
+class FileSplit:
+    """One image file an example, decoded whenever it is read."""
+
+    def __init__(self, files: Sequence[Path | str], labels: Int32[np.ndarray, " n"]):
+        self.files, self.labels = files, labels
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, i: int) -> tuple[Picture, int]:
+        try:
+            with Image.open(self.files[i]) as image:
+                image.load()
+        except Exception as error:  # PIL raises nearly anything on a broken file
+            raise InputError(
+                f"{self.files[i]} is not an image that can be read ({error}); remove "
+                "it or fetch it again."
+            ) from error
+        return image, int(self.labels[i])
+
+    def where(self, i: int) -> str:
+        return str(self.files[i])
+
+
+def defaults(
+    height: int | None, width: int | None, channels: int
+) -> tuple[Preprocessing, str]:
+    """Preprocessing and recipe for images of that size (None: each has its own).
+
+    Up to 224 pixels images stay as they are, up to 64 the augmentation only moves them;
+    others are treated as ImageNet's. Grey ones get MNIST's mean, colours ImageNet's.
+    """
+    mean, std = (
+        (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.1307,), (0.3081,))
+    )
+    if height is None or width is None or min(height, width) > 224:
+        return Preprocessing(224, 256, mean, std), "crop"
+    side = min(height, width)
+    recipe = "crop" if side > 64 else "shift" if channels == 3 else "none"
+    return Preprocessing(side, None, mean, std), recipe

@@ -1,0 +1,188 @@
+"""TensorFlow data sets, read from ArrayRecord or TFRecord files without TensorFlow,
+which is wanted only to download and prepare one.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import os
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int32
+
+from ispasp_jax.data.preprocessing import Preprocessing
+from ispasp_jax.data.splits import Picture, Source, defaults
+from ispasp_jax.data.tfrecord import TfRecords
+from ispasp_jax.errors import InputError
+
+#: NAME, NAME/CONFIG, NAME:1.2.3, each with or without :TRAIN,TEST behind it.
+_PLACE = re.compile(r"(?P<name>[^:]+(:\d+\.[\d*]+\.[\d*]+)?)(:(?P<splits>.+))?")
+
+
+class TfdsSplit:
+    """One split of a prepared data set; labels come with the images."""
+
+    def __init__(self, records: Sequence, keys: tuple[str, str], origin: str):
+        self._records, self._keys, self._origin = records, keys, origin
+
+    @functools.cached_property
+    def labels(self) -> Int32[np.ndarray, " n"]:
+        return np.array([self.read(i)[1] for i in range(len(self))], np.int32)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def read(self, i: int) -> tuple[Picture, int]:
+        try:
+            image, label = (self._records[i][key] for key in self._keys)
+        except Exception as error:  # of ArrayRecord, protobuf and PIL
+            raise InputError(
+                f"{self.where(i)} cannot be read ({error}); prepare the data set again."
+            ) from error
+        if label < 0:
+            raise InputError(
+                f"{self.where(i)} has no label; name other splits, as in "
+                "tfds:NAME:train,validation."
+            )
+        return image, int(label)
+
+    def where(self, i: int) -> str:
+        return f"item {i} of {self._origin}"
+
+
+def open_tfds(place: str) -> Source:
+    """A data set by its name in the catalogue, NAME[:TRAIN,TEST].
+
+    It is looked for in the folder of the environment variable TFDS_DATA_DIR, else in
+    ~/tensorflow_datasets. Without TRAIN,TEST: train, and test or else validation,
+    whichever has labels.
+
+    Raises:
+      InputError: the data set is unknown, is not of labelled images, or is not prepared
+        and cannot be.
+    """
+    name, splits = _parse(place)
+    builder = _prepared(_builder(name), name)
+    keys, preprocessing, recipe = _features(builder, name)
+
+    def split(part: str) -> TfdsSplit:
+        try:
+            records = _records(builder, part)
+        except Exception as error:  # TFDS raises ValueError, KeyError, AssertionError
+            raise InputError(
+                f"tfds:{name} has no split {part!r} that can be read "
+                f"({_first_line(error)}); expected one of "
+                f"{', '.join(builder.info.splits)}."
+            ) from error
+        return TfdsSplit(records, keys, f"tfds:{name} ({part})")
+
+    train, test = map(split, splits) if splits else (split("train"), None)
+    for part in ("test", "validation"):
+        # The test split of ImageNet, say, comes without labels.
+        if test is None and part in builder.info.splits:
+            with contextlib.suppress(InputError):
+                split(part).read(0)
+                test = split(part)
+    num_classes = builder.info.features[keys[1]].num_classes
+    test = test or split("test")
+    return Source("tfds", num_classes, train, test, preprocessing, recipe)
+
+
+def describe(place: str) -> tuple[int, Preprocessing]:
+    """Number of classes and default preprocessing of a data set, prepared or not.
+
+    Raises:
+      InputError: the data set is unknown, or is not of labelled images.
+    """
+    name, _ = _parse(place)
+    builder = _builder(name)
+    (_, label), preprocessing, _ = _features(builder, name)
+    return builder.info.features[label].num_classes, preprocessing
+
+
+def _parse(place: str) -> tuple[str, tuple[str, str] | None]:
+    match = _PLACE.fullmatch(place)
+    splits = match and match["splits"] and tuple(match["splits"].split(","))
+    if match is None or (splits and (len(splits) != 2 or not all(splits))):
+        raise InputError(
+            f"tfds:{place} is not understood; expected tfds:NAME or "
+            "tfds:NAME:TRAIN,TEST, as in tfds:mnist:train[:90%],train[90%:]."
+        )
+    return match["name"], splits or None
+
+
+def _builder(name: str):
+    try:
+        import tensorflow_datasets
+    except ImportError as error:
+        raise InputError(
+            f"tfds:{name} needs the package tensorflow-datasets ({error}); run pip "
+            "install tensorflow-datasets importlib_resources."
+        ) from error
+    try:
+        # TFDS reads the variable once, when it is imported: too early for some callers.
+        return tensorflow_datasets.builder(
+            name, data_dir=os.environ.get("TFDS_DATA_DIR") or None
+        )
+    except Exception as error:  # an unknown name, configuration or version
+        raise InputError(
+            f"tfds:{name} cannot be opened ({_first_line(error)}); see "
+            "https://www.tensorflow.org/datasets/catalog for names."
+        ) from error
+
+
+def _prepared(builder, name: str):
+    """The builder once its files exist; nothing is fetched if they do."""
+    try:
+        builder.as_data_source(None)
+        return builder
+    except Exception:  # nothing there, or TFRecord, or broken: reading it will say
+        if builder.data_path.exists():
+            return builder
+    if importlib.util.find_spec("tensorflow") is None:
+        raise InputError(
+            f"tfds:{name} is not prepared in {builder.data_path.parent.parent}, and "
+            "TensorFlow, which prepares it, is not installed; run pip install "
+            f"'ispasp_jax[tfds]' and try again, or run tfds build {name} elsewhere and "
+            "set TFDS_DATA_DIR."
+        )
+    try:
+        builder.download_and_prepare(file_format="array_record")
+        return _builder(name)
+    except Exception as error:  # whatever a download or a generator raises
+        raise InputError(
+            f"tfds:{name} could not be prepared ({type(error).__name__}: {error}); see "
+            "its page in https://www.tensorflow.org/datasets/catalog."
+        ) from error
+
+
+def _records(builder, part: str) -> Sequence:
+    """The examples of a split, in either format."""
+    try:
+        return builder.as_data_source(part)
+    except NotImplementedError:
+        files = builder.info.splits[part].file_instructions
+        return TfRecords(files, builder.info.features.deserialize_example_np)
+
+
+def _features(builder, name: str) -> tuple[tuple[str, str], Preprocessing, str]:
+    """The keys of image and label, and what the shape of the images suggests."""
+    features = builder.info.features
+    keys = builder.info.supervised_keys or ("image", "label")
+    try:
+        (height, width, channels), label = features[keys[0]].shape, features[keys[1]]
+        if channels in (1, 3) and features[keys[0]].np_dtype == np.uint8:
+            if label.num_classes:
+                return keys, *defaults(height, width, channels)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        pass
+    raise InputError(
+        f"tfds:{name} is not a data set of labelled images (it has "
+        f"{', '.join(features)}); choose one for image classification."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
