@@ -1,0 +1,234 @@
+"""What is kept on disk: self-describing model folders and states of running training.
+
+A model folder is config.json (architecture, widths, preprocessing) and
+model.safetensors (every array under its "/"-joined path): no pickle, no original
+network needed.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from ispasp_jax import models
+from ispasp_jax.data import Preprocessing
+from ispasp_jax.errors import InputError
+from ispasp_jax.groups import leaves
+from ispasp_jax.models.network import Network, Variables
+
+CONFIG, ARRAYS = "config.json", "model.safetensors"
+_FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A network with its variables and all that is needed to use it.
+
+    Attributes:
+      name: of the architecture, as `--model` takes it.
+      network: the Linen module, at its present widths.
+      variables: its variables.
+      preprocessing: how images become inputs.
+      options: of the architecture, such as {"stem": "small"}.
+    """
+
+    name: str
+    network: Network
+    variables: Variables
+    preprocessing: Preprocessing
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of an input."""
+        size = self.preprocessing.image_size
+        return size, size, len(self.preprocessing.mean)
+
+    def replace(self, network: Network, variables: Variables) -> "Model":
+        """The same model with another network, as after pruning or training."""
+        return dataclasses.replace(self, network=network, variables=variables)
+
+    def __call__(self, images: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
+        """Logits of preprocessed images."""
+        return _logits(self.network, self.variables, images)
+
+
+def save(folder: str | os.PathLike, model: Model) -> None:
+    """Saves a model folder; one that is there is replaced at once or not at all."""
+    with replacing(folder) as new:
+        write(new, model)
+
+
+def write(folder: Path, model: Model) -> None:
+    """Writes config.json and model.safetensors into a folder that is there."""
+    from safetensors.numpy import save_file
+
+    config = {
+        "format": _FORMAT,
+        "model": model.name,
+        "num_classes": model.network.num_classes,
+        "options": dict(model.options),
+        "widths": model.network.group_widths(),
+        "preprocessing": model.preprocessing._asdict(),
+    }
+    # safetensors silently writes wrong data for arrays that are not C-contiguous.
+    arrays = {
+        path: np.ascontiguousarray(leaf)
+        for path, leaf in leaves(jax.device_get(model.variables))
+    }
+    (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+    save_file(arrays, folder / ARRAYS)
+
+
+def load(folder: str | os.PathLike) -> Model:
+    """The model that train.py or prune.py left in a folder (or in its `model/`).
+
+    Raises:
+      InputError: not such a folder, or one that is damaged.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG).exists() and (folder / "model" / CONFIG).exists():
+        folder = folder / "model"
+    config = _read_config(folder)
+    try:
+        preprocessing = Preprocessing(
+            **{
+                key: tuple(value) if isinstance(value, list) else value
+                for key, value in config["preprocessing"].items()
+            }
+        )
+        name, options, widths = config["model"], config["options"], config["widths"]
+        network = models.create(name, config["num_classes"], **options)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{folder / CONFIG} is not a model's config: {error} is missing or wrong; "
+            "expected one written by train.py or prune.py."
+        ) from error
+    unknown = sorted(set(widths) - set(network.group_widths()))
+    if unknown:
+        raise InputError(
+            f"{folder / CONFIG} gives widths for {', '.join(unknown)}, which "
+            f"{name} does not have."
+        )
+    network = network.narrowed(widths)
+    model = Model(name, network, {}, preprocessing, options)
+    shapes = models.shapes(network, model.input_shape)
+    return model.replace(network, _read_arrays(folder / ARRAYS, shapes))
+
+
+def _read_config(folder: Path) -> dict:
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+    except OSError as error:
+        raise InputError(
+            f"{folder} is not a model folder ({CONFIG}: {error.strerror}); expected "
+            "one written by train.py or prune.py."
+        ) from error
+    except ValueError as error:
+        raise InputError(f"{folder / CONFIG} is not JSON: {error}.") from error
+    if not isinstance(config, dict) or config.get("format") != _FORMAT:
+        raise InputError(
+            f"{folder / CONFIG} is not of format {_FORMAT}; expected a folder written "
+            "by train.py or prune.py of this version."
+        )
+    return config
+
+
+def _read_arrays(path: Path, shapes: dict) -> dict:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        arrays = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}); the folder is damaged, make it again."
+        ) from error
+    expected = {address: leaf.shape for address, leaf in leaves(shapes)}
+    found = {address: array.shape for address, array in arrays.items()}
+    if found != expected:
+        wrong = sorted(set(found.items()) ^ set(expected.items()))[:4]
+        raise InputError(
+            f"{path} does not hold the arrays that its config describes, for example "
+            f"{', '.join(f'{a} {s}' for a, s in wrong)}; the folder is damaged."
+        )
+    bad = [address for address, array in arrays.items() if not np.isfinite(array).all()]
+    if bad:
+        raise InputError(f"{path} holds NaN or infinity in {', '.join(bad[:4])}.")
+    tree: dict = {}
+    for address, array in arrays.items():
+        *folders, name = address.split("/")
+        branch = tree
+        for key in folders:
+            branch = branch.setdefault(key, {})
+        branch[name] = array
+    return jax.device_put(tree)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(network, variables, images):
+    return network.apply(variables, images)
+
+
+@contextlib.contextmanager
+def replacing(folder: str | os.PathLike) -> Iterator[Path]:
+    """A new, empty folder that takes `folder`'s place when the block ends well."""
+    folder = Path(folder).absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = folder.with_name(f".{folder.name}.new-{os.getpid()}")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    try:
+        yield new
+        move(new, folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def move(new: Path, folder: Path) -> None:
+    """Renames a finished folder to its place; the one that was there goes."""
+    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+class States:
+    """The last training state in a folder, by Orbax: written aside, then renamed."""
+
+    def __init__(self, folder: str | os.PathLike):
+        import orbax.checkpoint as ocp  # slow to import
+
+        self._args = ocp.args
+        self._manager = ocp.CheckpointManager(
+            Path(folder).absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=1)
+        )
+
+    def save(self, epoch: int, state: Any) -> None:
+        """Saves the state after an epoch and waits until it is on disk."""
+        self._manager.save(epoch, args=self._args.StandardSave(jax.device_get(state)))
+        self._manager.wait_until_finished()
+
+    def latest(self, like: Any) -> Any | None:
+        """The last state saved, in the structure and shapes of `like`; None if none."""
+        epoch = self._manager.latest_step()
+        if epoch is None:
+            return None
+        # numpy targets: a checkpoint of several devices restores on one, too.
+        target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
+        state = self._manager.restore(epoch, args=self._args.StandardRestore(target))
+        return jax.device_put(state)
+
+    def close(self) -> None:
+        """Releases Orbax's threads."""
+        self._manager.close()

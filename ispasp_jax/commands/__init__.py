@@ -1,0 +1,1 @@
+"""The commands train.py and prune.py: flags -> functions."""

@@ -1,0 +1,228 @@
+"""What both commands begin with: the data, and a dense network for it."""
+
+import re
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ispasp_jax import checkpoints, data, models, training
+from ispasp_jax.checkpoints import Model
+from ispasp_jax.data import Preprocessing, Source
+from ispasp_jax.errors import InputError
+from ispasp_jax.report import say, track
+
+#: Training that a kill may cost, beyond the epoch that it interrupts.
+SECONDS_BETWEEN_STATES = 20
+
+#: Epochs of training from nothing, and of fine-tuning, on the embedded digits.
+DIGITS_EPOCHS, DIGITS_FINETUNE_EPOCHS = 10, 4
+
+
+def preprocessing(args: Namespace, base: Preprocessing) -> Preprocessing:
+    """The weights' (or the data's) preprocessing, with what the flags say instead."""
+    resize = {None: base.resize, "none": None}.get(args.resize, args.resize)
+    new = Preprocessing(
+        args.image_size or base.image_size,
+        resize,
+        args.mean or base.mean,
+        args.std or base.std,
+    )
+    if len(new.mean) != len(new.std) or len(new.mean) not in (1, 3):
+        raise InputError(
+            f"--mean has {len(new.mean)} numbers and --std {len(new.std)}; expected "
+            "one a channel, 1 or 3, in both."
+        )
+    if resize is not None and args.image_size and args.resize is None:
+        scale = base.resize / base.image_size
+        new = new._replace(resize=round(scale * new.image_size))
+    return new
+
+
+def architecture(args: Namespace, num_classes: int, prep: Preprocessing) -> Model:
+    """The model that the flags name, dense, without variables."""
+    options = {"stem": args.stem}
+    if args.stem is None and "stem" in models.options(args.model):
+        options["stem"] = "small" if prep.image_size < 64 else "imagenet"
+    options = {key: value for key, value in options.items() if value is not None}
+    network = models.create(args.model, num_classes, **options)
+    return Model(args.model, network, {}, prep, options)
+
+
+def initialised(model: Model, seed: int) -> Model:
+    """The model with fresh variables."""
+    image = jnp.zeros((1, *model.input_shape))
+    variables = jax.jit(model.network.init)(jax.random.key(seed), image)
+    return model.replace(model.network, variables)
+
+
+def batch_size(args: Namespace, source: Source) -> int:
+    """--batch-size, or its default for the data.
+
+    Raises:
+      InputError: a split to train on has fewer images than a batch.
+    """
+    size = args.batch_size or (64 if len(source.train) < 10_000 else 256)
+    if len(source.train) < size:
+        raise InputError(
+            f"{args.data} has {len(source.train)} training images, fewer than a batch "
+            f"of {size}; give a smaller --batch-size."
+        )
+    return size
+
+
+def run_name(args: Namespace, method: str) -> str:
+    """MODEL-DATA-METHOD, with what else sets two dense networks apart."""
+    kind, _, where = args.data.partition(":")
+    where = Path(where).stem if kind in ("folder", "npz", "idx") else where
+    extra = [f"{args.image_size}px"] if args.image_size else []
+    extra += [args.stem] if args.stem else []
+    extra += [f"seed{args.seed}"] if args.seed else []
+    parts = [args.model, "-".join(filter(None, (kind, where))), *extra, method]
+    return re.sub(r"[^\w.+-]+", "_", "-".join(parts))
+
+
+def load_weights(args: Namespace, source: Source) -> Model:
+    """The model that --weights names, checked against the flags and the data."""
+    if Path(args.weights).is_dir():
+        model = checkpoints.load(args.weights)
+        if model.name != args.model:
+            raise InputError(
+                f"--weights {args.weights} holds a {model.name}, not a {args.model}; "
+                f"give --model {model.name} or other weights."
+            )
+        model = _with_flags(args, model)
+    else:
+        model = _from_file(args, source)
+    if model.network.num_classes != source.num_classes:
+        raise InputError(
+            f"--weights {args.weights} knows {model.network.num_classes} classes, "
+            f"{args.data} has {source.num_classes}; give weights or data that fit, or "
+            "--new-head to start a fresh classifier."
+        )
+    return model
+
+
+def train(
+    args: Namespace,
+    source: Source,
+    model: Model,
+    recipe: training.Recipe,
+    label: str,
+    states: Path | None = None,
+    resume: bool = False,
+) -> Model:
+    """Trains a model on the data's training split, saving each epoch to `states`."""
+    size = batch_size(args, source)
+    steps = len(source.train) // size
+    keeper = checkpoints.States(states) if states else None
+    transformation = training.optimizer(recipe, steps)
+    state = None
+    if keeper and resume:
+        state = keeper.latest(training.start(transformation, model.variables))
+        if state is not None:
+            say(f"{label}: resuming after epoch {int(state.step) // steps}")
+
+    def epoch_batches(epoch):
+        found = data.batches(
+            source.train,
+            model.preprocessing,
+            size,
+            recipe=source.recipe,
+            seed=args.seed,
+            epoch=epoch,
+        )
+        return track(found, f"{label}, epoch {epoch + 1}/{recipe.epochs}", steps)
+
+    saved = time.perf_counter()
+
+    def after_epoch(epoch, state, loss):
+        nonlocal saved
+        say(f"{label}: epoch {epoch + 1}/{recipe.epochs}, loss {loss:.3f}")
+        if keeper and time.perf_counter() - saved > SECONDS_BETWEEN_STATES:
+            keeper.save(epoch, state)
+            saved = time.perf_counter()
+
+    try:
+        variables = training.fit(
+            model.network,
+            model.variables,
+            epoch_batches,
+            steps,
+            recipe,
+            resume=state,
+            after_epoch=after_epoch,
+        )
+    except FloatingPointError as error:
+        raise InputError(str(error)) from error
+    finally:
+        if keeper:
+            keeper.close()
+    return model.replace(model.network, variables)
+
+
+def recipe(args: Namespace, epochs: int, learning_rate: float, **more: Any):
+    """The training recipe of the flags for this model."""
+    decay = args.weight_decay
+    if decay is None:
+        decay = models.WEIGHT_DECAY.get(args.model, 5e-4)
+    return training.Recipe(
+        epochs,
+        learning_rate,
+        weight_decay=decay,
+        label_smoothing=args.label_smoothing,
+        **more,
+    )
+
+
+def evaluate(args: Namespace, source: Source, model: Model) -> training.Score:
+    """Top-1 and loss on the test split."""
+    size = args.batch_size or 256
+    batches = data.batches(source.test, model.preprocessing, size)
+    total = -(-len(source.test) // size)
+    return training.evaluate(
+        model.network, model.variables, track(batches, "test images", total)
+    )
+
+
+def _with_flags(args: Namespace, model: Model) -> Model:
+    """A loaded model with the preprocessing that the flags ask for."""
+    import dataclasses
+
+    if args.stem and args.stem != model.options.get("stem"):
+        raise InputError(
+            f"--stem {args.stem} is not the stem that {args.weights} was trained with "
+            f"({model.options.get('stem', 'this model has no choice')}); leave it out."
+        )
+    prep = preprocessing(args, model.preprocessing)
+    new = dataclasses.replace(model, preprocessing=prep)
+    shapes = [models.shapes(m.network, m.input_shape) for m in (model, new)]
+    if jax.tree.map(jnp.shape, shapes[0]) != jax.tree.map(jnp.shape, shapes[1]):
+        raise InputError(
+            f"{args.weights} cannot take {new.input_shape} inputs, its arrays are for "
+            f"{model.input_shape}; leave --image-size and --mean out."
+        )
+    return new
+
+
+def _from_file(args: Namespace, source: Source) -> Model:
+    from ispasp_jax import weights
+
+    arrays, metadata = weights.read(args.weights)
+    base = source.preprocessing._replace(**models.PREPROCESSING.get(args.model, {}))
+    known = {k: metadata[k] for k in Preprocessing._fields if k in metadata}
+    prep = preprocessing(args, base._replace(**known))
+    model = architecture(args, source.num_classes, prep)
+    if "widths" in metadata:
+        model = model.replace(model.network.narrowed(metadata["widths"]), {})
+    variables = weights.to_variables(
+        arrays,
+        model.network,
+        model.input_shape,
+        new_head=args.new_head,
+        source=args.weights,
+    )
+    return model.replace(model.network, variables)

@@ -1,0 +1,158 @@
+"""The flags that both commands share, and how a command ends. Imports nothing slow."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from ispasp_jax.errors import InputError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one sentence for an error, and --some_flag meaning --some-flag."""
+
+    def __init__(self, **options):
+        super().__init__(formatter_class=_WithDefaults, **options)
+
+    def parse_args(self, args=None, namespace=None):
+        given = sys.argv[1:] if args is None else args
+        return super().parse_args([_dashed(arg) for arg in given], namespace)
+
+    def error(self, message):
+        raise InputError(f"{message} (see {self.prog} --help).")
+
+
+class _WithDefaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults that are values; the others are told in words."""
+
+    def _get_help_string(self, action):
+        told = action.default in (None, False, argparse.SUPPRESS)
+        return action.help if told else super()._get_help_string(action)
+
+
+def _dashed(argument: str) -> str:
+    if not argument.startswith("--"):
+        return argument
+    flag, equals, value = argument.partition("=")
+    return flag.replace("_", "-") + equals + value
+
+
+def run(command: Callable[[Sequence[str] | None], None], argv=None) -> int:
+    """Runs a command; its exit code: 0 done, 2 bad input, 130 interrupted."""
+    try:
+        command(argv)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; --resume goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def count(text: str) -> int:
+    """A whole number, 0 or more."""
+    value = int(text)
+    if value < 0:
+        raise ValueError
+    return value
+
+
+def rate(text: str) -> float:
+    """A finite number, 0 or more."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise ValueError
+    return value
+
+
+def resize(text: str) -> int | str:
+    """Pixels, or "none"."""
+    return text if text == "none" else positive(text)
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Numbers with commas between."""
+    return tuple(float(part) for part in text.split(","))
+
+
+def add_shared(parser: Parser) -> None:
+    """The flags of train.py and prune.py alike."""
+    network = parser.add_argument_group("network")
+    network.add_argument(
+        "--model",
+        default="resnet34",
+        metavar="NAME",
+        help="architecture: mlp, resnet18/34/50/101, resnet20/32/44/56/110 (CIFAR), "
+        "mobilenetv2, tf_mobilenetv2, or package.module:function",
+    )
+    network.add_argument(
+        "--weights",
+        metavar="SOURCE",
+        help="trained weights: a folder of train.py or prune.py, a .safetensors or "
+        ".pth file, hf:REPO[@REVISION]; left out, the network is trained on the data",
+    )
+    network.add_argument(
+        "--stem",
+        choices=["imagenet", "small"],
+        help="first layers; default: small below 64 pixels, where there is a choice",
+    )
+    network.add_argument(
+        "--new-head",
+        action="store_true",
+        help="start a fresh classifier where the weights' number of classes differs",
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--data",
+        default="digits",
+        metavar="SOURCE",
+        help="digits, tfds:NAME[:SPLITS], folder:DIR, npz:FILE, idx:DIR",
+    )
+    data.add_argument(
+        "--image-size",
+        type=positive,
+        metavar="PIXELS",
+        help="side of the network's input; default: the weights' or the data's",
+    )
+    data.add_argument(
+        "--resize",
+        type=resize,
+        metavar="PIXELS|none",
+        help="shorter side before the centre crop; default: the weights' or the data's",
+    )
+    for name in ("mean", "std"):
+        data.add_argument(
+            f"--{name}",
+            type=numbers,
+            metavar="X[,X,X]",
+            help=f"{name} of each channel, in 0..1; default: as the weights, or data",
+        )
+    data.add_argument(
+        "--batch-size",
+        type=positive,
+        metavar="N",
+        help="images a batch; default: 256, and 64 for training splits below 10,000",
+    )
+    training = parser.add_argument_group("training")
+    training.add_argument(
+        "--weight-decay",
+        type=rate,
+        metavar="X",
+        help="on kernels; default: 4e-5 for MobileNets, else 5e-4",
+    )
+    training.add_argument(
+        "--label-smoothing", type=rate, default=0.1, metavar="X", help="0 to 1"
+    )
+    run = parser.add_argument_group("run")
+    run.add_argument("--seed", type=count, default=0, metavar="N", help="of everything")
+    run.add_argument(
+        "--resume", action="store_true", help="go on where a stopped run left off"
+    )

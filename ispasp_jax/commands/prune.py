@@ -1,0 +1,228 @@
+"""prune.py: trains or loads a network, prunes it, fine-tunes, measures and saves it."""
+
+from pathlib import Path
+
+from ispasp_jax.commands import flags
+from ispasp_jax.errors import InputError
+
+#: What a finished run leaves in its folder.
+OUTPUTS = {"model", "plan.json", "report.json"}
+
+
+def parser() -> flags.Parser:
+    """The flags of prune.py."""
+    parser = flags.Parser(
+        prog="prune.py",
+        description="Prune a network by i-SpaSP: cut hidden channels out of it, so "
+        "that it is really smaller, and save it with a plan and a report.",
+    )
+    flags.add_shared(parser)
+    pruning = parser.add_argument_group("pruning")
+    pruning.add_argument(
+        "--method", default="ispasp", help="ispasp (the paper's), l1 or random"
+    )
+    pruning.add_argument(
+        "--keep",
+        action="append",
+        nargs="+",
+        metavar="K|GLOB=K",
+        help="fraction of hidden channels kept, in (0, 1], for all groups or for those "
+        "a glob matches, the last that matches wins; default: 0.4",
+    )
+    pruning.add_argument(
+        "--preset",
+        choices=["paper"],
+        help="the authors' groups and ratios, for resnet34 and the MobileNetV2s",
+    )
+    pruning.add_argument(
+        "--num-iters", type=flags.positive, default=20, metavar="T", help="iterations"
+    )
+    pruning.add_argument(
+        "--calibration-images",
+        type=flags.positive,
+        default=1280,
+        metavar="N",
+        help="training images that the selection sees",
+    )
+    pruning.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the plan, touching neither weights nor data",
+    )
+    pruning.add_argument(
+        "--num-classes",
+        type=flags.positive,
+        metavar="N",
+        help="for --dry-run; default: the data's",
+    )
+    tuning = parser.add_argument_group("fine-tuning")
+    tuning.add_argument(
+        "--block-finetune-epochs",
+        type=flags.count,
+        default=0,
+        metavar="N",
+        help="epochs after each block",
+    )
+    tuning.add_argument(
+        "--finetune-epochs",
+        type=flags.count,
+        metavar="N",
+        help="epochs at the end; default: 4 on digits, 0 with --weights",
+    )
+    tuning.add_argument(
+        "--learning-rate",
+        type=flags.rate,
+        default=0.01,
+        metavar="X",
+        help="of fine-tuning, at its highest",
+    )
+    parser.add_argument(
+        "--latency-batch-size",
+        type=flags.positive,
+        default=32,
+        metavar="N",
+        help="images a pass when latency is measured",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder for the result; default: runs/MODEL-DATA-METHOD",
+    )
+    return parser
+
+
+def main(argv=None) -> int:
+    """The command; returns the exit code."""
+    return flags.run(command, argv)
+
+
+def command(argv) -> None:
+    """Parses the flags and prunes, or prints the plan."""
+    args = parser().parse_args(argv)
+    if args.dry_run:
+        dry_run(args)
+    else:
+        prune(args)
+
+
+def keep(args):
+    """What --keep and --preset ask for."""
+    from ispasp_jax import models
+
+    if args.preset and args.keep:
+        raise InputError("--preset and --keep were both given; give one of them.")
+    if args.preset:
+        if args.model not in models.PAPER:
+            raise InputError(
+                f"--preset paper has no ratios for {args.model!r}; it has them for "
+                f"{', '.join(models.PAPER)}, for another model give --keep."
+            )
+        return models.PAPER[args.model]
+    ratios: dict[str, float] = {}
+    for text in (item for items in args.keep or [["0.4"]] for item in items):
+        glob, equals, ratio = text.rpartition("=")
+        glob = glob if equals else "*"
+        try:
+            ratios.pop(glob, None)  # the last that matches wins
+            ratios[glob] = float(ratio)
+        except ValueError:
+            raise InputError(
+                f"--keep {text!r} is not a ratio; expected K or GLOB=K with K in (0, "
+                "1]."
+            ) from None
+    return ratios
+
+
+def criterion(args):
+    """The criterion that --method names."""
+    from ispasp_jax import criteria
+
+    try:
+        return criteria.create(args.method, num_iters=args.num_iters)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def dry_run(args) -> None:
+    """Prints groups, widths, kept channels and costs, from shapes alone."""
+    from ispasp_jax import budget, cost, data, models
+    from ispasp_jax.commands import dense
+    from ispasp_jax.report import cost_table, plan_table
+
+    criterion(args)
+    num_classes = args.num_classes
+    prep = data.Preprocessing(224, 256, (0,) * 3, (1,) * 3)
+    if not (args.num_classes and args.image_size):
+        classes, prep = data.describe(args.data)
+        num_classes = args.num_classes or classes
+    model = dense.architecture(args, num_classes, dense.preprocessing(args, prep))
+    widths = model.network.group_widths()
+    sizes = budget.sizes(model.network, keep(args))
+    costs = []
+    for network in (model.network, model.network.narrowed(sizes)):
+        shapes = models.shapes(network, model.input_shape)
+        macs = cost.macs(network, shapes, model.input_shape)
+        costs.append({"macs": macs, "params": cost.parameters(shapes)})
+    print(f"{args.model}, input {model.input_shape}, {num_classes} classes\n")
+    rows = [{"name": n, "width": w, "kept": sizes[n]} for n, w in widths.items()]
+    print(plan_table(rows), cost_table(*costs), sep="\n\n")
+
+
+def prune(args) -> None:
+    """The whole job: dense network, walk, fine-tuning, measurements, result."""
+    import shutil
+
+    from ispasp_jax import budget, data
+    from ispasp_jax.commands import dense
+    from ispasp_jax.commands.run import Run
+    from ispasp_jax.report import say, summary
+
+    select, ratios = criterion(args), keep(args)
+    out = args.out or Path("runs") / dense.run_name(args, args.method)
+    check_out(out, args.model)
+    source = data.open_source(args.data)
+    dense.batch_size(args, source)
+    prep = dense.preprocessing(args, source.preprocessing)
+    budget.sizes(dense.architecture(args, source.num_classes, prep).network, ratios)
+
+    run = Run(args, source, out)
+    try:
+        model = run.dense_network()
+        sizes = budget.sizes(model.network, ratios)
+        pruned = run.prune(model, select, sizes)
+        tuned = run.finetune(pruned)
+        report = run.finish(model, tuned)
+    except InputError:
+        shutil.rmtree(run.work, ignore_errors=True)
+        raise
+    print(summary(report))
+    say(f"\nsaved in {out}: model/, plan.json, report.json")
+
+
+def check_out(out: Path, model: str) -> None:
+    """Raises InputError where --out holds anything but an earlier run of the model."""
+    import json
+
+    if not out.exists():
+        return
+    names = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    foreign = [name for name in names if name not in OUTPUTS]
+    if not out.is_dir() or foreign:
+        raise InputError(
+            f"--out {out} holds other files ({', '.join(foreign[:3]) or 'a file'}); "
+            "give a new folder, or one of an earlier run."
+        )
+    if not names:
+        return
+    try:
+        there = json.loads((out / "report.json").read_text())["model"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(
+            f"--out {out} is no finished run (its report.json cannot be read); give a "
+            "new folder or delete it."
+        ) from None
+    if there != model:
+        raise InputError(
+            f"--out {out} holds a run of {there}, not of {model}; give another folder."
+        )

@@ -1,0 +1,156 @@
+"""What a run says: progress while it runs, a report for machines, tables for people."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+
+def say(text: str) -> None:
+    """A line for the person who waits, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def track(items: Iterable, label: str, total: int | None = None) -> Iterator:
+    """The items themselves, with a bar on a terminal and a line when done otherwise."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        yield from tqdm(items, label, total, leave=False, dynamic_ncols=True)
+        return
+    start, told = time.perf_counter(), time.perf_counter()
+    for count, item in enumerate(items, 1):
+        yield item
+        if time.perf_counter() - told > 10:
+            told = time.perf_counter()
+            of = f"/{total}" if total else ""
+            say(f"  {label}: {count}{of}, {told - start:.0f} s")
+
+
+@contextlib.contextmanager
+def compile_seconds() -> Iterator[list[float]]:
+    """Seconds that jax spends on tracing, lowering and compiling inside the block."""
+    import jax
+
+    spent: list[float] = []
+
+    def listen(event: str, seconds: float, **_) -> None:
+        if event.startswith("/jax/core/compile/"):
+            spent.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield spent
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    import platform
+    from importlib import metadata
+
+    import ispasp_jax
+
+    names = ("jax", "jaxlib", "flax", "optax", "numpy")
+    return {
+        "ispasp_jax": ispasp_jax.__version__,
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in names},
+    }
+
+
+def device() -> str:
+    """The present devices, in words."""
+    import os
+
+    import jax
+
+    first, count = jax.devices()[0], jax.device_count()
+    if first.platform == "cpu":
+        return f"{os.cpu_count()} CPU cores"
+    return f"{count} × {first.device_kind}" if count > 1 else first.device_kind
+
+
+def table(rows: Sequence[Sequence[Any]]) -> str:
+    """Rows in columns, the first row the heads, all columns but the first to the right.
+
+    A number without a format of its own shows three decimals, None a dash.
+    """
+    cells = [[_cell(value) for value in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
+        for row in cells
+    ]
+    rule = "-" * (sum(widths) + 2 * len(widths) - 2)
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+#: Keys of a group in report.json, and the heads of their columns.
+_GROUP_COLUMNS = {
+    "name": "group",
+    "width": "width",
+    "kept": "kept",
+    "relative_residual": "residual",
+    "iterations": "iterations",
+}
+
+
+def plan_table(groups: Sequence[Mapping[str, Any]]) -> str:
+    """The groups of a report or a dry run."""
+    shown = [key for key in _GROUP_COLUMNS if any(key in group for group in groups)]
+    heads = [_GROUP_COLUMNS[key] for key in shown]
+    return table([heads, *([group.get(key) for key in shown] for group in groups)])
+
+
+def cost_table(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> str:
+    """Dense against pruned: multiply-adds, parameters and, where timed, latency."""
+    rows = [("multiply-adds", "macs", ","), ("parameters", "params", ",")]
+    if "latency_ms" in dense:
+        rows.append((f"ms for {dense['batch_size']} images", "latency_ms", ".2f"))
+    return table(
+        [
+            ["", "dense", "pruned", "pruned/dense"],
+            *(
+                [
+                    label,
+                    format(dense[key], form),
+                    format(pruned[key], form),
+                    f"{pruned[key] / dense[key]:.1%}",
+                ]
+                for label, key, form in rows
+            ),
+        ]
+    )
+
+
+def stage_table(stages: Sequence[Mapping[str, Any]]) -> str:
+    """Accuracy after each stage."""
+    rows = [
+        [s["stage"], f"{100 * s['top1']:.2f}", s["loss"], f"{s['seconds']:.1f}"]
+        for s in stages
+    ]
+    return table([["stage", "top-1 %", "loss", "seconds"], *rows])
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    """A whole report.json, for people."""
+    seconds = ", ".join(f"{k} {v:.1f}" for k, v in report["seconds"].items())
+    return "\n\n".join(
+        [
+            f"{report['model']} on {report['data']}, {report['method']}, seed "
+            f"{report['seed']}, {report['device']}",
+            plan_table(report["groups"]),
+            cost_table(report["dense"], report["pruned"]),
+            stage_table(report["stages"]),
+            "\n".join([f"seconds: {seconds}", *report["notes"]]),
+        ]
+    )
