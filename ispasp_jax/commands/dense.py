@@ -1,5 +1,6 @@
 """What both commands begin with: the data, and a dense network for it."""
 
+import dataclasses
 import re
 import time
 from argparse import Namespace
@@ -9,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ispasp_jax import checkpoints, data, models, training
+from ispasp_jax import checkpoints, data, models, training, weights
 from ispasp_jax.checkpoints import Model
 from ispasp_jax.data import Preprocessing, Source
 from ispasp_jax.errors import InputError
@@ -87,16 +88,18 @@ def run_name(args: Namespace, method: str) -> str:
 
 def load_weights(args: Namespace, source: Source) -> Model:
     """The model that --weights names, checked against the flags and the data."""
-    if Path(args.weights).is_dir():
-        model = checkpoints.load(args.weights)
-        if model.name != args.model:
-            raise InputError(
-                f"--weights {args.weights} holds a {model.name}, not a {args.model}; "
-                f"give --model {model.name} or other weights."
-            )
-        model = _with_flags(args, model)
+    ours = (checkpoints.CONFIG, checkpoints.ARRAYS, f"model/{checkpoints.CONFIG}")
+    if any((Path(args.weights) / name).exists() for name in ours):
+        model = _from_folder(args)
     else:
         model = _from_file(args, source)
+    if args.new_head and model.network.num_classes != source.num_classes:
+        network = model.network.clone(num_classes=source.num_classes)
+        arrays = weights.to_torchvision(model.network, model.variables)
+        variables = weights.to_variables(
+            arrays, network, model.input_shape, new_head=True, source=args.weights
+        )
+        model = model.replace(network, variables)
     if model.network.num_classes != source.num_classes:
         raise InputError(
             f"--weights {args.weights} knows {model.network.num_classes} classes, "
@@ -164,15 +167,25 @@ def train(
     return model.replace(model.network, variables)
 
 
-def recipe(args: Namespace, epochs: int, learning_rate: float, **more: Any):
-    """The training recipe of the flags for this model."""
-    decay = args.weight_decay
-    if decay is None:
-        decay = models.WEIGHT_DECAY.get(args.model, 5e-4)
+def recipe(
+    args: Namespace, source: Source, epochs: int, rate_at_256: float, **more: Any
+) -> training.Recipe:
+    """The training recipe of the flags for this model.
+
+    Args:
+      args: --learning-rate, --weight-decay and --label-smoothing, or their defaults.
+      source: the data.
+      epochs: how many.
+      rate_at_256: the default learning rate for batches of 256; others in proportion.
+      **more: of training.Recipe.
+    """
+    rate, decay = args.learning_rate, args.weight_decay
     return training.Recipe(
         epochs,
-        learning_rate,
-        weight_decay=decay,
+        rate_at_256 * batch_size(args, source) / 256 if rate is None else rate,
+        weight_decay=models.WEIGHT_DECAY.get(args.model, 5e-4)
+        if decay is None
+        else decay,
         label_smoothing=args.label_smoothing,
         **more,
     )
@@ -188,10 +201,14 @@ def evaluate(args: Namespace, source: Source, model: Model) -> training.Score:
     )
 
 
-def _with_flags(args: Namespace, model: Model) -> Model:
-    """A loaded model with the preprocessing that the flags ask for."""
-    import dataclasses
-
+def _from_folder(args: Namespace) -> Model:
+    """A saved model, with the preprocessing that the flags ask for."""
+    model = checkpoints.load(args.weights)
+    if model.name != args.model:
+        raise InputError(
+            f"--weights {args.weights} holds a {model.name}, not a {args.model}; "
+            f"give --model {model.name} or other weights."
+        )
     if args.stem and args.stem != model.options.get("stem"):
         raise InputError(
             f"--stem {args.stem} is not the stem that {args.weights} was trained with "
@@ -209,8 +226,6 @@ def _with_flags(args: Namespace, model: Model) -> Model:
 
 
 def _from_file(args: Namespace, source: Source) -> Model:
-    from ispasp_jax import weights
-
     arrays, metadata = weights.read(args.weights)
     base = source.preprocessing._replace(**models.PREPROCESSING.get(args.model, {}))
     known = {k: metadata[k] for k in Preprocessing._fields if k in metadata}

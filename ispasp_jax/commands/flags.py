@@ -49,28 +49,25 @@ def run(command: Callable[[Sequence[str] | None], None], argv=None) -> int:
     return 0
 
 
-def positive(text: str) -> int:
-    """A whole number above 0."""
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
+def _number(kind: type, allowed: Callable, what: str) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not allowed(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+        return value
+
+    return parse
 
 
-def count(text: str) -> int:
-    """A whole number, 0 or more."""
-    value = int(text)
-    if value < 0:
-        raise ValueError
-    return value
+positive = _number(int, lambda value: value > 0, "a whole number above 0")
+count = _number(int, lambda value: value >= 0, "a whole number, 0 or more")
+rate = _number(float, lambda x: 0 <= x < float("inf"), "a number, 0 or more")
 
 
-def rate(text: str) -> float:
-    """A finite number, 0 or more."""
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise ValueError
-    return value
+_real = _number(float, lambda x: abs(x) < float("inf"), "a number")
 
 
 def resize(text: str) -> int | str:
@@ -80,7 +77,7 @@ def resize(text: str) -> int | str:
 
 def numbers(text: str) -> tuple[float, ...]:
     """Numbers with commas between."""
-    return tuple(float(part) for part in text.split(","))
+    return tuple(_real(part) for part in text.split(","))
 
 
 def add_shared(parser: Parser) -> None:

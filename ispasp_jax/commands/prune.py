@@ -72,9 +72,9 @@ def parser() -> flags.Parser:
     tuning.add_argument(
         "--learning-rate",
         type=flags.rate,
-        default=0.01,
         metavar="X",
-        help="of fine-tuning, at its highest",
+        help="of fine-tuning, at its highest; default: 0.01 for batches of 256, and in "
+        "proportion",
     )
     parser.add_argument(
         "--latency-batch-size",

@@ -180,7 +180,7 @@ class Run:
             "activations at the boundary computed again"
         )
         self.report["notes"].append(note)
-        recipe = dense.recipe(args, args.block_finetune_epochs, args.learning_rate)
+        recipe = dense.recipe(args, self.source, args.block_finetune_epochs, 0.01)
 
         def tune(network, variables):
             so_far = model.replace(network, variables)
@@ -198,7 +198,7 @@ class Run:
         if not epochs:
             return model
         start = time.perf_counter()
-        recipe = dense.recipe(self.args, epochs, self.args.learning_rate)
+        recipe = dense.recipe(self.args, self.source, epochs, 0.01)
         states = self.work / _STATES
         tuned = dense.train(
             self.args,

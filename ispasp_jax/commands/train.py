@@ -24,7 +24,7 @@ def parser() -> flags.Parser:
         "--learning-rate",
         type=flags.rate,
         metavar="X",
-        help="at its highest, after warm-up; default: 0.02 for batches of 64, and in "
+        help="at its highest, after warm-up; default: 0.08 for batches of 256, and in "
         "proportion",
     )
     parser.add_argument(
@@ -80,10 +80,7 @@ def train(args, source, model, out: Path):
     if not args.resume:
         shutil.rmtree(work, ignore_errors=True)
     epochs = args.epochs or (dense.DIGITS_EPOCHS if args.data == "digits" else 90)
-    rate = args.learning_rate
-    if rate is None:
-        rate = 0.02 * dense.batch_size(args, source) / 64
-    recipe = dense.recipe(args, epochs, rate, warmup_epochs=epochs / 10)
+    recipe = dense.recipe(args, source, epochs, 0.08, warmup_epochs=epochs / 10)
     began = time.perf_counter()
     label = f"training {args.model}"
     model = dense.train(args, source, model, recipe, label, work, args.resume)

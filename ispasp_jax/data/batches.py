@@ -81,8 +81,8 @@ def batches(
             batch.image[row] = pixels.augment(image, preprocessing, chance(i), recipe)
 
     def whole(batch: Batch, chunk: Int[np.ndarray, " m"]) -> None:
-        images = split.images[chunk]
-        for row, i in enumerate(chunk if recipe not in (None, "none") else ()):
+        images, moved = split.images[chunk], recipe not in (None, "none")
+        for row, i in enumerate(chunk.tolist() if moved else ()):
             images[row] = pixels.shifted(images[row], chance(i), *pixels.SHIFTS[recipe])
         batch.image[: len(chunk)] = pixels.normalise(images, preprocessing)
         batch.label[: len(chunk)] = split.labels[chunk]
@@ -122,7 +122,7 @@ def _order(
     batch_size: int,
     recipe: str | None,
     seed: list[int],
-) -> Int[np.ndarray, " m"]:
+) -> Int[np.ndarray, " used"]:
     """The images to use, one batch after the other."""
     indices = np.arange(len(split)) if indices is None else np.asarray(indices, int)
     if batch_size < 1:
@@ -155,8 +155,8 @@ def _as_they_are(split: Split, wanted: Preprocessing, recipe: str | None) -> boo
 
 
 def _ahead(
-    start: Callable[[Int[np.ndarray, " m"], ThreadPoolExecutor], _Pending],
-    chunks: list[Int[np.ndarray, " m"]],
+    start: Callable[[Int[np.ndarray, " _"], ThreadPoolExecutor], _Pending],
+    chunks: list[Int[np.ndarray, " _"]],
     workers: int,
 ) -> Iterator[Batch]:
     """The batches in order; the threads end with the iterator, however it ends."""

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -16,15 +16,9 @@ from ispasp_jax.errors import InputError
 Picture = Image.Image | UInt8[np.ndarray, "h w c"]
 
 
+@runtime_checkable
 class Split(Protocol):
-    """Labelled images in a fixed order. `read` may be called from several threads.
-
-    Attributes:
-      labels: the class of every image. TFDS has to read the whole split for it.
-    """
-
-    @property
-    def labels(self) -> Int32[np.ndarray, " n"]: ...
+    """Labelled images in a fixed order. `read` may be called from several threads."""
 
     def __len__(self) -> int: ...
 

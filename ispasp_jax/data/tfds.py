@@ -3,14 +3,12 @@ which is wanted only to download and prepare one.
 """
 
 import contextlib
-import functools
 import importlib.util
 import os
 import re
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int32
 
 from ispasp_jax.data.preprocessing import Preprocessing
 from ispasp_jax.data.splits import Picture, Source, defaults
@@ -26,10 +24,6 @@ class TfdsSplit:
 
     def __init__(self, records: Sequence, keys: tuple[str, str], origin: str):
         self._records, self._keys, self._origin = records, keys, origin
-
-    @functools.cached_property
-    def labels(self) -> Int32[np.ndarray, " n"]:
-        return np.array([self.read(i)[1] for i in range(len(self))], np.int32)
 
     def __len__(self) -> int:
         return len(self._records)

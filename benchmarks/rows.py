@@ -1,0 +1,71 @@
+"""What the benchmarks share: a row's result is a line of JSON that is kept, so that a
+benchmark that was stopped goes on with the next row.
+"""
+
+import fnmatch
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def data_folder() -> Path:
+    """The folder of real data and weights that ISPASP_DATA names; exits without it."""
+    folder = os.environ.get("ISPASP_DATA")
+    if not folder or not Path(folder).is_dir():
+        sys.exit(
+            "skipped: ISPASP_DATA does not name a folder with weights/, cifar10/, "
+            "imagenet/ and mnist/"
+        )
+    return Path(folder)
+
+
+def run_rows(
+    file: Path, rows: Mapping[str, Any], measure: Callable[[Any], dict]
+) -> list[dict[str, Any]]:
+    """Measures the rows that the file does not have yet; gives all of them in order."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    known = {row["row"]: row for row in read(file)} if file.exists() else {}
+    for name, what in rows.items():
+        if name not in known:
+            print(f"--- {name}", file=sys.stderr, flush=True)
+            known[name] = {"row": name, **measure(what)}
+            ordered = [known[key] for key in rows if key in known]
+            ordered += [row for key, row in known.items() if key not in rows]
+            text = "\n".join(json.dumps(row) for row in ordered)
+            new = file.with_suffix(".new")
+            new.write_text(text + "\n")
+            new.replace(file)
+    return [known[name] for name in rows]
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines."""
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def only(rows: Mapping[str, Any], globs: Iterable[str]) -> dict[str, Any]:
+    """The rows whose names match a glob; all of them without globs."""
+    globs = list(globs)
+    chosen = {
+        name: row
+        for name, row in rows.items()
+        if not globs or any(fnmatch.fnmatch(name, glob) for glob in globs)
+    }
+    return chosen or sys.exit(f"--only matches no row of {', '.join(rows)}")
+
+
+def prune(flags: list[str], out: Path) -> dict[str, Any]:
+    """Runs `prune.py` with these flags; its report, and the command as one types it."""
+    from ispasp_jax.commands import prune as command
+
+    if command.main([*flags, f"--out={out}"]):
+        sys.exit(f"prune.py {' '.join(flags)} failed")
+    report = json.loads((out / "report.json").read_text())
+    folder = str(data_folder())
+    typed = " ".join(flags).replace(folder, "$ISPASP_DATA")
+    return {"command": f"python prune.py {typed}", **report}

@@ -1,0 +1,54 @@
+"""What every test runs under: eight CPU devices, and jaxtyping's annotations checked at
+run time in the library's core. `strict` adds strict dtype promotion, which optax and so
+the training steps do not stand.
+"""
+
+import os
+
+#: Most of the tests' time is compilation, so XLA's and LLVM's optimisers rest.
+FLAGS = (
+    "--xla_force_host_platform_device_count=8",
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+)
+if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = " ".join((*FLAGS, os.environ.get("XLA_FLAGS", "")))
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import jaxtyping  # noqa: E402
+import pytest  # noqa: E402
+
+#: Where a wrong shape or dtype is an error. The hook has to come before the imports.
+CHECKED = ("problem", "ispasp", "criteria", "groups", "budget", "plan", "pruning")
+jaxtyping.install_import_hook(
+    [f"ispasp_jax.{module}" for module in (*CHECKED, "cost", "models")],
+    "beartype.beartype",
+)
+
+hypothesis.settings.register_profile(
+    "tests",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("tests")
+
+
+@pytest.fixture
+def strict():
+    """No implicit promotion of dtypes."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def data_folder():
+    """The folder that ISPASP_DATA names, for tests on real weights and images."""
+    folder = os.environ.get("ISPASP_DATA")
+    if not folder:
+        pytest.skip("ISPASP_DATA is not set: it names the folder of weights and images")
+    if not os.path.isdir(folder):
+        pytest.skip(f"ISPASP_DATA is {folder!r}, which is not a folder")
+    return folder

@@ -1,0 +1,93 @@
+"""Small networks of every kind of block, and weights with no trivial statistic."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ispasp_jax.groups import leaves
+from ispasp_jax.models.layers import Head
+from ispasp_jax.models.mlp import MLP
+from ispasp_jax.models.mobilenetv2 import FirstBlock, InvertedResidual, MobileNetV2
+from ispasp_jax.models.network import Part
+from ispasp_jax.models.resnet import ResNet
+
+SHAPE = (7, 8, 3)
+
+
+class TinyMobile(MobileNetV2):
+    """Three blocks of MobileNetV2: one with a stride, one with a skip."""
+
+    @nn.nowrap
+    def parts(self):
+        def block(wide, **options):
+            return InvertedResidual(
+                (wide,), padding=self.padding, parent=None, **options
+            )
+
+        first = FirstBlock((12,), features=5, padding=self.padding, parent=None)
+        return (
+            Part("features.1", first, keys=("features.0", "features.1")),
+            Part("features.2", block(20, features=6, stride=2)),
+            Part("features.3", block(18, features=6, skip=True)),
+            Part(
+                "head",
+                Head(self.num_classes, "classifier.1", parent=None),
+                keys=("classifier.1",),
+            ),
+        )
+
+
+NETWORKS = {
+    "basic": ResNet(4, depths=(2, 1), base=10, stem="small"),
+    "bottleneck": ResNet(4, depths=(1, 1), base=10, stem="small", bottleneck=True),
+    "same": ResNet(4, depths=(1, 1), base=10, padding="SAME"),
+    "cifar": ResNet(
+        4, depths=(1, 1), base=10, stem="small", shortcut="pad", dense="linear"
+    ),
+    "mobile": TinyMobile(4),
+    "tf_mobile": TinyMobile(4, padding="SAME"),
+    "mlp": MLP(4, hidden=(24, 18, 12)),
+}
+
+
+def randomised(tree, seed=0):
+    """Arrays of the tree's shapes: kernels that keep the variance, statistics as
+    training leaves them, some scales negative.
+    """
+    rng = np.random.default_rng(seed)
+
+    def draw(path, shape):
+        last = path.rsplit("/", 1)[-1]
+        if last == "kernel":
+            return rng.normal(size=shape) * np.sqrt(2 / np.prod(shape[:-1]))
+        if last == "var":
+            return rng.uniform(0.5, 2, shape)
+        if last == "scale":
+            return rng.uniform(0.4, 1.0, shape) * rng.choice([1, 1, 1, -1], shape)
+        return 0.3 * rng.normal(size=shape)
+
+    flat = {path: leaf.shape for path, leaf in leaves(tree)}
+    drawn = {path: jnp.asarray(draw(path, s), jnp.float32) for path, s in flat.items()}
+
+    def rebuild(branch, prefix=""):
+        return {
+            key: rebuild(value, f"{prefix}{key}/")
+            if isinstance(value, dict)
+            else drawn[f"{prefix}{key}"]
+            for key, value in branch.items()
+        }
+
+    return rebuild(tree)
+
+
+def variables_of(network, shape=SHAPE, seed=0):
+    """Random variables of a network on images of this shape."""
+    image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    return randomised(jax.eval_shape(network.init, jax.random.key(0), image), seed)
+
+
+def images_of(n, shape=SHAPE, seed=0):
+    """Random images, continuous, so that no scores tie."""
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(n, *shape)).astype(np.float32)

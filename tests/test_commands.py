@@ -1,0 +1,323 @@
+"""train.py and prune.py from the outside: what they print, write and refuse."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import ispasp_jax
+from ispasp_jax import checkpoints, data, plan, training
+from ispasp_jax.commands import prune, train
+from ispasp_jax.groups import leaves
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A perceptron trained on digits, by the command."""
+    folder = tmp_path_factory.mktemp("trained") / "mlp"
+    assert train.main(["--model", "mlp", "--epochs", "6", "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty present folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def listing(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+
+
+def test_prune_leaves_a_model_a_plan_and_a_report(trained, here, capsys):
+    flags = ["--model=mlp", f"--weights={trained}", "--out=out", "--num_iters=7"]
+    assert prune.main(flags) == 0
+    assert listing(here) == [
+        "out",
+        "out/model",
+        "out/model/config.json",
+        "out/model/model.safetensors",
+        "out/plan.json",
+        "out/report.json",
+    ]
+    report = json.loads(Path("out/report.json").read_text())
+    assert {"model", "method", "data", "seed", "versions", "device"} <= set(report)
+    assert [s["stage"] for s in report["stages"]] == ["dense", "pruned"]
+    (group,) = report["groups"]
+    assert (group["name"], group["width"], group["kept"]) == ("hidden.0", 256, 102)
+    assert 0 < group["relative_residual"] < 1 and 1 <= group["iterations"] <= 7
+    assert report["dense"]["macs"] == 64 * 256 + 256 * 10
+    assert report["pruned"]["macs"] == 64 * 102 + 102 * 10
+    assert report["pruned"]["params"] == 64 * 102 + 102 + 102 * 10 + 10
+    assert {"dense_forward", "selection", "total"} <= set(report["seconds"])
+
+    # The model loads with one call and scores what the report says.
+    model = ispasp_jax.load("out/model")
+    source = data.open_source("digits")
+    images = next(data.batches(source.test, model.preprocessing, len(source.test)))
+    right = np.asarray(model(images.image)).argmax(-1) == images.label
+    assert right.mean() == pytest.approx(report["stages"][-1]["top1"], abs=1e-6)
+
+    # The plan applied to the dense network gives the very arrays that were saved.
+    name, cuts = plan.from_json(json.loads(Path("out/plan.json").read_text()))
+    dense = ispasp_jax.load(trained)
+    assert name == "mlp"
+    network, variables = plan.apply(cuts, dense.network, dense.variables)
+    assert network.group_widths() == model.network.group_widths()
+    for (path, ours), (_, saved) in zip(
+        leaves(variables), leaves(model.variables), strict=True
+    ):
+        np.testing.assert_array_equal(ours, saved, err_msg=path)
+    said = capsys.readouterr()
+    assert "hidden.0" in said.out and "39.8%" in said.out
+
+
+def test_a_saved_pruned_network_gives_the_same_logits_bit_for_bit(trained, here):
+    dense = ispasp_jax.load(trained)
+    images = np.random.default_rng(0).normal(size=(16, 8, 8, 1)).astype(np.float32)
+    pruned = ispasp_jax.prune(dense.network, dense.variables, [images], 0.3)
+    model = dense.replace(pruned.network, pruned.variables)
+    ispasp_jax.save("small", model)
+    loaded = ispasp_jax.load("small")
+    np.testing.assert_array_equal(model(images), loaded(images))
+    # It can be pruned and saved again.
+    again = ispasp_jax.prune(loaded.network, loaded.variables, [images], 0.5)
+    assert again.network.group_widths() == {"hidden.0": 38}
+    ispasp_jax.save("small", loaded.replace(again.network, again.variables))
+    assert ispasp_jax.load("small").network == again.network
+
+
+def test_digits_from_nothing_at_a_small_size(here, capsys):
+    """A CIFAR ResNet is trained, pruned with fine-tuning between blocks, fine-tuned."""
+    assert train.main(["--model=resnet20", "--epochs=3", "--learning-rate=0.05"]) == 0
+    assert Path("runs/resnet20-digits-dense/config.json").exists()
+    flags = ["--model=resnet20", "--keep", "1", "layer3.2=0.5"]
+    flags += ["--block-finetune-epochs=1", "--finetune-epochs=1"]
+    assert prune.main(flags) == 0
+    out = Path("runs/resnet20-digits-ispasp")
+    report = json.loads((out / "report.json").read_text())
+    dense, pruned, tuned = (s["top1"] for s in report["stages"])
+    assert dense > 0.8 and pruned > 0.8 and tuned > 0.8
+    assert [g["kept"] for g in report["groups"]] == [16] * 3 + [32] * 3 + [64, 64, 32]
+    assert any("between" in n or "after each block" in n for n in report["notes"])
+    assert "kept from an earlier run" in capsys.readouterr().err
+    # The same command again replaces the finished run; another model may not.
+    assert prune.main([*flags, "--method=l1", f"--out={out}"]) == 0
+    assert json.loads((out / "report.json").read_text())["method"] == "l1"
+    assert prune.main(["--model=mlp", f"--out={out}"]) == 2
+    assert "holds a run of resnet20, not of mlp" in capsys.readouterr().err
+
+
+def stop_after(monkeypatch, epochs):
+    """Ctrl-C at the beginning of an epoch, once that many are done."""
+    real, done = training.train_step, []
+
+    def step(network, transformation, smoothing, state, batch):
+        if len(done) == epochs * (1437 // 64) + 3:
+            raise KeyboardInterrupt
+        done.append(batch)
+        return real(network, transformation, smoothing, state, batch)
+
+    monkeypatch.setattr(training, "train_step", step)
+
+
+@pytest.fixture
+def every_epoch(monkeypatch):
+    monkeypatch.setattr("ispasp_jax.commands.dense.SECONDS_BETWEEN_STATES", 0)
+
+
+def arrays(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def test_training_resumes_where_it_was_stopped(here, monkeypatch, capsys, every_epoch):
+    flags = ["--model=mlp", "--epochs=4", "--seed=3"]
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        assert train.main([*flags, "--out=a"]) == 130
+    assert not Path("a").exists()
+    assert train.main([*flags, "--out=a", "--resume"]) == 0
+    assert "resuming after epoch 2" in capsys.readouterr().err
+    assert train.main([*flags, "--out=b"]) == 0
+    whole = arrays(Path("b"))
+    for path, array in arrays(Path("a")).items():
+        np.testing.assert_array_equal(array, whole[path], err_msg=path)
+    assert listing(here) == listing(here) and not list(here.glob(".*"))
+
+
+def test_pruning_resumes_where_it_was_stopped(
+    trained, here, monkeypatch, capsys, every_epoch
+):
+    flags = ["--model=mlp", f"--weights={trained}", "--finetune-epochs=3"]
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        assert prune.main([*flags, "--out=a"]) == 130
+    assert not Path("a").exists() and list(here.glob(".a.partial"))
+    assert prune.main([*flags, "--out=a", "--resume", "--keep=0.5"]) == 2
+    assert "other flags (keep)" in capsys.readouterr().err
+    assert prune.main([*flags, "--out=a", "--resume"]) == 0
+    assert "resuming after epoch 1" in capsys.readouterr().err
+    assert prune.main([*flags, "--out=b"]) == 0
+    whole = arrays(Path("b/model"))
+    for path, array in arrays(Path("a/model")).items():
+        np.testing.assert_array_equal(array, whole[path], err_msg=path)
+    stages = [
+        [(s["stage"], s["top1"]) for s in json.loads(p.read_text())["stages"]]
+        for p in (Path("a/report.json"), Path("b/report.json"))
+    ]
+    assert stages[0] == stages[1] and len(stages[0]) == 3
+
+
+BAD = {
+    "model": (["--model=vgg"], "unknown model 'vgg'"),
+    "own model": (["--model=no.such:thing"], "cannot be imported"),
+    "method": (["--method=magic"], "unknown method 'magic'"),
+    "data": (["--data=cloud"], "unknown data source"),
+    "data folder": (["--data=folder:nowhere"], "nowhere"),
+    "glob": (["--keep", "0.4", "layer9.*=1"], "'layer9.*' matches no group"),
+    "keep 0": (["--keep=0"], "above 0 and at most 1"),
+    "keep 2": (["--keep=2"], "above 0 and at most 1"),
+    "keep nan": (["--keep=nan"], "above 0 and at most 1"),
+    "keep text": (["--keep=half"], "expected K or GLOB=K"),
+    "preset": (["--model=mlp", "--preset=paper"], "no ratios for 'mlp'"),
+    "both": (["--preset=paper", "--keep=0.4"], "give one of them"),
+    "batch": (["--batch-size=2000"], "fewer than a batch of 2000"),
+    "stem": (["--model=mlp", "--stem=small"], "has no option stem"),
+    "mean": (["--mean=0.5,0.5", "--std=1"], "expected one a channel"),
+    "flag": (["--bogus"], "unrecognized arguments: --bogus"),
+    "value": (["--seed=x"], "'x' is not a whole number"),
+    "weights": (["--weights=nowhere"], "nowhere"),
+}
+
+
+@pytest.mark.parametrize("flags, sentence", BAD.values(), ids=BAD)
+def test_bad_input_is_one_sentence_and_leaves_nothing(flags, sentence, here, capsys):
+    assert prune.main(flags) == 2
+    said = capsys.readouterr()
+    assert sentence in said.err and said.out == ""
+    assert len(said.err.strip().splitlines()) == 1, said.err
+    assert listing(here) == []
+
+
+def rewrite(change):
+    def do(folder):
+        path = folder / "model.safetensors"
+        save_file(change(load_file(path)), path)
+
+    return do
+
+
+def reconfigure(**new):
+    def do(folder):
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **new}))
+
+    return do
+
+
+def with_nan(tensors):
+    tensors["params/dense.0/bias"][3] = np.nan
+    return tensors
+
+
+def truncate(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+DAMAGE = {
+    "NaN": (rewrite(with_nan), "NaN or infinity in params/dense.0/bias"),
+    "missing array": (
+        rewrite(lambda t: {k: v for k, v in t.items() if "dense.1/bias" not in k}),
+        "params/dense.1/bias",
+    ),
+    "extra array": (
+        rewrite(lambda t: {**t, "params/more": np.zeros(3, np.float32)}),
+        "params/more",
+    ),
+    "wrong shape": (
+        rewrite(lambda t: {**t, "params/dense.1/bias": np.zeros(3, np.float32)}),
+        "params/dense.1/bias (3,)",
+    ),
+    "truncated": (truncate, "damaged"),
+    "no arrays": (lambda f: (f / "model.safetensors").unlink(), "cannot be read"),
+    "no config": (lambda f: (f / "config.json").unlink(), "not a model folder"),
+    "not JSON": (lambda f: (f / "config.json").write_text("{"), "not JSON"),
+    "foreign": (lambda f: (f / "config.json").write_text("[]"), "not of format 1"),
+    "no options": (reconfigure(options=3), "config"),
+    "no group": (reconfigure(widths={"layer1.0": 3}), "layer1.0"),
+    "other classes": (reconfigure(num_classes=7), "params/dense.1"),
+}
+
+
+@pytest.mark.parametrize("change, sentence", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_model_folder_is_refused(change, sentence, trained, here, capsys):
+    shutil.copytree(trained, "copy")
+    change(Path("copy"))
+    before = listing(here)
+    assert prune.main(["--model=mlp", "--weights=copy"]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and len(said.strip().splitlines()) == 1, said
+    assert listing(here) == before
+
+
+def test_weights_of_another_architecture_are_refused(trained, here, capsys):
+    assert prune.main(["--model=resnet20", f"--weights={trained}"]) == 2
+    assert "holds a mlp, not a resnet20" in capsys.readouterr().err
+    assert listing(here) == []
+
+
+def test_an_out_folder_with_foreign_files_is_refused(trained, here, capsys):
+    Path("mine").mkdir()
+    Path("mine/thesis.tex").write_text("dear")
+    flags = ["--model=mlp", f"--weights={trained}", "--out=mine"]
+    assert prune.main(flags) == 2
+    assert "holds other files (thesis.tex)" in capsys.readouterr().err
+    assert train.main(["--model=mlp", "--out=mine"]) == 2
+    assert listing(here) == ["mine", "mine/thesis.tex"]
+
+
+def test_fewer_calibration_images_than_asked_are_all_used(trained, here):
+    flags = ["--model=mlp", f"--weights={trained}", "--out=out"]
+    assert prune.main([*flags, "--calibration-images=9999"]) == 0
+    (note, *_) = json.loads(Path("out/report.json").read_text())["notes"]
+    assert "all 1437 training images" in note
+
+
+def test_runs_repeat_under_a_seed_and_differ_between_seeds(trained, here):
+    flags = ["--model=mlp", f"--weights={trained}", "--method=random"]
+    for out, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert prune.main([*flags, f"--seed={seed}", f"--out={out}"]) == 0
+    plans = [Path(f"{out}/plan.json").read_text() for out in "abc"]
+    assert plans[0] == plans[1] != plans[2]
+
+
+def test_dry_run_touches_neither_weights_nor_images(here, monkeypatch, capsys):
+    monkeypatch.setattr(data, "open_source", None)
+    monkeypatch.setattr(checkpoints, "load", None)
+    assert prune.main(["--dry-run", "--model=resnet34", "--preset=paper"]) == 0
+    assert "layer3.4" in capsys.readouterr().out
+    flags = ["--dry-run", "--model=resnet34", "--data=folder:nowhere"]
+    assert prune.main([*flags, "--image-size=224", "--num-classes=1000"]) == 0
+    assert "3,663,761,408" in capsys.readouterr().out
+    assert listing(here) == []
+
+
+def test_help_needs_no_jax():
+    code = (
+        "import sys\n"
+        "from ispasp_jax.commands.prune import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'jax', 'numpy', 'flax'} & set(sys.modules)\n"
+    )
+    run = [sys.executable, "-c", code]
+    subprocess.run(run, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)

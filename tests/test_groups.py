@@ -1,0 +1,272 @@
+"""Cutting and masking of parameter trees, of NNX states and of optimizer states."""
+
+import fnmatch
+
+import jax
+import jax.numpy as jnp
+import networks
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from ispasp_jax import groups
+from ispasp_jax.groups import Group
+
+GROUP = Group(
+    "block",
+    axes=(("block/conv1/*", -1), ("block/bn1/*", -1), ("block/conv2/kernel", -2)),
+    consumer=("block/conv2",),
+)
+KEPT = np.array([0, 2, 5])
+
+
+def tree(seed=0, d=6):
+    rng = np.random.default_rng(seed)
+
+    def array(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    return {
+        "block": {
+            "conv1": {"kernel": array(3, 3, 4, d), "bias": array(d)},
+            "bn1": {"scale": array(d), "bias": array(d)},
+            "conv2": {"kernel": array(3, 3, d, 7), "bias": array(7)},
+        },
+        "block2": {"conv1": {"kernel": array(3, d)}},
+        "fc": {"kernel": array(d, d)},
+    }
+
+
+#: Written out by hand: what GROUP cuts, and where.
+AXES = {
+    "block/conv1/kernel": 3,
+    "block/conv1/bias": 0,
+    "block/bn1/scale": 0,
+    "block/bn1/bias": 0,
+    "block/conv2/kernel": 2,
+}
+
+
+def flat(nested):
+    return dict(groups.leaves(nested))
+
+
+def assert_cut(cut, full):
+    assert flat(cut).keys() == flat(full).keys()
+    for path, leaf in flat(full).items():
+        expected = np.asarray(leaf)
+        if path in AXES:
+            expected = np.delete(expected, [1, 3, 4], AXES[path])
+        np.testing.assert_array_equal(flat(cut)[path], expected)
+
+
+def test_width_counts_channels():
+    assert groups.width(tree(), GROUP) == 6
+    assert groups.width(groups.take(tree(), GROUP, KEPT), GROUP) == 3
+
+
+def test_width_names_a_pattern_without_an_array():
+    lost = GROUP._replace(axes=(*GROUP.axes, ("block/bn7/*", -1)))
+    with pytest.raises(ValueError, match=r"'block'.*'block/bn7/\*'.*block/bn1/scale"):
+        groups.width(tree(), lost)
+
+
+def test_width_shows_arrays_that_disagree():
+    torn = tree()
+    torn["block"]["bn1"]["scale"] = jnp.zeros(5)
+    with pytest.raises(ValueError, match="disagree.*'block/bn1/scale': 5"):
+        groups.width(torn, GROUP)
+
+
+def test_take_cuts_these_arrays_and_no_others():
+    full = tree()
+    cut = groups.take(full, GROUP, KEPT)
+    assert_cut(cut, full)
+    assert cut["fc"]["kernel"] is full["fc"]["kernel"]
+
+
+def test_take_keeps_numpy_numpy_and_contiguous():
+    full = jax.tree.map(np.asarray, tree())
+    cut = groups.take(full, GROUP, KEPT)
+    assert_cut(cut, full)
+    for leaf in flat(cut).values():
+        assert isinstance(leaf, np.ndarray) and leaf.flags.c_contiguous
+
+
+def test_mask_zeroes_what_take_cuts():
+    full = tree()
+    masked = groups.mask(full, GROUP, KEPT)
+    for path, leaf in flat(full).items():
+        expected = np.array(leaf)
+        if path in AXES:
+            expected = np.moveaxis(expected, AXES[path], 0)
+            expected[[1, 3, 4]] = 0
+            expected = np.moveaxis(expected, 0, AXES[path])
+        np.testing.assert_array_equal(flat(masked)[path], expected)
+    assert_cut(groups.take(masked, GROUP, KEPT), full)
+
+
+def test_linen_variables_are_cut_in_every_collection():
+    full = {
+        "params": tree(),
+        "batch_stats": {
+            "block": {"bn1": {"mean": jnp.arange(6.0), "var": jnp.ones(6)}}
+        },
+    }
+    assert groups.width(full, GROUP) == 6
+    cut = groups.take(full, GROUP, KEPT)
+    assert cut.keys() == full.keys()
+    assert_cut(cut["params"], full["params"])
+    np.testing.assert_array_equal(cut["batch_stats"]["block"]["bn1"]["mean"], KEPT)
+    masked = groups.mask(full, GROUP, KEPT)
+    np.testing.assert_array_equal(
+        masked["batch_stats"]["block"]["bn1"]["mean"], [0, 0, 2, 0, 0, 5]
+    )
+
+
+def test_within_moves_a_group_below_a_prefix():
+    inner = Group("", axes=(("conv1/*", -1), ("conv2/kernel", -2)), consumer=("conv2",))
+    moved = inner.within("a/b", "b.conv1")
+    assert moved.name == "b.conv1" and moved.consumer == ("a/b/conv2",)
+    assert moved.axes == (("a/b/conv1/*", -1), ("a/b/conv2/kernel", -2))
+    assert inner.within("", "x").axes == inner.axes
+
+
+def test_producer_is_the_arrays_that_make_the_channels_the_first_kernel_first():
+    params = networks.variables_of(networks.NETWORKS["mobile"])["params"]
+    group = networks.NETWORKS["mobile"].groups()["features.2"]
+    made = groups.producer(params, group)
+    assert {path.split("/", 1)[1] for path in made} == {
+        "conv.0/0/kernel",
+        "conv.0/1/scale",
+        "conv.0/1/bias",
+        "conv.1/0/kernel",
+        "conv.1/1/scale",
+        "conv.1/1/bias",
+    }
+    assert next(path for path in made if path.endswith("kernel")).endswith(
+        "conv.0/0/kernel"
+    )
+
+
+class Perceptron(nnx.Module):
+    def __init__(self, wide, rngs):
+        self.layers = nnx.List([nnx.Linear(3, wide, rngs=rngs)])
+        self.norm = nnx.BatchNorm(wide, use_running_average=True, rngs=rngs)
+        self.out = nnx.Linear(wide, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.out(nnx.relu(self.norm(self.layers[0](x))))
+
+
+def test_nnx_states():
+    """An NNX model is cut through its pure dict, and computes what its mask does."""
+    group = Group(
+        "hidden",
+        axes=(("layers/0/*", -1), ("norm/*", -1), ("out/kernel", -2)),
+        consumer=("out",),
+    )
+    model = Perceptron(6, nnx.Rngs(0))
+    full = networks.randomised(nnx.to_pure_dict(nnx.state(model)))
+    assert groups.width(full, group) == 6
+
+    def logits(model, pure):
+        graph, state = nnx.split(model)
+        nnx.replace_by_pure_dict(state, pure)
+        return nnx.merge(graph, state)(jnp.asarray(networks.images_of(5, (3,))))
+
+    cut = logits(Perceptron(3, nnx.Rngs(0)), groups.take(full, group, KEPT))
+    masked = logits(model, groups.mask(full, group, KEPT))
+    np.testing.assert_allclose(cut, masked, rtol=1e-5, atol=1e-6)
+    assert np.abs(cut - logits(model, full)).max() > 1e-3
+
+
+def only_kernels(params):
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+OPTIMIZERS = {
+    "sgd": optax.sgd(0.1, momentum=0.9, nesterov=True),
+    "adam": optax.adam(1e-2),
+    "adamw, masked, scheduled": optax.adamw(
+        optax.cosine_decay_schedule(1e-2, 10), weight_decay=1e-2, mask=only_kernels
+    ),
+    "chain": optax.chain(
+        optax.clip_by_global_norm(0.5),
+        optax.add_decayed_weights(1e-2, mask=only_kernels),
+        optax.sgd(optax.linear_schedule(0.1, 0, 5), momentum=0.9),
+    ),
+    "ema": optax.chain(optax.scale_by_rms(), optax.ema(0.9), optax.scale(-0.1)),
+    "injected": optax.inject_hyperparams(optax.adam)(learning_rate=1e-2),
+    "accumulated": optax.MultiSteps(optax.adam(1e-2), 2).gradient_transformation(),
+    "masked": optax.masked(optax.adam(1e-2), only_kernels),
+    "masked sub-tree": optax.masked(
+        optax.adam(1e-2), {"block": True, "block2": False, "fc": True}
+    ),
+    "partition": optax.partition(
+        {"train": optax.adam(1e-2), "freeze": optax.set_to_zero()},
+        {"block": "train", "block2": "train", "fc": "freeze"},
+    ),
+}
+
+
+def step(optimizer, params, state, gradients):
+    updates, state = optimizer.update(gradients, state, params)
+    return optax.apply_updates(params, updates), state
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizer_states(name):
+    """Cut, then a step, is a masked step, then a cut; the moments are the slices."""
+    optimizer = OPTIMIZERS[name]
+    params, state = tree(0), optimizer.init(tree(0))
+    for seed in (1, 2, 3):
+        gradients = groups.mask(tree(seed), GROUP, KEPT)
+        params, state = step(optimizer, params, state, gradients)
+    cut_params = groups.take(params, GROUP, KEPT)
+    cut_state = groups.take_optimizer(optimizer, state, params, GROUP, KEPT)
+    fresh = optimizer.init(cut_params)
+    assert jax.tree.structure(cut_state) == jax.tree.structure(fresh)
+    assert jax.tree.map(jnp.shape, cut_state) == jax.tree.map(jnp.shape, fresh)
+
+    gradients = groups.mask(tree(4), GROUP, KEPT)
+    then_params, then_state = step(optimizer, params, state, gradients)
+    cut_then, cut_then_state = step(
+        optimizer, cut_params, cut_state, groups.take(gradients, GROUP, KEPT)
+    )
+    close = dict(rtol=1e-5, atol=1e-6)
+    expected = groups.take(then_params, GROUP, KEPT)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, **close), cut_then, expected
+    )
+    expected = groups.take_optimizer(optimizer, then_state, then_params, GROUP, KEPT)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, **close), cut_then_state, expected
+    )
+
+
+def test_adam_moments_are_the_slices():
+    optimizer = optax.adam(1e-2)
+    params, state = step(optimizer, tree(0), optimizer.init(tree(0)), tree(1))
+    cut = groups.take_optimizer(optimizer, state, params, GROUP, KEPT)
+    assert_cut(cut[0].mu, state[0].mu)
+    assert_cut(cut[0].nu, state[0].nu)
+    assert int(cut[0].count) == 1
+
+
+def test_averaged_weights_are_a_tree_like_any_other():
+    average = optax.incremental_update(tree(1), tree(0), 0.1)
+    assert_cut(groups.take(average, GROUP, KEPT), average)
+
+
+def test_patterns_of_shipped_groups_match_within_their_part():
+    """No group reaches the arrays of another part: "layer1.1" is not "layer1.10"."""
+    for network in networks.NETWORKS.values():
+        variables = networks.variables_of(network)
+        paths = {path for tree in variables.values() for path in flat(tree)}
+        for name, group in network.groups().items():
+            roots = {pattern.split("/")[0] for pattern, _ in group.axes}
+            for pattern, _ in group.axes:
+                hits = fnmatch.filter(paths, pattern)
+                assert hits and {hit.split("/")[0] for hit in hits} <= roots, name

@@ -1,0 +1,89 @@
+"""The walls between the modules, and what an import must not do."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import ispasp_jax.problem
+
+ROOT = pathlib.Path(ispasp_jax.problem.__file__).parent
+
+
+def imported(path):
+    """The absolute names that a file imports, wherever in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def ours(path):
+    """The library's modules that a file imports."""
+    found = {name for name in imported(path) if name.split(".")[0] == "ispasp_jax"}
+    return {".".join(name.split(".")[1:2]) for name in found}
+
+
+def test_the_selection_core_imports_jax_alone():
+    allowed = {
+        "problem": set(),
+        "ispasp": {"problem"},
+        "criteria": {"problem", "ispasp"},
+    }
+    for module, neighbours in allowed.items():
+        path = ROOT / f"{module}.py"
+        roots = {name.split(".")[0] for name in imported(path)}
+        outside = roots - {"jax", "jaxtyping", "ispasp_jax"} - sys.stdlib_module_names
+        assert not outside, module
+        assert ours(path) <= neighbours, module
+        stdlib = roots & sys.stdlib_module_names
+        assert not stdlib & {"os", "io", "pathlib", "logging", "sys"}, module
+
+
+def test_models_know_nothing_of_pruning():
+    files = sorted((ROOT / "models").glob("*.py"))
+    assert files
+    for path in files:
+        assert ours(path) <= {"models", "groups", "errors"}, path
+
+
+def test_imports_run_one_way():
+    """The core, then groups and models, then plans and the walk, then all the rest."""
+    upper = {"data", "training", "checkpoints", "report", "commands", "hub", "weights"}
+    for module in ("groups", "plan", "budget", "pruning", "cost"):
+        assert not ours(ROOT / f"{module}.py") & upper, module
+    assert not ours(ROOT / "groups.py") & {"models", "pruning", "plan"}
+    assert "pruning" not in ours(ROOT / "plan.py") | ours(ROOT / "budget.py")
+
+
+def test_jax_config_is_the_users():
+    for path in ROOT.rglob("*.py"):
+        if "commands" not in path.parts:
+            assert "jax.config.update" not in path.read_text(), path
+
+
+PROGRAM = """
+import sys
+import jax
+before = dict(jax.config.values)
+import {module}
+from jax._src import xla_bridge
+assert not xla_bridge.backends_are_initialized(), "a backend was started"
+heavy = {{"tensorflow", "torch", "tensorboard", "clu"}} & set(sys.modules)
+assert not heavy, heavy
+assert dict(jax.config.values) == before, "jax.config was changed"
+"""
+
+
+def test_importing_starts_no_backend_and_loads_no_other_framework():
+    module = "ispasp_jax, ispasp_jax.pruning, ispasp_jax.models, ispasp_jax.cost"
+    subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(module=module)],
+        check=True,
+        cwd=ROOT.parent,
+        timeout=120,
+    )

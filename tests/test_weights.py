@@ -1,0 +1,509 @@
+"""Weights in and out: every naming against an independent float64 network, round trips
+bit for bit, and every sentence that a user may get to read.
+"""
+
+import json
+import re
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import numpy_networks as reference
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from ispasp_jax import hub, models, weights
+from ispasp_jax.errors import InputError
+from ispasp_jax.pruning import prune
+
+SIZE, CLASSES = 64, 7
+DEPTHS = {"18": (2, 2, 2, 2), "50": (3, 4, 6, 3), "20": (3, 3, 3)}
+
+
+def make_state(model):
+    rng = np.random.default_rng(0)
+    if model.endswith("mobilenetv2"):
+        return reference.make_mobilenetv2(rng, CLASSES)
+    depth = model.removeprefix("flax_").removeprefix("resnet")
+    return reference.make_resnet(
+        rng, DEPTHS[depth], CLASSES, bottleneck=depth == "50", cifar=depth == "20"
+    )
+
+
+def reference_logits(model, state, images):
+    forward = (
+        reference.mobilenetv2 if model.endswith("mobilenetv2") else reference.resnet
+    )
+    same = model.startswith(("tf_", "flax_"))
+    return forward(state, images.astype(np.float64).transpose(0, 3, 1, 2), same)
+
+
+def load(arrays, model, **options):
+    network = models.create(model, CLASSES)
+    shape = (SIZE, SIZE, 3)
+    return network, weights.to_variables(arrays, network, shape, **options)
+
+
+def images(count=2, size=SIZE):
+    rng = np.random.default_rng(1)
+    return rng.standard_normal((count, size, size, 3)).astype(np.float32)
+
+
+def assert_same_function(model, state, arrays):
+    network, variables = load(arrays, model)
+    logits = jax.jit(network.apply)(variables, images())
+    wanted = reference_logits(model, state, images())
+    assert np.abs(wanted).max() > 0.5
+    np.testing.assert_allclose(logits, wanted, atol=1e-4 * np.abs(wanted).max())
+
+
+def timm_name(name):
+    """timm's name of an array of torchvision's MobileNetV2."""
+    for ours, theirs in {
+        r"features\.0\.0": "conv_stem",
+        r"features\.0\.1": "bn1",
+        r"features\.18\.0": "conv_head",
+        r"features\.18\.1": "bn2",
+        r"classifier\.1": "classifier",
+    }.items():
+        if re.match(ours + r"\.[a-z]", name):
+            return re.sub(ours, theirs, name, count=1)
+    index, layer, leaf = re.fullmatch(
+        r"features\.(\d+)\.conv\.([\d.]+)\.(\w+)", name
+    ).groups()
+    stage_ends = (1, 3, 6, 10, 13, 16, 17)
+    stage = next(s for s, end in enumerate(stage_ends) if int(index) <= end)
+    block = int(index) - (stage_ends[stage - 1] if stage else 0) - 1
+    layers = ["0.0", "0.1", "1.0", "1.1", "2", "3"]
+    names = ["conv_pw", "bn1", "conv_dw", "bn2", "conv_pwl", "bn3"]
+    if stage == 0:
+        block, layers = 0, ["0.0", "0.1", "1", "2"]
+        names = ["conv_dw", "bn1", "conv_pw", "bn2"]
+    return f"blocks.{stage}.{block}.{names[layers.index(layer)]}.{leaf}"
+
+
+def flax_arrays(state, depths, bottleneck):
+    """The arrays as flax/examples/imagenet names and lays them out."""
+    modules = {"conv1": "conv_init", "bn1": "bn_init", "fc": "Dense_0"}
+    kind, blocks = "BottleneckResNetBlock" if bottleneck else "ResNetBlock", 0
+    for stage, depth in enumerate(depths, 1):
+        for i in range(depth):
+            for layer in (1, 2, 3):
+                conv, norm = f"Conv_{layer - 1}", f"BatchNorm_{layer - 1}"
+                modules[f"layer{stage}.{i}.conv{layer}"] = f"{kind}_{blocks}/{conv}"
+                modules[f"layer{stage}.{i}.bn{layer}"] = f"{kind}_{blocks}/{norm}"
+            modules[f"layer{stage}.{i}.downsample.0"] = f"{kind}_{blocks}/conv_proj"
+            modules[f"layer{stage}.{i}.downsample.1"] = f"{kind}_{blocks}/norm_proj"
+            blocks += 1
+    arrays = {}
+    for name, array in state.items():
+        module, _, leaf = name.rpartition(".")
+        path = modules[module]
+        if leaf.startswith("running_"):
+            arrays[f"batch_stats/{path}/{leaf.removeprefix('running_')}"] = array
+        elif array.ndim == 1:
+            leaf = {"weight": "scale"}.get(leaf, leaf)
+            arrays[f"params/{path}/{leaf}"] = array
+        else:
+            order = (2, 3, 1, 0) if array.ndim == 4 else (1, 0)
+            kernel = np.ascontiguousarray(array.transpose(order))
+            arrays[f"params/{path}/kernel"] = kernel
+    return arrays
+
+
+def nested(arrays):
+    tree = {}
+    for path, array in arrays.items():
+        *folders, leaf = path.split("/")
+        branch = tree
+        for folder in folders:
+            branch = branch.setdefault(folder, {})
+        branch[leaf] = array
+    return tree
+
+
+@pytest.mark.parametrize(
+    "model", ["resnet18", "resnet50", "resnet20", "mobilenetv2", "tf_mobilenetv2"]
+)
+def test_torchvision_names_and_numbers(model):
+    state = make_state(model)
+    assert_same_function(model, state, state)
+
+
+def test_timm_names():
+    state = make_state("mobilenetv2")
+    renamed = {timm_name(name): array for name, array in state.items()}
+    assert len(renamed) == len(state) and not renamed.keys() & state.keys()
+    assert_same_function("mobilenetv2", state, renamed)
+
+
+@pytest.mark.parametrize("depth", ["18", "50"])
+def test_flax_names(depth):
+    state = make_state(f"flax_resnet{depth}")
+    arrays = flax_arrays(state, DEPTHS[depth], depth == "50")
+    assert_same_function(f"flax_resnet{depth}", state, arrays)
+
+
+def test_flax_names_are_refused_where_the_padding_is_torchs():
+    arrays = flax_arrays(make_state("resnet18"), DEPTHS["18"], False)
+    with pytest.raises(InputError, match="unexpected: conv_init"):
+        load(arrays, "resnet18")
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "msgpack", "old", "orbax"])
+def test_flax_files(tmp_path, kind):
+    arrays = flax_arrays(make_state("flax_resnet18"), DEPTHS["18"], False)
+    tree = {"step": np.int32(3), "opt_state": {}, **nested(arrays)}
+    path = tmp_path / "checkpoint_3"
+    if kind == "safetensors":
+        path = tmp_path / "a.safetensors"
+        save_file(arrays, path)
+    elif kind == "orbax":
+        import orbax.checkpoint as ocp
+
+        ocp.PyTreeCheckpointer().save(path, jax.tree.map(jnp.asarray, tree))
+    else:
+        from flax import serialization
+
+        if kind == "old":
+            target = {"params": tree["params"]}
+            state = {"batch_stats": tree["batch_stats"]}
+            tree = {"optimizer": {"target": target}, "model_state": state}
+        path.write_bytes(serialization.msgpack_serialize(tree))
+    found, _ = weights.read(path)
+    assert found.keys() == arrays.keys()
+    assert all(np.array_equal(found[name], arrays[name]) for name in arrays)
+    load(found, "flax_resnet18")
+
+
+@pytest.mark.parametrize("model", ["resnet18", "mobilenetv2"])
+def test_what_comes_in_goes_out(tmp_path, model):
+    state = make_state(model)
+    network, variables = load(state, model)
+    weights.save_safetensors(tmp_path / "a.safetensors", network, variables, model)
+    saved = load_file(tmp_path / "a.safetensors")
+    assert saved.keys() == state.keys()
+    assert all(np.array_equal(saved[name], state[name]) for name in state)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "model, keep",
+    [("resnet20", 0.5), ("mobilenetv2", {"features.[16]": 0.5}), ("mlp", 0.5)],
+)
+def test_a_pruned_network_survives_the_round_trip(tmp_path, model, keep):
+    network = models.create(model, CLASSES)
+    shape = (32, 32, 3)
+    variables = jax.jit(network.init)(jax.random.key(0), images(1, 32))
+    pruned = prune(network, variables, [images(4, 32)], keep)
+    path = tmp_path / "pruned.safetensors"
+    weights.save_safetensors(
+        path, pruned.network, pruned.variables, model, {"note": "half"}
+    )
+
+    arrays, metadata = weights.read(str(path))
+    assert metadata["note"] == "half" and metadata["format"] == "pt"
+    again = models.create(metadata["model"], metadata["num_classes"])
+    again = again.narrowed(metadata["widths"])
+    assert again.group_widths() == pruned.network.group_widths()
+    assert again.group_widths() != network.group_widths()
+    loaded = weights.to_variables(arrays, again, shape)
+    assert jax.tree.structure(loaded) == jax.tree.structure(pruned.variables)
+    jax.tree.map(np.testing.assert_array_equal, loaded, pruned.variables)
+
+    with pytest.raises(InputError, match="of another shape: .* instead of"):
+        weights.to_variables(arrays, network, shape)
+    with pytest.raises(ValueError, match="the network has .* channels and the var"):
+        weights.to_torchvision(network, pruned.variables)
+
+
+def test_an_interrupted_save_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    network, variables = load(make_state("resnet20"), "resnet20")
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(b"before")
+
+    def stop(arrays, temporary, metadata):
+        temporary.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("safetensors.numpy.save_file", stop)
+    with pytest.raises(KeyboardInterrupt):
+        weights.save_safetensors(path, network, variables, "resnet20")
+    assert path.read_bytes() == b"before" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_half_precision_prefixes_and_counters(tmp_path):
+    state = make_state("resnet20")
+    for name, dtype in (("conv1.weight", np.float16), ("bn1.bias", ml_dtypes.bfloat16)):
+        state[name] = state[name].astype(dtype)
+    wrapped = {f"module.{name}": array for name, array in state.items()}
+    wrapped["module.bn1.num_batches_tracked"] = np.zeros(1, np.int64)
+    save_file(wrapped, tmp_path / "a.safetensors")
+    arrays, _ = weights.read(tmp_path / "a.safetensors")
+    assert arrays.keys() == state.keys()
+    assert {array.dtype for array in arrays.values()} == {np.dtype(np.float32)}
+    np.testing.assert_array_equal(arrays["bn1.bias"], state["bn1.bias"].astype("f4"))
+    load(arrays, "resnet20")
+
+
+def test_own_aliases():
+    state = make_state("resnet20")
+    state = {name.replace("bn1", "norm_one", 1): a for name, a in state.items()}
+    names = {m.rpartition(".")[0] for m in state if "norm_one" in m}
+    load(state, "resnet20", aliases={m: m.replace("norm_one", "bn1") for m in names})
+
+
+def test_the_last_layer_may_be_called_fc_or_linear():
+    state = make_state("resnet20")
+    load({name.replace("linear", "fc"): a for name, a in state.items()}, "resnet20")
+
+
+def test_a_wrong_model_is_told_from_both_sides():
+    state = make_state("resnet20")
+    del state["bn1.bias"]
+    state |= {f"extra.{i}.weight": np.zeros(1, np.float32) for i in range(9)}
+    state["conv1.weight"] = np.zeros((16, 1, 3, 3), np.float32)
+    with pytest.raises(InputError) as error:
+        load(state, "resnet20", source="a.safetensors")
+    message = str(error.value)
+    assert message.startswith("a.safetensors: not the weights of this network")
+    assert "missing: bn1.bias;" in message
+    assert "unexpected: extra.0.weight," in message and "(9 in all)" in message
+    assert "conv1.weight (16, 1, 3, 3) instead of (16, 3, 3, 3)" in message
+    assert "--model" in message and "extra.5" not in message
+
+
+def test_another_number_of_classes_wants_a_new_head():
+    state = make_state("resnet20")
+    state["linear.weight"] = np.zeros((5, 64), np.float32)
+    state["linear.bias"] = np.zeros(5, np.float32)
+    with pytest.raises(InputError, match="for 5 classes, but 7 are wanted.*--new-head"):
+        load(state, "resnet20")
+    network, variables = load(state, "resnet20", new_head=True)
+    fresh = jax.jit(network.init)(jax.random.key(0), images(1))
+    for leaf in ("kernel", "bias"):
+        head = [tree["params"]["linear"][leaf] for tree in (variables, fresh)]
+        np.testing.assert_allclose(*head, rtol=1e-6)
+    kernel = variables["params"]["conv1"]["kernel"]
+    np.testing.assert_array_equal(kernel.transpose(3, 2, 0, 1), state["conv1.weight"])
+
+
+def test_no_classifier_wants_a_new_head():
+    state = make_state("mobilenetv2")
+    state = {name: a for name, a in state.items() if "classifier" not in name}
+    with pytest.raises(InputError, match="classifier is missing.*--new-head"):
+        load(state, "mobilenetv2")
+    load(state, "mobilenetv2", new_head=True)
+
+
+def test_unusable_files(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        weights.read(tmp_path / "none.safetensors")
+    for name, sentence in (
+        ("a.safetensors", "not a readable .safetensors file"),
+        ("a.onnx", "unknown kind of file"),
+        ("a.msgpack", "not a Flax checkpoint"),
+    ):
+        (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1")
+        with pytest.raises(InputError, match=sentence):
+            weights.read(tmp_path / name)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match="not a Flax checkpoint"):
+        weights.read(tmp_path / "folder")
+
+
+def test_nan_is_refused_by_name(tmp_path):
+    state = make_state("resnet20")
+    state["layer2.0.bn1.bias"][3] = np.nan
+    state["conv1.weight"][0, 0, 0, 0] = np.inf
+    save_file(state, tmp_path / "a.safetensors")
+    with pytest.raises(InputError, match="NaN or infinity in") as error:
+        weights.read(tmp_path / "a.safetensors")
+    assert "layer2.0.bn1.bias" in str(error.value) and "conv1" in str(error.value)
+
+
+class Tensor:
+    """As much of torch's as is used."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def is_floating_point(self):
+        return self.array.dtype.kind == "f"
+
+    def float(self):
+        return Tensor(self.array.astype(np.float32))
+
+    def detach(self):
+        return self
+
+    def numpy(self):
+        return self.array
+
+
+def test_pth(tmp_path, monkeypatch):
+    path = tmp_path / "a.pth"
+    path.write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(InputError, match="PyTorch is not installed.*s.save_file"):
+        weights.read(path)
+
+    state = make_state("resnet20")
+    holds = {"epoch": 3, "state_dict": {f"module.{n}": Tensor(state[n]) for n in state}}
+
+    def torch_load(file, *, map_location, weights_only):
+        assert weights_only and map_location == "cpu"
+        if isinstance(holds, Exception):
+            raise holds
+        return holds
+
+    torch = types.SimpleNamespace(load=torch_load, Tensor=Tensor)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    arrays, metadata = weights.read(path)
+    assert arrays.keys() == state.keys() and metadata == {}
+    holds = {"epoch": 3}
+    with pytest.raises(InputError, match="no state dict in it"):
+        weights.read(path)
+    holds = RuntimeError("Unsupported global: resnet.ResNet\nmore")
+    with pytest.raises(InputError, match=r"refuses it \(Unsupported .*ResNet\); save"):
+        weights.read(path)
+
+
+TIMM = {
+    "architecture": "mobilenetv2_100",
+    "num_classes": CLASSES,
+    "pretrained_cfg": {
+        "num_classes": 1000,
+        "input_size": [3, 224, 224],
+        "interpolation": "bicubic",
+        "crop_pct": 0.875,
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+    },
+}
+
+
+def test_preprocessing_of_the_hub():
+    found = hub.preprocessing(TIMM)
+    assert found == {
+        "architecture": "mobilenetv2_100",
+        "num_classes": CLASSES,
+        "interpolation": "bicubic",
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "image_size": 224,
+        "resize": 256,
+    }
+    assert hub.preprocessing({}) == {}
+
+
+@pytest.fixture
+def fake_hub(tmp_path, monkeypatch):
+    """huggingface_hub with its download replaced: files in `cached`, then `online`."""
+    package = pytest.importorskip("huggingface_hub")
+    from huggingface_hub import constants, errors
+
+    fake = types.SimpleNamespace(cached={}, online={}, asked=[])
+
+    def download(repo, name, *, revision, local_files_only=False):
+        fake.asked.append((repo, name, revision, local_files_only))
+        there = fake.cached if local_files_only else fake.online
+        if isinstance(there.get(name), Exception):
+            raise there[name]
+        if name not in there:
+            kinds = (errors.EntryNotFoundError, errors.LocalEntryNotFoundError)
+            raise kinds[local_files_only](name)
+        return str(there[name])
+
+    monkeypatch.setattr(package, "hf_hub_download", download)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "_reachable", lambda endpoint: True)
+    fake.file = tmp_path / "model.safetensors"
+    save_file(make_state("resnet20"), fake.file)
+    fake.config = tmp_path / "config.json"
+    fake.config.write_text(json.dumps(TIMM))
+    return fake
+
+
+def test_hub_download_and_cache(fake_hub):
+    fake_hub.online = {"model.safetensors": fake_hub.file}
+    arrays, metadata = weights.read("hf:timm/some@v1")
+    assert len(arrays) == len(make_state("resnet20")) and "mean" not in metadata
+    assert fake_hub.asked[0] == ("timm/some", "model.safetensors", "v1", True)
+    assert fake_hub.asked[1] == ("timm/some", "model.safetensors", "v1", False)
+    fake_hub.cached = fake_hub.online | {"config.json": fake_hub.config}
+    fake_hub.asked.clear()
+    _, metadata = weights.read("hf:timm/some")
+    assert metadata["resize"] == 256
+    assert {asked[2:] for asked in fake_hub.asked} == {(None, True)}
+
+
+def test_hub_errors(fake_hub, monkeypatch):
+    from huggingface_hub import errors
+
+    with pytest.raises(InputError, match="the repository has no model.safetensors"):
+        weights.read("hf:timm/some")
+    fake_hub.online = {"model.safetensors": OSError("disk full")}
+    with pytest.raises(InputError, match="download failed .disk full."):
+        weights.read("hf:timm/some")
+    fake_hub.online = {
+        "model.safetensors": fake_hub.file,
+        "config.json": RuntimeError("timed out"),
+    }
+    with pytest.raises(InputError, match="download failed .timed out."):
+        weights.read("hf:timm/some")
+    fake_hub.config.write_text("<html>")
+    fake_hub.online["config.json"] = fake_hub.config
+    with pytest.raises(InputError, match="config.json is not JSON"):
+        weights.read("hf:timm/some")
+    missing = errors.RepositoryNotFoundError.__new__(errors.RepositoryNotFoundError)
+    fake_hub.online = {"model.safetensors": missing}
+    with pytest.raises(InputError, match="no such repository or revision"):
+        weights.read("hf:timm/some")
+    fake_hub.cached = {"model.safetensors": errors.HFValidationError("bad")}
+    with pytest.raises(InputError, match="is no name of a repository"):
+        weights.read("hf:a//b")
+    fake_hub.cached = {}
+    monkeypatch.setattr(hub, "_reachable", lambda endpoint: False)
+    with pytest.raises(InputError, match="cannot be reached and its cache has no"):
+        weights.read("hf:timm/some")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(InputError, match=r"pip install 'ispasp_jax\[hub\]'"):
+        weights.read("hf:timm/some")
+
+
+def test_an_unreachable_hub_is_found_out_without_the_package(monkeypatch):
+    for name in ("https_proxy", "http_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    assert not hub._reachable("http://127.0.0.1:9")
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    assert hub._reachable("http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("depth, correct", [(20, 915), (56, 926)])
+def test_published_accuracy_on_cifar10(data_folder, depth, correct):
+    """91.50 % and 92.60 % of the first 1,000 test images, as in PyTorch."""
+    source = f"{data_folder}/weights/cifar10_resnet{depth}.safetensors"
+    network = models.create(f"resnet{depth}", 10)
+    arrays, _ = weights.read(source)
+    variables = weights.to_variables(arrays, network, (32, 32, 3), source=source)
+    with np.load(f"{data_folder}/cifar10/cifar10_lossless.npz") as file:
+        x, y = file["x_test"], file["y_test"].ravel()
+    x = (x / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    predict = jax.jit(lambda x: network.apply(variables, x).argmax(-1))
+    labels = np.concatenate([predict(b.astype(np.float32)) for b in np.split(x, 4)])
+    assert (labels == y).sum() == correct
+
+
+def test_the_header_is_json_under_one_key(tmp_path):
+    network, variables = load(make_state("resnet20"), "resnet20")
+    weights.save_safetensors(tmp_path / "a", network, variables, "resnet20")
+    with safe_open(tmp_path / "a", "numpy") as file:
+        about = json.loads(file.metadata()["ispasp_jax"])
+    assert about["model"] == "resnet20" and about["num_classes"] == CLASSES
+    assert about["widths"] == network.group_widths()
