@@ -285,6 +285,35 @@ def test_an_out_folder_with_foreign_files_is_refused(trained, here, capsys):
     assert listing(here) == ["mine", "mine/thesis.tex"]
 
 
+def test_weights_for_pytorch_come_back_without_loss(trained, here):
+    flags = ["--model=mlp", f"--weights={trained}", "--torch"]
+    assert prune.main([*flags, "--out=a"]) == 0
+    narrow = load_file("a/torchvision.safetensors")
+    assert narrow["dense.0.weight"].shape == (102, 64)
+    flags = ["--model=mlp", "--weights=a/torchvision.safetensors", "--keep=1"]
+    assert prune.main([*flags, "--out=b"]) == 0
+    for path, array in arrays(Path("a/model")).items():
+        np.testing.assert_array_equal(array, arrays(Path("b/model"))[path])
+
+
+def test_a_fresh_classifier_for_other_classes(trained, here, capsys):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (80, 8, 8, 1), np.uint8)
+    labels = np.arange(80) % 3
+    np.savez("own.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    flags = ["--model=mlp", f"--weights={trained}", "--data=npz:own.npz"]
+    assert prune.main(flags) == 2
+    assert "knows 10 classes, npz:own.npz has 3" in capsys.readouterr().err
+    assert prune.main([*flags, "--new-head", "--out=out"]) == 0
+    dense, pruned = ispasp_jax.load(trained), ispasp_jax.load("out")
+    kept = json.loads(Path("out/plan.json").read_text())["groups"][0]["kept"]
+    old, new = (m.variables["params"] for m in (dense, pruned))
+    assert new["dense.1"]["kernel"].shape == (102, 3)
+    np.testing.assert_array_equal(
+        new["dense.0"]["kernel"], old["dense.0"]["kernel"][:, np.array(kept)]
+    )
+
+
 def test_fewer_calibration_images_than_asked_are_all_used(trained, here):
     flags = ["--model=mlp", f"--weights={trained}", "--out=out"]
     assert prune.main([*flags, "--calibration-images=9999"]) == 0

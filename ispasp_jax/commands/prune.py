@@ -6,7 +6,7 @@ from ispasp_jax.commands import flags
 from ispasp_jax.errors import InputError
 
 #: What a finished run leaves in its folder.
-OUTPUTS = {"model", "plan.json", "report.json"}
+OUTPUTS = {"model", "plan.json", "report.json", "torchvision.safetensors"}
 
 
 def parser() -> flags.Parser:
@@ -75,6 +75,11 @@ def parser() -> flags.Parser:
         metavar="X",
         help="of fine-tuning, at its highest; default: 0.01 for batches of 256, and in "
         "proportion",
+    )
+    parser.add_argument(
+        "--torch",
+        action="store_true",
+        help="also write torchvision.safetensors: the pruned weights for PyTorch",
     )
     parser.add_argument(
         "--latency-batch-size",

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ispasp_jax import checkpoints, cost, data, pruning, report
+from ispasp_jax import checkpoints, cost, data, pruning, report, weights
 from ispasp_jax import plan as plans
 from ispasp_jax.checkpoints import Model
 from ispasp_jax.commands import dense, train
@@ -217,6 +217,13 @@ class Run:
         folder = self.work / "model"
         checkpoints.save(folder, final)
         loaded = checkpoints.load(folder)
+        if self.args.torch:
+            weights.save_safetensors(
+                self.work / "torchvision.safetensors",
+                loaded.network,
+                loaded.variables,
+                loaded.name,
+            )
         if hasattr(self, "_finetuned"):
             self._stage("finetuned", loaded, self._finetuned)
         for name, each in (("dense", model), ("pruned", loaded)):

@@ -1,0 +1,155 @@
+"""The paper's first experiment: a two-layer ReLU network on MNIST, pruned to every
+size.
+
+    ISPASP_DATA=DIR python benchmarks/mnist_two_layer.py [--small]
+
+Trains the network (512 neurons, 10 epochs), selects by i-SpaSP for every size at once
+(one vmap over sizes on the summed activations of 1,280 training images), and plots
+top-1 on the test images and the relative residual, both without any training after the
+cut, beside neurons chosen at random. About a minute on two CPU cores; writes JSON and a
+plot.
+"""
+
+import argparse
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rows
+
+from ispasp_jax import algorithm_1, batch_sum, data, models, report, training
+
+HIDDEN, SEED, CALIBRATION = 512, 0, 1280
+
+
+def trained(source: data.Source, epochs: int):
+    """The dense network."""
+    network = models.create("mlp", 10, hidden=(HIDDEN,))
+    shape = source.preprocessing.shape
+    variables = network.init(jax.random.key(SEED), jnp.zeros((1, *shape)))
+    recipe = training.Recipe(epochs, 0.08, warmup_epochs=1)
+
+    def epoch_batches(epoch):
+        return data.batches(
+            source.train,
+            source.preprocessing,
+            256,
+            recipe="none",
+            seed=SEED,
+            epoch=epoch,
+        )
+
+    steps = len(source.train) // 256
+    return network, training.fit(network, variables, epoch_batches, steps, recipe)
+
+
+def hidden(network, variables, batches) -> jax.Array:
+    """Hidden activations of all images, (n, 512)."""
+    (part,) = network.chain()
+    return jnp.concatenate(
+        [
+            part.module.apply(variables, batch.image, 0, method="hidden")[
+                batch.weight > 0
+            ]
+            for batch in batches
+        ]
+    )
+
+
+def measure(small: bool) -> dict:
+    """Everything that the plot shows."""
+    source = data.open_source(f"idx:{rows.data_folder()}/mnist")
+    network, variables = trained(source, epochs=1 if small else 10)
+    preprocessing, split = source.preprocessing, source.test
+    chosen = data.calibration_indices(source.train, CALIBRATION, SEED)
+    calibration = hidden(
+        network,
+        variables,
+        data.batches(source.train, preprocessing, 256, indices=chosen),
+    )
+    test = hidden(network, variables, data.batches(split, preprocessing, 250))
+    W1 = variables["params"]["dense.1"]["kernel"]
+    bias = variables["params"]["dense.1"]["bias"]
+    sizes = jnp.arange(1, HIDDEN + 1)
+
+    @jax.jit
+    def select(H):
+        return jax.vmap(lambda s: algorithm_1(H, lambda h: h @ W1, s))(sizes)
+
+    selection = select(batch_sum(calibration))
+    ranks = jax.random.permutation(jax.random.key(SEED), HIDDEN)
+    supports = {"ispasp": selection.support, "random": ranks[None] < sizes[:, None]}
+
+    @jax.jit
+    def score(support):
+        logits = (test * support) @ W1 + bias
+        V = (calibration * ~support) @ W1
+        residual = jnp.linalg.norm(V) / jnp.linalg.norm(calibration @ W1)
+        return (logits.argmax(-1) == split.labels).mean(), residual
+
+    curves = {}
+    for name, support in supports.items():
+        top1, residual = jax.lax.map(score, support)
+        curves[name] = {"top1": top1.tolist(), "relative_residual": residual.tolist()}
+    dense = (test @ W1 + bias).argmax(-1) == split.labels
+    return {
+        "command": "python benchmarks/mnist_two_layer.py",
+        "device": report.device(),
+        "seed": SEED,
+        "calibration_images": CALIBRATION,
+        "test_images": len(split),
+        "dense_top1": float(dense.mean()),
+        "sizes": sizes.tolist(),
+        "most_iterations": int(selection.iterations.max()),
+        "curves": curves,
+    }
+
+
+def plot(result: dict) -> None:
+    """Two panels over the size."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    labels = {"ispasp": "i-SpaSP", "random": "random"}
+    for name, curve in result["curves"].items():
+        top1 = 100 * np.asarray(curve["top1"])
+        panels[0].plot(result["sizes"], top1, label=labels[name])
+        panels[1].plot(result["sizes"][:-1], curve["relative_residual"][:-1])
+    panels[0].axhline(100 * result["dense_top1"], color="grey", lw=0.8, ls="--")
+    panels[0].set(ylabel="top-1 %, no training after the cut")
+    panels[1].set(ylabel="relative residual", yscale="log")
+    for panel in panels:
+        panel.set(xlabel="neurons kept of 512")
+        panel.grid(alpha=0.3)
+    panels[0].legend(loc="lower right")
+    figure.savefig(rows.RESULTS / "mnist_two_layer.png", dpi=110)
+
+
+def main() -> None:
+    """Measures, writes, prints a few sizes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--small", action="store_true", help="one epoch, no files")
+    args = parser.parse_args()
+    result = measure(args.small)
+    if not args.small:
+        rows.RESULTS.mkdir(exist_ok=True)
+        file = rows.RESULTS / "mnist_two_layer.json"
+        file.write_text(json.dumps(result) + "\n")
+        plot(result)
+    lines = [["kept", "i-SpaSP top-1 %", "residual", "random top-1 %", "residual"]]
+    for size in (8, 16, 32, 64, 128, 256, 512):
+        line = [str(size)]
+        for curve in result["curves"].values():
+            line.append(f"{100 * curve['top1'][size - 1]:.2f}")
+            line.append(f"{curve['relative_residual'][size - 1]:.3f}")
+        lines.append(line)
+    print(f"dense top-1 {100 * result['dense_top1']:.2f} %")
+    print(report.table(lines))
+
+
+if __name__ == "__main__":
+    main()
