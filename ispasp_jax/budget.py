@@ -9,7 +9,7 @@ from ispasp_jax.models.network import Network
 
 #: A ratio for all groups, or ratios by glob over group names; the last that matches
 #: wins.
-Keep = float | Mapping[str, float]
+Keep = float | int | Mapping[str, float | int]
 
 
 def sizes(network: Network, keep: Keep) -> dict[str, int]:

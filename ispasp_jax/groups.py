@@ -26,7 +26,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Shaped
 
-Tree = Mapping[str, Any]
+Tree = Mapping[Any, Any]
 Leaf = Shaped[Array, "..."] | Shaped[np.ndarray, "..."]
 
 
@@ -142,11 +142,15 @@ def take_optimizer(
     axes = {path: _axis(path, group) for path, _ in leaves(params)}
     addresses = _map_leaves(params, lambda path, leaf: path)
 
-    def cut(leaf, path):
-        same = axes[path] is None or not hasattr(leaf, "shape") or leaf.ndim == 0
-        return leaf if same else _take(leaf, kept, axes[path])
+    def masked(node):
+        return isinstance(node, optax.MaskedNode)
 
-    return optax.tree_map_params(optimizer, cut, state, addresses)
+    def cut(leaf, path):
+        if masked(leaf) or jnp.ndim(leaf) == 0 or axes[path] is None:
+            return leaf
+        return _take(leaf, kept, axes[path])
+
+    return optax.tree_map_params(optimizer, cut, state, addresses, is_leaf=masked)
 
 
 def leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -45,7 +45,8 @@ def algorithm_1(
       s: how many channels to keep; static, or traced.
       T: the most iterations.
     """
-    H = H.astype(jnp.promote_types(H.dtype, jnp.float32))
+    if jnp.finfo(H.dtype).bits < 32:  # scores are never taken in half precision
+        H = H.astype(jnp.float32)
 
     def consumed(S: Bool[Array, " d"]) -> Float[Array, "n *out"]:
         return W(H * S.astype(H.dtype))

@@ -3,7 +3,7 @@ any weights, and can be saved, applied and verified.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,8 @@ import numpy as np
 
 from ispasp_jax import groups as rewriter
 from ispasp_jax.errors import InputError
-from ispasp_jax.groups import Tree
-from ispasp_jax.models.network import Network, Variables
+from ispasp_jax.groups import Tree, leaves
+from ispasp_jax.models.network import Network, Variables, shapes
 
 
 class Cut(NamedTuple):
@@ -72,6 +72,13 @@ def verify(
       AssertionError: they differ by more: a group does not name all its arrays.
     """
     narrow, cut = apply(plan, network, variables)
+    expected = {p: a.shape for p, a in leaves(shapes(narrow, images.shape[1:]))}
+    wrong = [p for p, a in leaves(cut) if a.shape != expected.get(p)]
+    if wrong:
+        raise AssertionError(
+            f"{', '.join(wrong)} kept shapes that the narrower network does not have: "
+            "some group does not name all the arrays that carry its channels."
+        )
     with jax.default_matmul_precision("highest"):
         masked = jax.jit(network.apply)(mask(plan, network, variables), images)
         taken = jax.jit(narrow.apply)(cut, images)
@@ -120,7 +127,7 @@ def to_json(plan: Plan, model: str) -> dict:
     }
 
 
-def from_json(data: Mapping) -> tuple[str, Plan]:
+def from_json(data: Any) -> tuple[str, Plan]:
     """The model's name and the plan, from what plan.json holds.
 
     Raises:
@@ -133,7 +140,7 @@ def from_json(data: Mapping) -> tuple[str, Plan]:
             group["name"]: Cut(int(group["width"]), np.asarray(group["kept"], int))
             for group in data["groups"]
         }
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             "not a plan of format 1: expected format, model and groups with name, "
             f"width and kept; {error} is missing or wrong."

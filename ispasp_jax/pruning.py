@@ -140,12 +140,13 @@ def walk(
     if not inputs:
         raise ValueError("no calibration images: expected at least one batch.")
     pruned, dense = inputs, inputs if carry_dense else None
+    original = variables
     results = []
     parts = network.chain()
     for index, part in enumerate(progress(parts)):
         own = subtree(variables, part)
         if dense is not None:
-            dense = _through(part.module, own, dense)
+            dense = _through(part.module, subtree(original, part), dense)
         if isinstance(part.module, Block):
             part, own, found = _prune_block(
                 part, own, pruned, sizes, criterion, key, residual_images
@@ -240,7 +241,9 @@ def _select(criterion, size, block, i, own, problem) -> Selection:
     def consumer(h):
         return block.apply(own, h, i, method="consumer")
 
-    return criterion(problem._replace(consumer=consumer), size)
+    if "consumer" in criterion.needs:
+        problem = problem._replace(consumer=consumer)
+    return criterion(problem, size)
 
 
 def _relative_residual(block, i, own, sample, support):

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_algorithm
 import pytest
-from flax.errors import ScopeParamShapeError
 from networks import NETWORKS, SHAPE, images_of, variables_of
 from numpy_algorithm import MARGIN
 
@@ -456,10 +455,6 @@ def test_verify_passes_every_kind_of_network(name):
     assert cost.parameters(cut) == cost.parameters(shapes)
 
 
-#: What Flax raises where parameters, or batch statistics, do not fit the modules.
-WRONG_SHAPES = (AssertionError, ScopeParamShapeError, TypeError)
-
-
 class Forgetful(BasicBlock):
     """Its group omits the batch norm."""
 
@@ -484,17 +479,14 @@ class OneBlock(Network):
         return Part("a", block), Part("h", Head(4, "fc", parent=None), keys=("fc",))
 
 
-@pytest.mark.parametrize(
-    ("block", "error"),
-    [(Forgetful, WRONG_SHAPES), (Shuffled, AssertionError)],
-)
-def test_verify_finds_groups_that_are_wrong(block, error):
+@pytest.mark.parametrize("block", [Forgetful, Shuffled])
+def test_verify_finds_groups_that_are_wrong(block):
     images = images_of(3)
     good, bad = OneBlock(4), OneBlock(4, block=block)
     variables = variables_of(good)
     decided = {"a": plan.Cut(6, np.array([0, 1]))}
     assert plan.verify(decided, good, variables, images) < 1e-5
-    with pytest.raises(error):
+    with pytest.raises(AssertionError):
         plan.verify(decided, bad, variables, images)
 
 
