@@ -6,6 +6,7 @@ import fnmatch
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -59,13 +60,15 @@ def only(rows: Mapping[str, Any], globs: Iterable[str]) -> dict[str, Any]:
     return chosen or sys.exit(f"--only matches no row of {', '.join(rows)}")
 
 
-def prune(flags: list[str], out: Path) -> dict[str, Any]:
+def prune(flags: list[str]) -> dict[str, Any]:
     """Runs `prune.py` with these flags; its report, and the command as one types it."""
     from ispasp_jax.commands import prune as command
 
-    if command.main([*flags, f"--out={out}"]):
-        sys.exit(f"prune.py {' '.join(flags)} failed")
-    report = json.loads((out / "report.json").read_text())
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out"
+        if command.main([*flags, f"--out={out}"]):
+            sys.exit(f"prune.py {' '.join(flags)} failed")
+        report = json.loads((out / "report.json").read_text())
     folder = str(data_folder())
     typed = " ".join(flags).replace(folder, "$ISPASP_DATA")
     return {"command": f"python prune.py {typed}", **report}

@@ -24,6 +24,7 @@ _WHERE = {
     "mask": "groups",
     "take_optimizer": "groups",
     "Block": "models",
+    "Head": "models",
     "Network": "models",
     "Part": "models",
     "load": "checkpoints",

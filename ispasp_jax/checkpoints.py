@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from ispasp_jax import models
+from ispasp_jax import data, models
 from ispasp_jax.data import Preprocessing
 from ispasp_jax.errors import InputError
 from ispasp_jax.groups import leaves
@@ -63,7 +63,18 @@ class Model:
 
 
 def save(folder: str | os.PathLike, model: Model) -> None:
-    """Saves a model folder; one that is there is replaced at once or not at all."""
+    """Saves a model folder; one that is there is replaced at once or not at all.
+
+    Raises:
+      InputError: the folder holds other files.
+    """
+    there = Path(folder)
+    names = {path.name for path in there.iterdir()} if there.is_dir() else set()
+    if names and not names <= {CONFIG, ARRAYS, "training.json"}:
+        raise InputError(
+            f"{folder} holds other files ({', '.join(sorted(names)[:3])}); give a new "
+            "folder, or a model's."
+        )
     with replacing(folder) as new:
         write(new, model)
 
@@ -78,7 +89,7 @@ def write(folder: Path, model: Model) -> None:
         "num_classes": model.network.num_classes,
         "options": dict(model.options),
         "widths": model.network.group_widths(),
-        "preprocessing": model.preprocessing._asdict(),
+        "preprocessing": data.to_json(model.preprocessing),
     }
     # safetensors silently writes wrong data for arrays that are not C-contiguous.
     arrays = {
@@ -100,18 +111,16 @@ def load(folder: str | os.PathLike) -> Model:
         folder = folder / "model"
     config = _read_config(folder)
     try:
-        preprocessing = Preprocessing(
-            **{
-                key: tuple(value) if isinstance(value, list) else value
-                for key, value in config["preprocessing"].items()
-            }
-        )
-        name, options, widths = config["model"], config["options"], config["widths"]
-        network = models.create(name, config["num_classes"], **options)
-    except (KeyError, TypeError, AttributeError) as error:
+        name, options = config["model"], dict(config["options"])
+        widths = {group: int(width) for group, width in config["widths"].items()}
+        if min(widths.values(), default=1) < 1 or int(config["num_classes"]) < 1:
+            raise ValueError("a width or number of classes below 1")
+        preprocessing = data.from_json(config["preprocessing"])
+        network = models.create(name, int(config["num_classes"]), **options)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(
-            f"{folder / CONFIG} is not a model's config: {error} is missing or wrong; "
-            "expected one written by train.py or prune.py."
+            f"{folder / CONFIG} is not a model's config ({error}); expected one "
+            "written by train.py or prune.py."
         ) from error
     unknown = sorted(set(widths) - set(network.group_widths()))
     if unknown:

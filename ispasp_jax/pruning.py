@@ -11,12 +11,12 @@ import functools
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from ispasp_jax import budget, groups
 from ispasp_jax.ispasp import ispasp
@@ -24,23 +24,18 @@ from ispasp_jax.models.network import (
     Block,
     Network,
     Variables,
+    cuttable,
     graft,
     group_names,
     subtree,
 )
 from ispasp_jax.plan import Cut, Plan
 from ispasp_jax.problem import Criterion, Problem, Selection, checked
+from ispasp_jax.repair import Batch, Stream, least_squares, reaches, recalibrate
 
 #: Called by the walk after each block that was cut, with the network so far: trains it
 #: and returns the new variables.
 Tune = Callable[[Network, Variables], Variables]
-
-
-class Batch(NamedTuple):
-    """Activations of a batch, and a weight an example: 0 where it is padding."""
-
-    x: Float[Array, "n ..."]
-    weight: Float[Array, " n"]
 
 
 class GroupResult(NamedTuple):
@@ -64,12 +59,21 @@ class GroupResult(NamedTuple):
 
 
 class Pruned(NamedTuple):
-    """The walk's result: a network that is really smaller, and how it came about."""
+    """The walk's result: a network that is really smaller, and how it came about.
+
+    Attributes:
+      network: the narrower network.
+      variables: its variables.
+      groups: what became of every group.
+      seconds: of the walk without repair and `tune`.
+      repair_seconds: of the repair.
+    """
 
     network: Network
     variables: Variables
     groups: tuple[GroupResult, ...]
     seconds: float
+    repair_seconds: float
 
     @property
     def plan(self) -> Plan:
@@ -108,6 +112,7 @@ def walk(
     criterion: Criterion | None = None,
     *,
     key: Array | None = None,
+    repair: Literal["none", "bn", "lsq"] = "none",
     tune: Tune | None = None,
     carry_dense: bool = False,
     residual_images: int = 256,
@@ -123,9 +128,12 @@ def walk(
       sizes: channels to keep for each group; those not named keep all.
       criterion: how to select; i-SpaSP with T = 20 if None.
       key: for criteria that draw at random; jax.random.key(0) if None.
+      repair: after a cut, refit consumers by least squares ("lsq") or measure batch
+        norm's moments again ("bn"); see repair.py.
       tune: trains the network after each block. The walk then computes the activations
         at the boundary again from the images.
-      carry_dense: walk the dense network beside, to report how far outputs drift.
+      carry_dense: walk the dense network beside, to report how far outputs drift; the
+        least squares do so anyway.
       residual_images: how many images the relative residual is measured on, 0 for none.
       progress: wraps the iterable of parts, to show how far the walk is.
 
@@ -139,66 +147,101 @@ def walk(
     inputs = list(_padded(images))
     if not inputs:
         raise ValueError("no calibration images: expected at least one batch.")
-    pruned, dense = inputs, inputs if carry_dense else None
-    original = variables
-    results = []
+    if repair not in ("none", "bn", "lsq"):
+        raise ValueError(f"repair {repair!r} is none of none, bn, lsq.")
+    pruned, dense = inputs, inputs if carry_dense or repair == "lsq" else None
+    original, results, clock = variables, [], _Clock()
+    aside = _Clock()
     parts = network.chain()
     for index, part in enumerate(progress(parts)):
         own = subtree(variables, part)
+        theirs = Stream(part.module, subtree(original, part), dense)
+        differs = any(len(g.cut.kept) < g.cut.width for g in results)
+        block, found = part.module, []
+        if isinstance(block, Block):
+            names = dict(zip(cuttable(part), group_names(part), strict=True))
+            for i, group in enumerate(block.groups):
+                if group in names:
+                    name = names[group]
+                    block, own, result = _cut_pair(
+                        name,
+                        block,
+                        i,
+                        own,
+                        pruned,
+                        sizes,
+                        criterion,
+                        key,
+                        residual_images,
+                    )
+                    differs |= len(result.cut.kept) < result.cut.width
+                    found.append(result)
+                if repair == "lsq" and differs and reaches(block, own, i):
+                    with clock:
+                        own = least_squares(i, Stream(block, own, pruned), theirs)
+        reached = repair == "lsq" and _fitted(block, own)
+        if differs and repair != "none" and not reached:
+            with clock:
+                own = recalibrate(Stream(block, own, pruned))
+        network = network.narrowed({g.name: len(g.cut.kept) for g in found})
+        variables = graft(variables, part, own)
         if dense is not None:
-            dense = _through(part.module, subtree(original, part), dense)
-        if isinstance(part.module, Block):
-            part, own, found = _prune_block(
-                part, own, pruned, sizes, criterion, key, residual_images
-            )
-            cuts = {g.name: len(g.cut.kept) for g in found}
-            changed = cuts != {g.name: g.cut.width for g in found}
-            network = network.narrowed(cuts)
-            variables = graft(variables, part, own)
-        else:
-            found, changed = [], False
-        if tune is not None and changed:
-            variables = tune(network, variables)
+            dense = _through(theirs.module, theirs.own, dense)
+        if tune is not None and any(len(g.cut.kept) < g.cut.width for g in found):
+            with aside:
+                variables = tune(network, variables)
             pruned = inputs
             for before in network.chain()[: index + 1]:
                 pruned = _through(before.module, subtree(variables, before), pruned)
         else:
-            pruned = _through(part.module, own, pruned)
+            pruned = _through(block, own, pruned)
         drift = None if dense is None or not found else _drift(pruned, dense)
         results += [group._replace(drift=drift) for group in found]
     jax.block_until_ready(variables)
-    return Pruned(network, variables, tuple(results), time.perf_counter() - start)
+    total = time.perf_counter() - start - aside.seconds
+    return Pruned(
+        network, variables, tuple(results), total - clock.seconds, clock.seconds
+    )
 
 
-def _prune_block(part, own, stream, sizes, criterion, key, residual_images):
-    """Selects and cuts the groups of one block, first pair to last."""
-    block, results = part.module, []
-    for i, name in enumerate(group_names(part)):
-        group, width = block.groups[i], block.widths[i]
-        size = sizes.get(name, width)
-        if size >= width:
-            cut = Cut(width, np.arange(width))
-            results.append(GroupResult(name, cut, None, 0, None))
-            continue
-        problem, sample = _gather(
-            block, i, own, stream, criterion, group, residual_images
-        )
-        if "key" in criterion.needs:
-            own_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
-            problem = problem._replace(key=own_key)
-        selection = _select(criterion, size, block, i, own, problem)
-        selection = checked(jax.device_get(selection), name)
-        residual = _relative_residual(block, i, own, sample, selection.support)
-        kept = np.flatnonzero(selection.support)
-        own = groups.take(own, group, kept)
-        widths = (*block.widths[:i], len(kept), *block.widths[i + 1 :])
-        block = block.clone(widths=widths)
-        results.append(
-            GroupResult(
-                name, Cut(width, kept), residual, int(selection.iterations), None
-            )
-        )
-    return part._replace(module=block), own, results
+def _fitted(module, own) -> bool:
+    """Whether least squares reached every consumer of a part."""
+    pairs = module.groups if isinstance(module, Block) else ()
+    return bool(pairs) and all(reaches(module, own, i) for i in range(len(pairs)))
+
+
+class _Clock:
+    """Adds up the seconds spent inside `with`."""
+
+    seconds = 0.0
+
+    def __enter__(self):
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_):
+        self.seconds += time.perf_counter() - self._start
+
+
+def _cut_pair(name, block, i, own, stream, sizes, criterion, key, residual_images):
+    """Selects and cuts one group; the block, its variables and what became of it."""
+    group, width = block.groups[i], block.widths[i]
+    size = sizes.get(name, width)
+    if size >= width:
+        cut = Cut(width, np.arange(width))
+        return block, own, GroupResult(name, cut, None, 0, None)
+    problem, sample = _gather(block, i, own, stream, criterion, group, residual_images)
+    if "key" in criterion.needs:
+        own_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
+        problem = problem._replace(key=own_key)
+    selection = _select(criterion, size, block, i, own, problem)
+    selection = checked(jax.device_get(selection), name)
+    residual = _relative_residual(block, i, own, sample, selection.support)
+    kept = np.flatnonzero(selection.support)
+    widths = (*block.widths[:i], len(kept), *block.widths[i + 1 :])
+    result = GroupResult(
+        name, Cut(width, kept), residual, int(selection.iterations), None
+    )
+    return block.clone(widths=widths), groups.take(own, group, kept), result
 
 
 def _gather(block, i, own, stream, criterion, group, sample_images):

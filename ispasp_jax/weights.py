@@ -22,6 +22,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -123,8 +124,7 @@ def save_safetensors(
     path: str | os.PathLike,
     network: Network,
     variables: Variables,
-    model_name: str,
-    extra: Mapping[str, str] | None = None,
+    about: Mapping[str, Any],
 ) -> None:
     """Writes the network for PyTorch; `read`, `to_variables` bring it back bit by bit.
 
@@ -132,18 +132,17 @@ def save_safetensors(
       path: of the file; one that is there is replaced at once or not at all.
       network: whose widths go into the header, as JSON under "ispasp_jax".
       variables: its variables.
-      model_name: as `--model` takes it.
-      extra: more for the header, such as the preprocessing.
+      about: more for the header: the model's name, options and preprocessing.
     """
     from safetensors.numpy import save_file
 
     about = {
-        "model": model_name,
+        **about,
         "num_classes": network.num_classes,
         "widths": network.group_widths(),
     }
     # transformers and others look for the framework under "format".
-    metadata = {"format": "pt", HEADER: json.dumps(about), **(extra or {})}
+    metadata = {"format": "pt", HEADER: json.dumps(about)}
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

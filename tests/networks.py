@@ -6,10 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ispasp_jax.groups import leaves
-from ispasp_jax.models.layers import Head
 from ispasp_jax.models.mlp import MLP
 from ispasp_jax.models.mobilenetv2 import FirstBlock, InvertedResidual, MobileNetV2
-from ispasp_jax.models.network import Part
+from ispasp_jax.models.network import Head, Part
 from ispasp_jax.models.resnet import ResNet
 
 SHAPE = (7, 8, 3)
@@ -29,10 +28,14 @@ class TinyMobile(MobileNetV2):
         return (
             Part("features.1", first, keys=("features.0", "features.1")),
             Part("features.2", block(20, features=6, stride=2)),
-            Part("features.3", block(18, features=6, skip=True)),
+            Part("features.3", block(18, features=6, residual=True)),
             Part(
                 "head",
-                Head(self.num_classes, "classifier.1", parent=None),
+                Head(
+                    num_classes=self.num_classes,
+                    name_of_dense="classifier.1",
+                    parent=None,
+                ),
                 keys=("classifier.1",),
             ),
         )

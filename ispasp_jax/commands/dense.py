@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import time
+import zlib
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 
 from ispasp_jax import checkpoints, data, models, training, weights
 from ispasp_jax.checkpoints import Model
+from ispasp_jax.commands.workspace import Workspace
 from ispasp_jax.data import Preprocessing, Source
 from ispasp_jax.errors import InputError
 from ispasp_jax.report import say, track
@@ -40,7 +42,7 @@ def preprocessing(args: Namespace, base: Preprocessing) -> Preprocessing:
     if resize is not None and args.image_size and args.resize is None:
         scale = base.resize / base.image_size
         new = new._replace(resize=round(scale * new.image_size))
-    return new
+    return data.checked(new)
 
 
 def architecture(args: Namespace, num_classes: int, prep: Preprocessing) -> Model:
@@ -78,12 +80,34 @@ def batch_size(args: Namespace, source: Source) -> int:
 def run_name(args: Namespace, method: str) -> str:
     """MODEL-DATA-METHOD, with what else sets two dense networks apart."""
     kind, _, where = args.data.partition(":")
-    where = Path(where).stem if kind in ("folder", "npz", "idx") else where
     extra = [f"{args.image_size}px"] if args.image_size else []
     extra += [args.stem] if args.stem else []
     extra += [f"seed{args.seed}"] if args.seed else []
-    parts = [args.model, "-".join(filter(None, (kind, where))), *extra, method]
+    other = [_place(args.data), args.mean, args.std, args.resize]
+    if other != [args.data, None, None, None]:
+        extra.append(f"{zlib.crc32(repr(other).encode()):08x}")
+    name = "-".join(filter(None, (kind, Path(where).stem)))
+    parts = [args.model, name, *extra, method]
     return re.sub(r"[^\w.+-]+", "_", "-".join(parts))
+
+
+def identity(args: Namespace, model: Model) -> dict[str, Any]:
+    """What makes two training runs the same one, whatever their recipes."""
+    return {
+        "model": args.model,
+        "data": _place(args.data),
+        "weights": args.weights,
+        "seed": args.seed,
+        "options": dict(model.options),
+        "preprocessing": data.to_json(model.preprocessing),
+    }
+
+
+def _place(spec: str) -> str:
+    """The data's name, with a path made absolute."""
+    kind, _, where = spec.partition(":")
+    on_disk = kind in ("folder", "npz", "idx")
+    return f"{kind}:{Path(where).resolve()}" if on_disk else spec
 
 
 def load_weights(args: Namespace, source: Source) -> Model:
@@ -115,16 +139,15 @@ def train(
     model: Model,
     recipe: training.Recipe,
     label: str,
-    states: Path | None = None,
-    resume: bool = False,
+    work: Workspace | None = None,
 ) -> Model:
-    """Trains a model on the data's training split, saving each epoch to `states`."""
+    """Trains a model on the data's training split, keeping its state in `work`."""
     size = batch_size(args, source)
     steps = len(source.train) // size
-    keeper = checkpoints.States(states) if states else None
+    keeper = checkpoints.States(work.folder / "states") if work else None
     transformation = training.optimizer(recipe, steps)
     state = None
-    if keeper and resume:
+    if keeper and work.resumed:
         state = keeper.latest(training.start(transformation, model.variables))
         if state is not None:
             say(f"{label}: resuming after epoch {int(state.step) // steps}")
@@ -229,8 +252,15 @@ def _from_file(args: Namespace, source: Source) -> Model:
     arrays, metadata = weights.read(args.weights)
     base = source.preprocessing._replace(**models.PREPROCESSING.get(args.model, {}))
     known = {k: metadata[k] for k in Preprocessing._fields if k in metadata}
+    if metadata.get("model", args.model) != args.model:
+        raise InputError(
+            f"--weights {args.weights} holds a {metadata['model']}, not a "
+            f"{args.model}; give --model {metadata['model']} or other weights."
+        )
+    stem = args.stem or metadata.get("options", {}).get("stem")
     prep = preprocessing(args, base._replace(**known))
-    model = architecture(args, source.num_classes, prep)
+    here = Namespace(**{**vars(args), "stem": stem})
+    model = architecture(here, source.num_classes, prep)
     if "widths" in metadata:
         model = model.replace(model.network.narrowed(metadata["widths"]), {})
     variables = weights.to_variables(

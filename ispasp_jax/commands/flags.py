@@ -1,7 +1,11 @@
 """The flags that both commands share, and how a command ends. Imports nothing slow."""
 
 import argparse
+import importlib
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 
 from ispasp_jax.errors import InputError
@@ -43,10 +47,27 @@ def run(command: Callable[[Sequence[str] | None], None], argv=None) -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"{error}; give another place, or mend it.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted; --resume goes on from here", file=sys.stderr)
         return 130
     return 0
+
+
+def load(*modules: str) -> None:
+    """Imports what a command needs. An interrupt in the middle of an import may end as
+    another error, so here it ends the process; nothing has been written yet.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    try:
+        for module in modules:
+            importlib.import_module(module)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _number(kind: type, allowed: Callable, what: str) -> Callable[[str], float]:
@@ -64,6 +85,8 @@ def _number(kind: type, allowed: Callable, what: str) -> Callable[[str], float]:
 
 positive = _number(int, lambda value: value > 0, "a whole number above 0")
 count = _number(int, lambda value: value >= 0, "a whole number, 0 or more")
+seed = _number(int, lambda value: 0 <= value < 2**31, "a whole number below 2^31")
+share = _number(float, lambda x: 0 <= x < 1, "a number from 0 to below 1")
 rate = _number(float, lambda x: 0 <= x < float("inf"), "a number, 0 or more")
 
 
@@ -146,10 +169,10 @@ def add_shared(parser: Parser) -> None:
         help="on kernels; default: 4e-5 for MobileNets, else 5e-4",
     )
     training.add_argument(
-        "--label-smoothing", type=rate, default=0.1, metavar="X", help="0 to 1"
+        "--label-smoothing", type=share, default=0.1, metavar="X", help="0 to below 1"
     )
     run = parser.add_argument_group("run")
-    run.add_argument("--seed", type=count, default=0, metavar="N", help="of everything")
+    run.add_argument("--seed", type=seed, default=0, metavar="N", help="of everything")
     run.add_argument(
         "--resume", action="store_true", help="go on where a stopped run left off"
     )

@@ -5,9 +5,6 @@ from pathlib import Path
 from ispasp_jax.commands import flags
 from ispasp_jax.errors import InputError
 
-#: What a finished run leaves in its folder.
-OUTPUTS = {"model", "plan.json", "report.json", "torchvision.safetensors"}
-
 
 def parser() -> flags.Parser:
     """The flags of prune.py."""
@@ -27,7 +24,8 @@ def parser() -> flags.Parser:
         nargs="+",
         metavar="K|GLOB=K",
         help="fraction of hidden channels kept, in (0, 1], for all groups or for those "
-        "a glob matches, the last that matches wins; default: 0.4",
+        "a glob matches; the last that matches wins, a group that nothing matches "
+        "keeps all; default: 0.4",
     )
     pruning.add_argument(
         "--preset",
@@ -36,6 +34,13 @@ def parser() -> flags.Parser:
     )
     pruning.add_argument(
         "--num-iters", type=flags.positive, default=20, metavar="T", help="iterations"
+    )
+    pruning.add_argument(
+        "--repair",
+        choices=["none", "bn", "lsq"],
+        default="lsq",
+        help="no labels, no training: refit consumers to the dense network by least "
+        "squares, or measure batch norm's moments again",
     )
     pruning.add_argument(
         "--calibration-images",
@@ -105,6 +110,7 @@ def main(argv=None) -> int:
 def command(argv) -> None:
     """Parses the flags and prunes, or prints the plan."""
     args = parser().parse_args(argv)
+    flags.load("ispasp_jax.commands.run")
     if args.dry_run:
         dry_run(args)
     else:
@@ -156,11 +162,13 @@ def dry_run(args) -> None:
     from ispasp_jax.report import cost_table, plan_table
 
     criterion(args)
-    num_classes = args.num_classes
-    prep = data.Preprocessing(224, 256, (0,) * 3, (1,) * 3)
-    if not (args.num_classes and args.image_size):
-        classes, prep = data.describe(args.data)
-        num_classes = args.num_classes or classes
+    try:
+        num_classes, prep = data.describe(args.data)
+    except InputError:
+        if not (args.num_classes and args.image_size):
+            raise
+        prep = data.Preprocessing(args.image_size, None, (0.5,) * 3, (0.5,) * 3)
+    num_classes = args.num_classes or num_classes
     model = dense.architecture(args, num_classes, dense.preprocessing(args, prep))
     widths = model.network.group_widths()
     sizes = budget.sizes(model.network, keep(args))
@@ -176,8 +184,6 @@ def dry_run(args) -> None:
 
 def prune(args) -> None:
     """The whole job: dense network, walk, fine-tuning, measurements, result."""
-    import shutil
-
     from ispasp_jax import budget, data
     from ispasp_jax.commands import dense
     from ispasp_jax.commands.run import Run
@@ -186,6 +192,14 @@ def prune(args) -> None:
     select, ratios = criterion(args), keep(args)
     out = args.out or Path("runs") / dense.run_name(args, args.method)
     check_out(out, args.model)
+    if args.weights and out.resolve() in (
+        Path(args.weights).resolve(),
+        *Path(args.weights).resolve().parents,
+    ):
+        raise InputError(
+            f"--out {out} is where --weights comes from and would be replaced; give "
+            "another folder."
+        )
     source = data.open_source(args.data)
     dense.batch_size(args, source)
     prep = dense.preprocessing(args, source.preprocessing)
@@ -199,7 +213,7 @@ def prune(args) -> None:
         tuned = run.finetune(pruned)
         report = run.finish(model, tuned)
     except InputError:
-        shutil.rmtree(run.work, ignore_errors=True)
+        run.work.remove()
         raise
     print(summary(report))
     say(f"\nsaved in {out}: model/, plan.json, report.json")
@@ -211,6 +225,8 @@ def check_out(out: Path, model: str) -> None:
 
     if not out.exists():
         return
+    from ispasp_jax.commands.run import OUTPUTS
+
     names = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
     foreign = [name for name in names if name not in OUTPUTS]
     if not out.is_dir() or foreign:

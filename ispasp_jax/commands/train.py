@@ -5,6 +5,9 @@ from pathlib import Path
 from ispasp_jax.commands import flags
 from ispasp_jax.errors import InputError
 
+#: What a training run adds to a model folder.
+TRAINING = "training.json"
+
 
 def parser() -> flags.Parser:
     """The flags of train.py."""
@@ -44,76 +47,89 @@ def main(argv=None) -> int:
 def command(argv) -> None:
     """Parses the flags and trains."""
     args = parser().parse_args(argv)
+    flags.load("ispasp_jax.commands.dense", "ispasp_jax.commands.workspace")
 
     from ispasp_jax import data
     from ispasp_jax.commands import dense
 
     source = data.open_source(args.data)
     model = start(args, source)
-    out = args.out or Path("runs") / dense.run_name(args, "dense")
-    train(args, source, model, out)
+    kind = "tuned" if args.weights else "dense"
+    train(args, source, model, args.out or Path("runs") / dense.run_name(args, kind))
 
 
 def start(args, source):
     """The model to train: fresh, or from --weights."""
     from ispasp_jax.commands import dense
 
+    dense.batch_size(args, source)
     if args.weights:
         return dense.load_weights(args, source)
     prep = dense.preprocessing(args, source.preprocessing)
-    dense.batch_size(args, source)
     model = dense.architecture(args, source.num_classes, prep)
     return dense.initialised(model, args.seed)
 
 
-def train(args, source, model, out: Path):
+def train(args, source, model, out: Path) -> None:
     """Trains, evaluates and saves in `out`, by way of a folder beside it."""
     import json
-    import shutil
     import time
 
     from ispasp_jax import checkpoints, report
     from ispasp_jax.commands import dense
+    from ispasp_jax.commands.workspace import Workspace
 
-    check_out(out)
-    work = out.absolute().with_name(f".{out.name}.partial")
-    if not args.resume:
-        shutil.rmtree(work, ignore_errors=True)
+    check_out(out, args.model)
     epochs = args.epochs or (dense.DIGITS_EPOCHS if args.data == "digits" else 90)
     recipe = dense.recipe(args, source, epochs, 0.08, warmup_epochs=epochs / 10)
+    identity = dense.identity(args, model)
+    size = dense.batch_size(args, source)
+    settings = {**identity, **recipe._asdict(), "batch_size": size}
+    work = Workspace(out, settings, args.resume)
+    work.begin()
     began = time.perf_counter()
-    label = f"training {args.model}"
-    model = dense.train(args, source, model, recipe, label, work, args.resume)
-    seconds = time.perf_counter() - began
-    with checkpoints.replacing(out) as new:
-        checkpoints.write(new, model)
-        score = dense.evaluate(args, source, checkpoints.load(new))
-        record = {
-            "model": args.model,
-            "data": args.data,
-            "seed": args.seed,
-            "recipe": recipe._asdict(),
-            "top1": score.top1,
-            "loss": score.loss,
-            "seconds": seconds,
-            "versions": report.versions(),
-            "device": report.device(),
-        }
-        (new / "training.json").write_text(json.dumps(record, indent=1) + "\n")
-    shutil.rmtree(work, ignore_errors=True)
+    try:
+        model = dense.train(args, source, model, recipe, f"training {args.model}", work)
+        seconds = time.perf_counter() - began
+        with checkpoints.replacing(out) as new:
+            checkpoints.write(new, model)
+            score = dense.evaluate(args, source, checkpoints.load(new))
+            record = {
+                "identity": identity,
+                "recipe": recipe._asdict(),
+                "batch_size": size,
+                "top1": score.top1,
+                "loss": score.loss,
+                "seconds": seconds,
+                "versions": report.versions(),
+                "device": report.device(),
+            }
+            (new / TRAINING).write_text(json.dumps(record, indent=1) + "\n")
+    except InputError:
+        work.remove()
+        raise
+    work.remove()
     report.say(
         f"{args.model} on {args.data}: top-1 {100 * score.top1:.2f} % on the test "
         f"split after {epochs} epochs in {seconds:.0f} s, saved in {out}"
     )
-    return model
 
 
-def check_out(out: Path) -> None:
-    """Raises InputError where a folder holds anything but an earlier training run."""
-    ours = {"config.json", "model.safetensors", "training.json"}
-    foreign = sorted(p.name for p in out.iterdir()) if out.is_dir() else []
-    if out.exists() and not (out.is_dir() and set(foreign) <= ours):
+def check_out(out: Path, model: str) -> None:
+    """Raises InputError where --out is not an earlier training of the model."""
+    import json
+
+    if not out.exists():
+        return
+    names = sorted(path.name for path in out.iterdir()) if out.is_dir() else [out.name]
+    foreign = sorted(set(names) - {"config.json", "model.safetensors", TRAINING})
+    if foreign or (names and TRAINING not in names):
         raise InputError(
-            f"--out {out} holds other files ({', '.join(foreign[:3]) or 'a file'}); "
+            f"--out {out} holds other files ({', '.join((foreign or names)[:3])}); "
             "give a new folder, or one of an earlier training run."
+        )
+    there = json.loads((out / "config.json").read_text())["model"] if names else model
+    if there != model:
+        raise InputError(
+            f"--out {out} holds a {there}, not a {model}; give another folder."
         )

@@ -11,7 +11,7 @@ from typing import Any
 
 from ispasp_jax.errors import InputError
 from ispasp_jax.models import mlp, mobilenetv2, resnet
-from ispasp_jax.models.network import Block, Network, Part, shapes
+from ispasp_jax.models.network import Block, Head, Network, Part, shapes
 
 ARCHITECTURES = (mlp, resnet, mobilenetv2)
 
@@ -47,12 +47,14 @@ def factory(name: str) -> Callable[..., Network]:
             "package.module:function for your own."
         )
     try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+        found = getattr(importlib.import_module(module), function)
+        inspect.signature(found)
+    except Exception as error:  # whatever the user's module raises
         raise InputError(
-            f"model {name!r} cannot be imported ({error}); expected "
-            "package.module:function with the module on PYTHONPATH."
+            f"model {name!r} cannot be imported ({type(error).__name__}: {error}); "
+            "expected package.module:function with the module on PYTHONPATH."
         ) from error
+    return found
 
 
 def options(name: str) -> tuple[str, ...]:
@@ -80,7 +82,15 @@ def create(name: str, num_classes: int, **given) -> Network:
             f"model {name!r} has no option {', '.join(sorted(unknown))}; it takes "
             f"{', '.join(options(name)) or 'none'}."
         )
-    network = make(num_classes=num_classes, **wanted)
+    try:
+        network = make(num_classes=num_classes, **wanted)
+    except InputError:
+        raise
+    except Exception as error:  # whatever the user's function raises
+        raise InputError(
+            f"model {name!r} cannot be made with num_classes={num_classes} "
+            f"({type(error).__name__}: {error}); expected a function of num_classes."
+        ) from error
     if not isinstance(network, Network):
         raise InputError(
             f"model {name!r} returned {type(network).__name__}; expected an "
@@ -96,6 +106,7 @@ __all__ = [
     "PREPROCESSING",
     "WEIGHT_DECAY",
     "Block",
+    "Head",
     "Network",
     "Part",
     "create",

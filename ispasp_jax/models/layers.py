@@ -126,6 +126,34 @@ def Conv(
     )
 
 
+def patches(
+    x: Float[Array, "n h w c"], kernel: int, stride: int, padding: str | None = None
+) -> Float[Array, "n hh ww p"]:
+    """What a square convolution multiplies its kernel with, p = kernel² · c: the pixels
+    under the kernel, in the order of kernel.reshape(-1, features).
+
+    Args:
+      x: the convolution's input.
+      kernel: side of the kernel in pixels.
+      stride: step in pixels.
+      padding: "SAME", or None for kernel // 2 on every side.
+    """
+    taps, strides = (kernel, kernel), (stride, stride)
+    if padding is None:
+        pads = [(kernel // 2, kernel // 2)] * 2
+    else:
+        pads = jax.lax.padtype_to_pads(x.shape[1:3], taps, strides, padding)
+    padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    rows, columns = ((size - kernel) // stride + 1 for size in padded.shape[1:3])
+    return jnp.concatenate(
+        [
+            padded[:, i : i + stride * rows : stride, j : j + stride * columns : stride]
+            for i, j in itertools.product(range(kernel), repeat=2)
+        ],
+        axis=-1,
+    )
+
+
 class BatchNorm(nn.BatchNorm):
     """Batch norm as torch's: eps 1e-5, a tenth of each batch into the running
     moments.
@@ -135,19 +163,3 @@ class BatchNorm(nn.BatchNorm):
 
     def __call__(self, x: Float[Array, "n ... c"], train: bool = False):
         return super().__call__(x, use_running_average=not train)
-
-
-class Head(nn.Module):
-    """Mean over positions, then a dense layer.
-
-    Attributes:
-      num_classes: length of the logits.
-      name_of_dense: its key in the parameter tree.
-    """
-
-    num_classes: int
-    name_of_dense: str
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"], train: bool = False):
-        return nn.Dense(self.num_classes, name=self.name_of_dense)(x.mean((1, 2)))

@@ -12,8 +12,8 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from ispasp_jax.groups import Group
-from ispasp_jax.models.layers import BatchNorm, Conv, Head
-from ispasp_jax.models.network import Block, Network, Part
+from ispasp_jax.models.layers import BatchNorm, Conv
+from ispasp_jax.models.network import Block, Head, Network, Part
 
 #: expansion, channels, blocks, stride of the first: table 2 of the paper.
 STAGES = (
@@ -55,7 +55,7 @@ class InvertedResidual(Block):
     Attributes:
       features: channels of the output.
       stride: of the depthwise convolution.
-      skip: whether the input is added to the output.
+      residual: whether the input is added to the output.
       padding: None (torch's) or "SAME".
     """
 
@@ -75,7 +75,7 @@ class InvertedResidual(Block):
 
     features: int = 16
     stride: int = 1
-    skip: bool = False
+    residual: bool = False
     padding: str | None = None
 
     def setup(self):
@@ -93,8 +93,8 @@ class InvertedResidual(Block):
     def consumer(self, h, i, train=False):
         return self.project_norm(self.project(h), train)
 
-    def join(self, x, u, train=False):
-        return x + u if self.skip else u
+    def skip(self, x, train=False):
+        return x if self.residual else super().skip(x, train)
 
 
 class FirstBlock(Block):
@@ -153,6 +153,25 @@ class Separable(nn.Module):
         return self.norm(self.pointwise(h), train)
 
 
+class LastLayer(Block):
+    """features.18: a 1x1 convolution to 1280 channels, which all stay."""
+
+    groups = (Group("", axes=(), consumer=("0", "1")),)
+
+    def setup(self):
+        self.conv = Conv(1280, name="0")
+        self.norm = BatchNorm(name="1")
+
+    def hidden(self, x, i, train=False):
+        return x
+
+    def consumer(self, h, i, train=False):
+        return self.norm(self.conv(h), train)
+
+    def finish(self, z):
+        return nn.relu6(z)
+
+
 class MobileNetV2(Network):
     """MobileNetV2, width 1.0.
 
@@ -179,14 +198,16 @@ class MobileNetV2(Network):
                     (channels * expansion,),
                     features=features,
                     stride=strided,
-                    skip=index > 0,
+                    residual=index > 0,
                     padding=self.padding,
                     parent=None,
                 )
                 parts.append(Part(f"features.{len(parts) + 1}", module))
                 channels = features
-        parts.append(Part("features.18", ConvNorm(1280, parent=None)))
-        head = Head(self.num_classes, "classifier.1", parent=None)
+        parts.append(Part("features.18", LastLayer(parent=None)))
+        head = Head(
+            num_classes=self.num_classes, name_of_dense="classifier.1", parent=None
+        )
         return (*parts, Part("head", head, keys=("classifier.1",)))
 
     @nn.nowrap

@@ -4,11 +4,13 @@ user's own: a chain of parts, some of which are blocks with hidden channels.
 A block is a chain of pairs between its input x and its output:
 
     u = x;  for each pair i:  h = hidden(u, i);  u = consumer(h, i)
-    y = join(x, u)
+    y = join(x, u) = finish(u + skip(x))
 
 hidden(·, i) ends at the channels of groups[i], consumer(·, i) at the next sum or
-activation. A basic block is one pair, a bottleneck two, a perceptron one a layer. The
-walk, masks, repair and curves all use these three steps and nothing else of a model.
+activation. A basic block is one pair, a bottleneck two, a perceptron one a layer. A
+group without axes cannot be cut: its pair is there for the repair, which refits every
+consumer. The walk, masks, repair and curves use these steps and nothing else of a
+model.
 
 An own model is a `Block` or two and a `Network` that lists them (README, "Your own").
 """
@@ -18,6 +20,7 @@ from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ispasp_jax.groups import Group
@@ -26,17 +29,19 @@ Variables = Mapping[str, Mapping]
 
 
 class Block(nn.Module):
-    """A part with hidden channels. Subclasses give groups, hidden, consumer and join.
+    """A part with hidden channels. Subclasses give groups, hidden and consumer, and
+    where they differ from nothing at all, skip, finish and patches.
 
     Attributes:
       groups: one for each pair, in the block's own names: paths inside its sub-tree;
         the group's name is appended to the part's ("" for a block with one pair).
-      widths: the number of hidden channels of each pair; static, as shapes are.
+      widths: the number of hidden channels of each group that can be cut; static, as
+        shapes are.
     """
 
     groups: ClassVar[tuple[Group, ...]]
 
-    widths: tuple[int, ...]
+    widths: tuple[int, ...] = ()
 
     def hidden(self, x: Float[Array, "n ..."], i: int, train: bool = False):
         """The i-th hidden activations, from the block's input or the pair before."""
@@ -46,9 +51,23 @@ class Block(nn.Module):
         """What the next layer makes of them, up to the next sum or activation."""
         raise NotImplementedError
 
+    def skip(self, x: Float[Array, "n ..."], train: bool = False):
+        """What is added to the last consumer's output."""
+        return jnp.zeros((), x.dtype)
+
+    def finish(self, z: Float[Array, "n ..."]):
+        """The activation after the sum."""
+        return z
+
+    def patches(self, h: Float[Array, "n ..."], i: int):
+        """What the consumer's kernel, as a matrix (-1, features), is multiplied with:
+        for a 1x1 convolution or a dense layer the hidden activations themselves.
+        """
+        return h
+
     def join(self, x: Float[Array, "n ..."], u: Float[Array, "n ..."], train=False):
         """The block's output, from its input and its last consumer's output."""
-        return u
+        return self.finish(u + self.skip(x, train))
 
     def reach(self, x: Float[Array, "n ..."], i: int, train: bool = False):
         """The i-th hidden activations from the block's input, through all pairs
@@ -63,6 +82,31 @@ class Block(nn.Module):
         last = len(self.groups) - 1
         u = self.consumer(self.reach(x, last, train), last, train)
         return self.join(x, u, train)
+
+
+class Head(Block):
+    """Mean over positions, then a dense layer; nothing to cut, something to refit.
+
+    Attributes:
+      num_classes: length of the logits.
+      name_of_dense: its key in the parameter tree.
+    """
+
+    num_classes: int = 1000
+    name_of_dense: str = "fc"
+
+    @property
+    def groups(self):
+        return (Group("", axes=(), consumer=(self.name_of_dense,)),)
+
+    def setup(self):
+        self.dense = nn.Dense(self.num_classes, name=self.name_of_dense)
+
+    def hidden(self, x, i, train=False):
+        return x.mean((1, 2))
+
+    def consumer(self, h, i, train=False):
+        return self.dense(h)
 
 
 class Part(NamedTuple):
@@ -106,7 +150,7 @@ class Network(nn.Module):
         widths = dict(self.widths)
 
         def narrow(part):
-            if not isinstance(part.module, Block):
+            if not group_names(part):
                 return part
             own = zip(group_names(part), part.module.widths, strict=True)
             module = part.module.clone(widths=tuple(widths.get(g, w) for g, w in own))
@@ -120,8 +164,7 @@ class Network(nn.Module):
         return {
             name: group.within("" if part.keys else part.name, name)
             for part in self.parts()
-            if isinstance(part.module, Block)
-            for name, group in zip(group_names(part), part.module.groups, strict=True)
+            for name, group in zip(group_names(part), cuttable(part), strict=True)
         }
 
     @nn.nowrap
@@ -130,7 +173,7 @@ class Network(nn.Module):
         return {
             name: channels
             for part in self.chain()
-            if isinstance(part.module, Block)
+            if group_names(part)
             for name, channels in zip(
                 group_names(part), part.module.widths, strict=True
             )
@@ -154,11 +197,18 @@ class Network(nn.Module):
         return x
 
 
+def cuttable(part: Part) -> tuple[Group, ...]:
+    """A part's groups that can be cut, in the block's own names."""
+    if not isinstance(part.module, Block):
+        return ()
+    return tuple(group for group in part.module.groups if group.axes)
+
+
 def group_names(part: Part) -> tuple[str, ...]:
-    """The full names of a block's groups."""
+    """The full names of a part's groups that can be cut."""
     return tuple(
         f"{part.name}.{group.name}" if group.name else part.name
-        for group in part.module.groups
+        for group in cuttable(part)
     )
 
 

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ispasp_jax.groups import Group
-from ispasp_jax.models.layers import BatchNorm, Conv, Head
-from ispasp_jax.models.network import Block, Network, Part
+from ispasp_jax.models import layers
+from ispasp_jax.models.layers import BatchNorm, Conv
+from ispasp_jax.models.network import Block, Head, Network, Part
 
 
 class Projection(nn.Module):
@@ -59,9 +60,11 @@ class Residual(Block):
         if self.shortcut in kinds:
             self.downsample = kinds[self.shortcut](self.features, self.stride)
 
-    def join(self, x, u, train=False):
-        skip = x if self.shortcut == "identity" else self.downsample(x, train)
-        return nn.relu(u + skip)
+    def skip(self, x, train=False):
+        return x if self.shortcut == "identity" else self.downsample(x, train)
+
+    def finish(self, z):
+        return nn.relu(z)
 
 
 class BasicBlock(Residual):
@@ -85,6 +88,9 @@ class BasicBlock(Residual):
 
     def consumer(self, h, i, train=False):
         return self.bn2(self.conv2(h), train)
+
+    def patches(self, h, i):
+        return layers.patches(h, 3, 1, self.padding)
 
 
 class Bottleneck(Residual):
@@ -117,6 +123,9 @@ class Bottleneck(Residual):
         if i == 0:
             return self.bn2(self.conv2(h), train)
         return self.bn3(self.conv3(h), train)
+
+    def patches(self, h, i):
+        return layers.patches(h, 3, self.stride, self.padding) if i == 0 else h
 
 
 class Stem(nn.Module):
@@ -184,7 +193,7 @@ class ResNet(Network):
                 )
                 parts.append(Part(f"layer{stage + 1}.{index}", module))
                 channels = features
-        head = Head(self.num_classes, self.dense, parent=None)
+        head = Head(num_classes=self.num_classes, name_of_dense=self.dense, parent=None)
         return (*parts, Part("head", head, keys=(self.dense,)))
 
     @nn.nowrap

@@ -1,0 +1,78 @@
+"""The hidden folder beside a result, where a run keeps what it has finished: a stopped
+run with the same settings goes on from there, any other starts anew.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ispasp_jax import checkpoints
+from ispasp_jax.errors import InputError
+from ispasp_jax.report import say
+
+_SETTINGS = "settings.json"
+
+
+class Workspace:
+    """A run's folder.
+
+    Attributes:
+      folder: where to write.
+      resumed: whether a stopped run with the same settings left it.
+    """
+
+    def __init__(self, out: Path, settings: Mapping[str, Any], resume: bool):
+        """Opens the folder for `out`; nothing is written before `begin`.
+
+        Raises:
+          InputError: asked to resume a run that had other settings.
+        """
+        self.folder = out.absolute().with_name(f".{out.name}.partial")
+        self._settings = json.loads(json.dumps(settings, default=str))
+        before = self.read(_SETTINGS) if resume else None
+        if before is not None and before != self._settings:
+            changed = [k for k, v in self._settings.items() if before.get(k) != v]
+            raise InputError(
+                f"--resume: the stopped run had other settings ({', '.join(changed)}); "
+                "give the same ones, or leave --resume out to start anew."
+            )
+        self.resumed = before is not None
+        if resume and not self.resumed:
+            say("--resume: nothing to go on from, starting anew")
+
+    def begin(self) -> None:
+        """Clears what a run with other settings left, and writes these."""
+        if not self.resumed:
+            self.remove()
+            self.write(_SETTINGS, self._settings)
+
+    def read(self, name: str) -> Any | None:
+        """A JSON file of the folder; None if it is not there or damaged."""
+        try:
+            return json.loads((self.folder / name).read_text())
+        except (OSError, ValueError):
+            return None
+
+    def write(self, name: str, content: Any) -> None:
+        """Writes a JSON file in the folder, whole or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        new = self.folder / f"{name}.new"
+        new.write_text(json.dumps(content, indent=1) + "\n")
+        new.replace(self.folder / name)
+
+    def deliver(self, names: Iterable[str], out: Path) -> None:
+        """Puts copies of the named files and folders in the result's place, at once."""
+        with checkpoints.replacing(out) as new:
+            for name in names:
+                source = self.folder / name
+                if source.is_dir():
+                    shutil.copytree(source, new / name)
+                elif source.exists():
+                    shutil.copy2(source, new / name)
+        self.remove()
+
+    def remove(self) -> None:
+        """Deletes the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
