@@ -33,10 +33,14 @@ _WHERE = {
     "InputError": "errors",
 }
 
-__all__ = ["__version__", *_WHERE]
+_MODULES = ("criteria", "data", "models", "plan", "repair", "training", "weights")
+
+__all__ = ["__version__", *_WHERE, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)

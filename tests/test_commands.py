@@ -196,6 +196,11 @@ BAD = {
     "flag": (["--bogus"], "unrecognized arguments: --bogus"),
     "value": (["--seed=x"], "'x' is not a whole number"),
     "weights": (["--weights=nowhere"], "nowhere"),
+    "std 0": (["--std=0"], "with std above 0"),
+    "smoothing": (["--label-smoothing=5"], "a number from 0 to below 1"),
+    "large seed": (["--seed=99999999999999999999"], "a whole number below 2^31"),
+    "out": (["--model=mlp", "--out=/dev/null/x"], "/dev/null/x"),
+    "no module": (["--model=:f"], "':f'"),
 }
 
 
@@ -254,6 +259,12 @@ DAMAGE = {
     "not JSON": (lambda f: (f / "config.json").write_text("{"), "not JSON"),
     "foreign": (lambda f: (f / "config.json").write_text("[]"), "not of format 1"),
     "no options": (reconfigure(options=3), "config"),
+    "no width": (reconfigure(widths={"hidden.0": 0}), "below 1"),
+    "odd widths": (reconfigure(widths=["a"]), "config"),
+    "odd size": (
+        reconfigure(preprocessing=dict(image_size="x", resize=None, mean=[0], std=[1])),
+        "is not a number of pixels",
+    ),
     "no group": (reconfigure(widths={"layer1.0": 3}), "layer1.0"),
     "other classes": (reconfigure(num_classes=7), "params/dense.1"),
 }
@@ -313,6 +324,93 @@ def test_a_fresh_classifier_for_other_classes(trained, here, capsys):
     np.testing.assert_array_equal(
         new["dense.0"]["kernel"], old["dense.0"]["kernel"][:, np.array(kept)]
     )
+
+
+def npz(path, seed, classes=3):
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (80, 8, 8, 1), np.uint8)
+    labels = np.arange(80) % classes
+    path.parent.mkdir(exist_ok=True)
+    np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
+
+
+def test_a_kept_dense_network_is_only_used_for_what_it_was_trained_on(here, capsys):
+    npz(Path("a/d.npz"), 0)
+    npz(Path("b/d.npz"), 1)
+    flags = ["--model=mlp", "--finetune-epochs=0"]
+    for data_flags in (
+        ["--data=npz:a/d.npz"],
+        ["--data=npz:b/d.npz"],
+        ["--data=npz:a/d.npz", "--mean=0.2", "--std=0.2"],
+    ):
+        assert prune.main([*flags, *data_flags]) == 0
+        assert "training mlp on" in capsys.readouterr().err
+    assert len(list(Path("runs").glob("*-dense"))) == 3
+    (kept, *_) = Path("runs").glob("*-dense")
+    record = json.loads((kept / "training.json").read_text())
+    record["identity"]["seed"] = 5
+    (kept / "training.json").write_text(json.dumps(record))
+    codes = [prune.main([*flags, "--data=npz:a/d.npz"])]
+    codes += [prune.main([*flags, "--data=npz:b/d.npz"])]
+    codes += [prune.main([*flags, "--data=npz:a/d.npz", "--mean=0.2", "--std=0.2"])]
+    assert sorted(codes) == [0, 0, 2]
+    assert "was trained on other data" in capsys.readouterr().err
+
+
+def test_tuning_a_pruned_network_leaves_the_dense_one_alone(trained, here, capsys):
+    assert train.main(["--model=mlp", f"--weights={trained}", "--epochs=1"]) == 0
+    assert listing(here / "runs")[0] == "mlp-digits-tuned"
+    shutil.copytree(trained, "mine")
+    flags = ["--model=mlp", "--weights=mine/out", "--out=mine/out"]
+    assert prune.main(["--model=mlp", "--weights=mine", "--out=mine/out"]) == 0
+    assert prune.main(flags) == 2
+    assert "would be replaced" in capsys.readouterr().err
+
+
+def test_resuming_training_with_other_settings_is_refused(here, monkeypatch, capsys):
+    flags = ["--model=mlp", "--epochs=2", "--out=a"]
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        assert train.main(flags) == 130
+    for other in (["--epochs=3"], ["--batch-size=32"], ["--model=resnet20"]):
+        assert train.main([*flags, *other, "--resume"]) == 2
+        assert "the stopped run had other settings" in capsys.readouterr().err
+
+
+def test_dry_run_knows_the_channels_of_the_data(here, capsys):
+    flags = ["--dry-run", "--model=mlp", "--image-size=8", "--num-classes=10"]
+    assert prune.main(flags) == 0
+    assert f"{64 * 256 + 256 * 10:,}" in capsys.readouterr().out
+
+
+def test_another_models_export_and_foreign_folders_are_refused(trained, here, capsys):
+    flags = ["--model=mlp", f"--weights={trained}", "--torch", "--out=a"]
+    assert prune.main(flags) == 0
+    weights = "--weights=a/torchvision.safetensors"
+    assert prune.main(["--model=resnet20", weights, "--out=b"]) == 2
+    assert "holds a mlp, not a resnet20" in capsys.readouterr().err
+    Path("other").mkdir()
+    Path("other/config.json").write_text("{}")
+    assert train.main(["--model=mlp", "--out=other"]) == 2
+    assert Path("other/config.json").read_text() == "{}"
+    Path("other/notes").write_text("mine")
+    with pytest.raises(ispasp_jax.InputError, match="holds other files"):
+        ispasp_jax.save("other", ispasp_jax.load(trained))
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["1 / 0", "def f(", "f = 3", "def f(): pass", "def f(num_classes): return 1"],
+)
+def test_a_broken_module_of_the_users_is_one_sentence(body, here, monkeypatch, capsys):
+    Path("broken_model.py").write_text(body + "\n")
+    monkeypatch.syspath_prepend(str(here))
+    monkeypatch.delitem(sys.modules, "broken_model", raising=False)
+    before = listing(here)
+    assert prune.main(["--model=broken_model:f"]) == 2
+    said = capsys.readouterr().err
+    assert "broken_model:f" in said and len(said.strip().splitlines()) == 1
+    assert [name for name in listing(here) if "pycache" not in name] == before
 
 
 def test_fewer_calibration_images_than_asked_are_all_used(trained, here):

@@ -3,6 +3,7 @@ run with the same settings goes on from there, any other starts anew.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -27,8 +28,12 @@ class Workspace:
         """Opens the folder for `out`; nothing is written before `begin`.
 
         Raises:
-          InputError: asked to resume a run that had other settings.
+          InputError: asked to resume a run that had other settings, or the place cannot
+            be written to.
         """
+        above = next(path for path in out.absolute().parents if path.exists())
+        if not (above.is_dir() and os.access(above, os.W_OK)):
+            raise InputError(f"--out {out}: {above} is not a folder to write in.")
         self.folder = out.absolute().with_name(f".{out.name}.partial")
         self._settings = json.loads(json.dumps(settings, default=str))
         before = self.read(_SETTINGS) if resume else None
