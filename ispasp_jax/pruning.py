@@ -9,16 +9,15 @@ before costs no tracing: modules are static arguments, equal modules hash equal.
 
 import functools
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
-from ispasp_jax import budget, groups
+from ispasp_jax import budget
 from ispasp_jax.ispasp import ispasp
 from ispasp_jax.models.network import (
     Block,
@@ -29,33 +28,17 @@ from ispasp_jax.models.network import (
     group_names,
     subtree,
 )
-from ispasp_jax.plan import Cut, Plan
-from ispasp_jax.problem import Criterion, Problem, Selection, checked
+from ispasp_jax.plan import Plan
+from ispasp_jax.problem import Criterion
 from ispasp_jax.repair import Batch, Stream, least_squares, reaches, recalibrate
+from ispasp_jax.selecting import Asked, GroupResult, cut_group
+
+#: Calibration batches, preprocessed, (n, height, width, channels) each.
+Images = Iterable[Float[Array, "_ ..."] | Float[np.ndarray, "_ ..."]]
 
 #: Called by the walk after each block that was cut, with the network so far: trains it
 #: and returns the new variables.
 Tune = Callable[[Network, Variables], Variables]
-
-
-class GroupResult(NamedTuple):
-    """What became of a group.
-
-    Attributes:
-      name: the group's name.
-      cut: its width before, and the channels kept.
-      relative_residual: ‖V‖/‖U‖ with U = consumer(H) − consumer(0), on the first
-        `residual_images` images; None where no channel was cut or none was asked for.
-      iterations: of the criterion, until the support repeated.
-      drift: ‖y − y_dense‖/‖y_dense‖ of the block's output against the dense network's;
-        None unless the dense stream was carried.
-    """
-
-    name: str
-    cut: Cut
-    relative_residual: float | None
-    iterations: int
-    drift: float | None
 
 
 class Pruned(NamedTuple):
@@ -78,17 +61,13 @@ class Pruned(NamedTuple):
     @property
     def plan(self) -> Plan:
         """The groups that lost channels."""
-        return {
-            group.name: group.cut
-            for group in self.groups
-            if len(group.cut.kept) < group.cut.width
-        }
+        return {group.name: group.cut for group in self.groups if _lost(group)}
 
 
 def prune(
     network: Network,
     variables: Variables,
-    images: Iterable[np.ndarray],
+    images: Images,
     keep: budget.Keep = 0.4,
     **options,
 ) -> Pruned:
@@ -107,7 +86,7 @@ def prune(
 def walk(
     network: Network,
     variables: Variables,
-    images: Iterable[np.ndarray],
+    images: Images,
     sizes: dict[str, int],
     criterion: Criterion | None = None,
     *,
@@ -142,72 +121,65 @@ def walk(
       ValueError: no images.
     """
     start = time.perf_counter()
-    criterion = criterion or ispasp()
     key = jax.random.key(0) if key is None else key
     inputs = list(_padded(images))
     if not inputs:
         raise ValueError("no calibration images: expected at least one batch.")
     if repair not in ("none", "bn", "lsq"):
         raise ValueError(f"repair {repair!r} is none of none, bn, lsq.")
+    asked = Asked(sizes, criterion or ispasp(), key, residual_images)
+    clocks = {"repair": _Clock(), "tune": _Clock()}
     pruned, dense = inputs, inputs if carry_dense or repair == "lsq" else None
-    original, results, clock = variables, [], _Clock()
-    aside = _Clock()
-    parts = network.chain()
-    for index, part in enumerate(progress(parts)):
-        own = subtree(variables, part)
-        theirs = Stream(part.module, subtree(original, part), dense)
-        differs = any(len(g.cut.kept) < g.cut.width for g in results)
-        block, found = part.module, []
-        if isinstance(block, Block):
-            names = dict(zip(cuttable(part), group_names(part), strict=True))
-            for i, group in enumerate(block.groups):
-                if group in names:
-                    name = names[group]
-                    block, own, result = _cut_pair(
-                        name,
-                        block,
-                        i,
-                        own,
-                        pruned,
-                        sizes,
-                        criterion,
-                        key,
-                        residual_images,
-                    )
-                    differs |= len(result.cut.kept) < result.cut.width
-                    found.append(result)
-                if repair == "lsq" and differs and reaches(block, own, i):
-                    with clock:
-                        own = least_squares(i, Stream(block, own, pruned), theirs)
-        reached = repair == "lsq" and _fitted(block, own)
-        if differs and repair != "none" and not reached:
-            with clock:
-                own = recalibrate(Stream(block, own, pruned))
+    original, results = variables, []
+    for index, part in enumerate(progress(network.chain())):
+        here = Stream(part.module, subtree(variables, part), pruned)
+        there = Stream(part.module, subtree(original, part), dense)
+        here, found = _prune_part(
+            part, here, there, asked, repair, any(map(_lost, results)), clocks["repair"]
+        )
         network = network.narrowed({g.name: len(g.cut.kept) for g in found})
-        variables = graft(variables, part, own)
-        if dense is not None:
-            dense = _through(theirs.module, theirs.own, dense)
-        if tune is not None and any(len(g.cut.kept) < g.cut.width for g in found):
-            with aside:
+        variables = graft(variables, part, here.own)
+        dense = dense and _through(there)
+        if tune is not None and any(map(_lost, found)):
+            with clocks["tune"]:
                 variables = tune(network, variables)
             pruned = inputs
             for before in network.chain()[: index + 1]:
-                pruned = _through(before.module, subtree(variables, before), pruned)
+                own = subtree(variables, before)
+                pruned = _through(Stream(before.module, own, pruned))
         else:
-            pruned = _through(block, own, pruned)
-        drift = None if dense is None or not found else _drift(pruned, dense)
+            pruned = _through(here)
+        drift = _drift(pruned, dense) if dense and found else None
         results += [group._replace(drift=drift) for group in found]
     jax.block_until_ready(variables)
-    total = time.perf_counter() - start - aside.seconds
-    return Pruned(
-        network, variables, tuple(results), total - clock.seconds, clock.seconds
-    )
+    seconds = time.perf_counter() - start - sum(c.seconds for c in clocks.values())
+    return Pruned(network, variables, tuple(results), seconds, clocks["repair"].seconds)
 
 
-def _fitted(module, own) -> bool:
-    """Whether least squares reached every consumer of a part."""
-    pairs = module.groups if isinstance(module, Block) else ()
-    return bool(pairs) and all(reaches(module, own, i) for i in range(len(pairs)))
+def _prune_part(part, here, there, asked, repair, differs, clock):
+    """Cuts and repairs a part, pair after pair; `differs`: something before was cut."""
+    names = dict(zip(cuttable(part), group_names(part), strict=True))
+    pairs = here.module.groups if isinstance(here.module, Block) else ()
+    found, missed = [], not pairs
+    for i, group in enumerate(pairs):
+        if group in names:
+            here, result = cut_group(names[group], i, here, asked)
+            found.append(result)
+            differs |= _lost(result)
+        if repair == "lsq" and differs:
+            if not reaches(here.module, here.own, i):
+                missed = True
+                continue
+            with clock:
+                here = here._replace(own=least_squares(i, here, there))
+    if differs and (repair == "bn" or (repair == "lsq" and missed)):
+        with clock:
+            here = here._replace(own=recalibrate(here))
+    return here, found
+
+
+def _lost(result: GroupResult) -> bool:
+    return len(result.cut.kept) < result.cut.width
 
 
 class _Clock:
@@ -222,107 +194,14 @@ class _Clock:
         self.seconds += time.perf_counter() - self._start
 
 
-def _cut_pair(name, block, i, own, stream, sizes, criterion, key, residual_images):
-    """Selects and cuts one group; the block, its variables and what became of it."""
-    group, width = block.groups[i], block.widths[i]
-    size = sizes.get(name, width)
-    if size >= width:
-        cut = Cut(width, np.arange(width))
-        return block, own, GroupResult(name, cut, None, 0, None)
-    problem, sample = _gather(block, i, own, stream, criterion, group, residual_images)
-    if "key" in criterion.needs:
-        own_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
-        problem = problem._replace(key=own_key)
-    selection = _select(criterion, size, block, i, own, problem)
-    selection = checked(jax.device_get(selection), name)
-    residual = _relative_residual(block, i, own, sample, selection.support)
-    kept = np.flatnonzero(selection.support)
-    widths = (*block.widths[:i], len(kept), *block.widths[i + 1 :])
-    result = GroupResult(
-        name, Cut(width, kept), residual, int(selection.iterations), None
-    )
-    return block.clone(widths=widths), groups.take(own, group, kept), result
-
-
-def _gather(block, i, own, stream, criterion, group, sample_images):
-    """The Problem's fields that the criterion needs, and some hidden activations."""
-    wants_hidden = "hidden" in criterion.needs
-    total, every, sample, missing = None, [], [], sample_images
-    for batch in stream:
-        if not wants_hidden and missing <= 0:
-            break
-        summed, hidden = _hidden(block, i, own, batch)
-        total = summed if total is None else total + summed
-        if missing > 0:
-            first = jnp.cumsum(batch.weight) <= missing
-            weight = jnp.where(first, batch.weight, 0)
-            sample.append(Batch(hidden, weight))
-            missing -= int(batch.weight.sum())
-        if wants_hidden and not group.affine:
-            every.append(hidden[np.asarray(batch.weight) > 0])
-    problem = Problem()
-    if wants_hidden:
-        problem = problem._replace(
-            hidden=total if group.affine else jnp.concatenate(every)
-        )
-    if "producer" in criterion.needs:
-        problem = problem._replace(producer=groups.producer(own["params"], group))
-    return problem, sample
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _hidden(block, i, own, batch):
-    """A batch's hidden activations and their weighted sum as a batch of one."""
-    hidden = block.apply(own, batch.x, i, method="reach")
-    weight = batch.weight.reshape([-1] + [1] * (hidden.ndim - 1))
-    total = (hidden.astype(jnp.float32) * weight).sum(0, keepdims=True)
-    return total, hidden
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _select(criterion, size, block, i, own, problem) -> Selection:
-    def consumer(h):
-        return block.apply(own, h, i, method="consumer")
-
-    if "consumer" in criterion.needs:
-        problem = problem._replace(consumer=consumer)
-    return criterion(problem, size)
-
-
-def _relative_residual(block, i, own, sample, support):
-    if not sample:
-        return None
-    squares = [_squares(block, i, own, batch, support) for batch in sample]
-    lost, all_of_it = np.sum(jax.device_get(squares), axis=0)
-    return float(np.sqrt(lost / all_of_it)) if all_of_it > 0 else 0.0
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _squares(block, i, own, batch, support):
-    """‖V‖² and ‖U‖² over a batch of hidden activations."""
-
-    def consumed(h):
-        return block.apply(own, h, i, method="consumer")
-
-    def square(difference):
-        weight = batch.weight.reshape([-1] + [1] * (difference.ndim - 1))
-        return (jnp.square(difference.astype(jnp.float32)) * weight).sum()
-
-    dense = consumed(batch.x)
-    zero = consumed(jnp.zeros_like(batch.x[:1]))
-    return (
-        square(dense - consumed(batch.x * support.astype(batch.x.dtype))),
-        square(dense - zero),
-    )
-
-
 @functools.partial(jax.jit, static_argnums=0)
 def _apply(module, own, x):
     return module.apply(own, x)
 
 
-def _through(module, own, stream: list[Batch]) -> list[Batch]:
-    return [Batch(_apply(module, own, batch.x), batch.weight) for batch in stream]
+def _through(stream: Stream) -> list[Batch]:
+    module, own, batches = stream
+    return [Batch(_apply(module, own, batch.x), batch.weight) for batch in batches]
 
 
 def _drift(pruned: list[Batch], dense: list[Batch]) -> float:
@@ -339,7 +218,7 @@ def _square_distance(x, y, weight):
     return (jnp.square(x - y) * weight).sum(), (jnp.square(y) * weight).sum()
 
 
-def _padded(images: Iterable[np.ndarray]) -> Iterator[Batch]:
+def _padded(images: Images) -> Iterator[Batch]:
     """Batches of the first one's size (a longer one is split)."""
     size = None
     for array in images:

@@ -20,7 +20,10 @@ import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
 #: Where a wrong shape or dtype is an error. The hook has to come before the imports.
-CHECKED = ("problem", "ispasp", "criteria", "groups", "budget", "plan", "pruning")
+CHECKED = (
+    *("problem", "ispasp", "criteria", "groups", "budget", "plan", "pruning"),
+    *("selecting", "repair"),
+)
 jaxtyping.install_import_hook(
     [f"ispasp_jax.{module}" for module in (*CHECKED, "cost", "models")],
     "beartype.beartype",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from networks import NETWORKS, images_of, variables_of
 
-from ispasp_jax import pruning, repair
+from ispasp_jax import groups, pruning, repair
 from ispasp_jax.models.network import Block, subtree
 from ispasp_jax.repair import Batch, Moments, Stream
 
@@ -87,7 +87,7 @@ def test_least_squares_equals_numpy_in_float64_and_batch_norm_can_train_on():
     noisy = x + 0.1 * jax.random.normal(jax.random.key(0), x.shape)
     group, kept = block.groups[0], np.arange(0, block.widths[0], 2)
     narrow = block.clone(widths=(len(kept),))
-    cut = pruning.groups.take(own, group, kept)
+    cut = groups.take(own, group, kept)
     pruned = Stream(narrow, cut, batches_of(noisy[:40], noisy[40:]))
     fitted = repair.least_squares(
         0, pruned, Stream(block, own, batches_of(x[:40], x[40:]))

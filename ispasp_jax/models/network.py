@@ -21,6 +21,7 @@ from typing import ClassVar, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ispasp_jax.groups import Group
@@ -185,7 +186,11 @@ class Network(nn.Module):
         return self.clone(widths=tuple({**dict(self.widths), **widths}.items()))
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n ..."], train: bool = False):
+    def __call__(
+        self,
+        x: Float[Array, "n ..."] | Float[np.ndarray, "n ..."],
+        train: bool = False,
+    ):
         for part in self.chain():
             # A part with keys of its own at the root shares the network's scope.
             place = (
