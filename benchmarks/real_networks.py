@@ -70,7 +70,7 @@ def table(results: list[dict]) -> list[list[str]]:
                 *(top1[s] for s in ("dense", "pruned", "finetuned", "repaired")),
                 f"{dense['macs'] / 1e6:.0f} → {pruned['macs'] / 1e6:.0f} M",
                 f"{dense['params'] / 1e6:.2f} → {pruned['params'] / 1e6:.2f} M",
-                f"{pruned['latency_ms'] / dense['latency_ms']:.0%}",
+                f"{twin['pruned']['latency_ms'] / twin['dense']['latency_ms']:.0%}",
                 f"{row['seconds']['selection']:.0f}",
                 f"{twin['seconds']['repair']:.0f}",
             ]

@@ -1,9 +1,10 @@
 """What a network costs: multiply-adds and parameters by counting, latency by timing."""
 
+import functools
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -52,25 +53,31 @@ def seconds(function: Callable, *arguments, repeats: int = 5) -> float:
     return statistics.median(times[1:])
 
 
-def latency(
-    network: Network,
-    variables: Variables,
+def latencies(
+    models: Sequence[tuple[Network, Variables]],
     input_shape: tuple[int, ...],
     batch_size: int = 1,
     repeats: int = 9,
-) -> float:
-    """Median milliseconds of one forward pass on the present default device.
+) -> list[float]:
+    """Median milliseconds of a forward pass of each network on the present device.
+
+    The networks take turns, so that what else the machine does slows all of them alike.
 
     Args:
-      network: any network.
-      variables: its variables.
+      models: networks and their variables.
       input_shape: (height, width, channels) of an image.
       batch_size: images a pass.
-      repeats: how many are timed, after one that compiles.
+      repeats: how many passes are timed, after one that compiles.
     """
     images = jax.device_put(np.zeros((batch_size, *input_shape), np.float32))
-    variables = jax.device_put(variables)
-    return 1e3 * seconds(jax.jit(network.apply), variables, images, repeats=repeats)
+    passes = [
+        functools.partial(jax.jit(network.apply), jax.device_put(variables), images)
+        for network, variables in models
+    ]
+    times = [
+        [seconds(forward, repeats=1) for forward in passes] for _ in range(repeats)
+    ]
+    return [1e3 * statistics.median(column) for column in zip(*times, strict=True)]
 
 
 def _count(jaxpr) -> int:

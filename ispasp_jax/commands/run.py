@@ -218,8 +218,18 @@ class Run:
             )
         if self._finetuned is not None:
             self._stage("finetuned", loaded, self._finetuned)
-        for name, each in (("dense", model), ("pruned", loaded)):
-            self.report[name] = self._costs(each)
+        size = self.args.latency_batch_size
+        both = {"dense": model, "pruned": loaded}
+        times = cost.latencies(
+            [(m.network, m.variables) for m in both.values()], model.input_shape, size
+        )
+        for (name, each), milliseconds in zip(both.items(), times, strict=True):
+            self.report[name] = {
+                "params": cost.parameters(each.variables),
+                "macs": cost.macs(each.network, each.variables, each.input_shape),
+                "latency_ms": milliseconds,
+                "batch_size": size,
+            }
         if self.report["pruned"]["latency_ms"] > self.report["dense"]["latency_ms"]:
             self._note(
                 "the pruned network is slower than the dense one on this device: keep "
@@ -229,16 +239,6 @@ class Run:
         self.work.write("report.json", self.report)
         self.work.deliver(OUTPUTS, self.out)
         return self.report
-
-    def _costs(self, model: Model) -> dict[str, Any]:
-        arguments = model.network, model.variables, model.input_shape
-        size = self.args.latency_batch_size
-        return {
-            "params": cost.parameters(model.variables),
-            "macs": cost.macs(*arguments),
-            "latency_ms": cost.latency(*arguments, batch_size=size),
-            "batch_size": size,
-        }
 
 
 def _forward_seconds(model: Model, batches: list[np.ndarray]) -> float:
