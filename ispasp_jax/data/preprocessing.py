@@ -211,7 +211,9 @@ def as_array(image: Image.Image) -> UInt8[np.ndarray, "h w c"]:
 def _fit(
     image: Image.Image, preprocessing: Preprocessing
 ) -> UInt8[np.ndarray, "size size c"]:
-    """Resized and cropped to the centre, as torchvision's Resize and CenterCrop."""
+    """Resized and cropped to the centre, as torchvision's Resize and CenterCrop; without
+    a resize cropped as TensorFlow does it.
+    """
     size, resize = preprocessing.image_size, preprocessing.resize
     if resize is None and min(image.size) < size:
         resize = size
@@ -224,7 +226,13 @@ def _fit(
     gaps = [max(size - side, 0) for side in pixels.shape[:2]]
     if any(gaps):
         pixels = np.pad(pixels, [*((g // 2, g - g // 2) for g in gaps), (0, 0)])
-    top, left = (int(round((side - size) / 2.0)) for side in pixels.shape[:2])
+    # Half a pixel: torchvision, whose weights come with a resize, rounds to even;
+    # TensorFlow, whose images may come cropped already, rounds down.
+    down = preprocessing.resize is None
+    top, left = (
+        (side - size) // 2 if down else round((side - size) / 2)
+        for side in pixels.shape[:2]
+    )
     return pixels[top : top + size, left : left + size]
 
 

@@ -28,7 +28,10 @@ def torchvision_reference(image, size, resize, mean, std):
         canvas = Image.new("RGB", (max(w, size), max(h, size)))
         canvas.paste(image, (left, top))
         image, (w, h) = canvas, canvas.size
-    top, left = int(round((h - size) / 2.0)), int(round((w - size) / 2.0))
+    if resize is None:  # nothing of torchvision's to equal: TensorFlow's crop
+        top, left = (h - size) // 2, (w - size) // 2
+    else:
+        top, left = int(round((h - size) / 2.0)), int(round((w - size) / 2.0))
     image = image.crop((left, top, left + size, top + size))
     unit = np.asarray(image, np.float32) / np.float32(255)
     return (unit - np.float32(mean)) / np.float32(std)
