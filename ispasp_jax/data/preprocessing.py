@@ -211,8 +211,8 @@ def as_array(image: Image.Image) -> UInt8[np.ndarray, "h w c"]:
 def _fit(
     image: Image.Image, preprocessing: Preprocessing
 ) -> UInt8[np.ndarray, "size size c"]:
-    """Resized and cropped to the centre, as torchvision's Resize and CenterCrop; without
-    a resize cropped as TensorFlow does it.
+    """Resized and cropped to the centre as by torchvision's Resize and CenterCrop;
+    without a resize cropped as TensorFlow does it.
     """
     size, resize = preprocessing.image_size, preprocessing.resize
     if resize is None and min(image.size) < size:
