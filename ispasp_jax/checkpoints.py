@@ -50,8 +50,7 @@ class Model:
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of an input."""
-        size = self.preprocessing.image_size
-        return size, size, len(self.preprocessing.mean)
+        return self.preprocessing.shape
 
     def replace(self, network: Network, variables: Variables) -> "Model":
         """The same model with another network, as after pruning or training."""

@@ -137,15 +137,13 @@ class Run:
         ]
         pruned = model.replace(result.network, result.variables)
         self.work.write("plan.json", plans.to_json(result.plan, args.model))
-        as_cut = plans.apply(result.plan, model.network, model.variables)
         with checkpoints.replacing(folder) as new:
             checkpoints.write(new, pruned)
             pruned = checkpoints.load(new)
-            if (
-                args.block_finetune_epochs
-            ):  # there is no network as cut, without training
+            if args.block_finetune_epochs:  # what was cut was trained in the same walk
                 self._stage("pruned", pruned, result.seconds)
             else:
+                as_cut = plans.apply(result.plan, model.network, model.variables)
                 self._stage("pruned", model.replace(*as_cut), result.seconds)
                 if args.repair != "none":
                     self._stage("repaired", pruned, result.repair_seconds)
@@ -244,8 +242,6 @@ class Run:
 def _forward_seconds(model: Model, batches: list[np.ndarray]) -> float:
     """Seconds of one dense forward pass over all batches, compilation apart."""
     apply = jax.jit(model.network.apply)
-    for shape in {batch.shape for batch in batches}:
-        apply(model.variables, np.zeros(shape, np.float32))
 
     def forward():
         return [apply(model.variables, batch) for batch in batches]
