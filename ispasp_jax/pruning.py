@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ispasp_jax import budget
+from ispasp_jax import budget, devices
 from ispasp_jax.ispasp import ispasp
 from ispasp_jax.models.network import (
     Block,
@@ -96,6 +96,7 @@ def walk(
     carry_dense: bool = False,
     residual_images: int = 256,
     progress: Callable[[Iterable], Iterable] = iter,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Pruned:
     """Prunes group after group, each on the network as pruned so far.
 
@@ -115,6 +116,8 @@ def walk(
         least squares do so anyway.
       residual_images: how many images the relative residual is measured on, 0 for none.
       progress: wraps the iterable of parts, to show how far the walk is.
+      mesh: of devices.py; every batch is spread over its devices. None: the batches
+        stay where they are.
 
     Raises:
       FloatingPointError: NaN or infinity in a group's activations or importance.
@@ -122,7 +125,7 @@ def walk(
     """
     start = time.perf_counter()
     key = jax.random.key(0) if key is None else key
-    inputs = list(_padded(images))
+    inputs = [devices.place(mesh, batch) for batch in _padded(images)]
     if not inputs:
         raise ValueError("no calibration images: expected at least one batch.")
     if repair not in ("none", "bn", "lsq"):
@@ -137,6 +140,7 @@ def walk(
         here, found = _prune_part(
             part, here, there, asked, repair, any(map(_lost, results)), clocks["repair"]
         )
+        here = here._replace(own=jax.device_put(devices.agree(here.own)))
         network = network.narrowed({g.name: len(g.cut.kept) for g in found})
         variables = graft(variables, part, here.own)
         dense = dense and _through(there)

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ispasp_jax import devices
 from ispasp_jax.models.network import Block, Variables
 
 #: Of every shipped batch norm; a user's own has to have it, too.
@@ -229,7 +230,7 @@ def recalibrate(stream: Stream) -> Variables:
     )
     found, counts = [], []
     for batch in batches:
-        x = batch.x[np.asarray(batch.weight) > 0]
+        x = devices.rows(batch.x, batch.weight)
         found.append((_train_moments(module, zero, x), _train_moments(module, one, x)))
         counts.append(len(x))
     weights = np.asarray(counts) / sum(counts)

@@ -4,17 +4,22 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 
 def say(text: str) -> None:
-    """A line for the person who waits, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """A line for the person who waits, on stderr; of several processes the first's."""
+    from ispasp_jax import devices
+
+    if devices.is_first():
+        print(text, file=sys.stderr, flush=True)
 
 
 def track(items: Iterable, label: str, total: int | None = None) -> Iterator:
     """The items themselves, with a bar on a terminal and a line when done otherwise."""
-    if sys.stderr.isatty():
+    from ispasp_jax import devices
+
+    if sys.stderr.isatty() and devices.is_first():
         from tqdm import tqdm
 
         yield from tqdm(items, label, total, leave=False, dynamic_ncols=True)
@@ -61,13 +66,15 @@ def versions() -> dict[str, str]:
     }
 
 
-def device() -> str:
-    """The present devices, in words."""
+def device(count: int | Literal["all"] = "all") -> str:
+    """The devices in use, `count` of every process, in words."""
     import os
 
     import jax
 
-    first, count = jax.devices()[0], jax.device_count()
+    from ispasp_jax import devices
+
+    first, count = jax.devices()[0], devices.mesh(count).size
     if first.platform == "cpu":
         return f"{os.cpu_count()} CPU cores"
     return f"{count} × {first.device_kind}" if count > 1 else first.device_kind

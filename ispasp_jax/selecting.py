@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ispasp_jax import groups
+from ispasp_jax import devices, groups
 from ispasp_jax.plan import Cut
 from ispasp_jax.problem import Criterion, Problem, Selection, checked
 from ispasp_jax.repair import Batch, Stream
@@ -77,7 +77,7 @@ def cut_group(
         key = jax.random.fold_in(asked.key, zlib.crc32(name.encode()))
         problem = problem._replace(key=key)
     selection = _select(asked.criterion, size, block, i, own, problem)
-    selection = checked(jax.device_get(selection), name)
+    selection = checked(devices.agree(jax.device_get(selection)), name)
     residual = _relative_residual(block, i, own, sample, selection.support)
     kept = np.flatnonzero(selection.support)
     narrow = block.clone(widths=(*block.widths[:i], len(kept), *block.widths[i + 1 :]))
@@ -104,7 +104,7 @@ def _gather(i, stream, criterion, sample_images):
             sample.append(Batch(hidden, weight))
             missing -= int(batch.weight.sum())
         if wants_hidden and not group.affine:
-            every.append(hidden[np.asarray(batch.weight) > 0])
+            every.append(devices.rows(hidden, batch.weight))
     problem = Problem()
     if wants_hidden:
         problem = problem._replace(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from ispasp_jax import devices
 from ispasp_jax.data import Batch
 from ispasp_jax.models.network import Network, Variables
 
@@ -79,15 +80,21 @@ def start(
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 5), donate_argnums=3)
 def train_step(
     network: Network,
     transformation: optax.GradientTransformation,
     label_smoothing: float,
     state: TrainState,
     batch: Batch,
+    size: int | None = None,
 ) -> tuple[TrainState, Float[Array, ""]]:
-    """One step; returns the new state and the loss. The old state is given up."""
+    """One step; returns the new state and the loss. The old state is given up.
+
+    `size` is how many of the batch's rows there are without those that devices.place
+    added: batch norm would count them, whatever they weigh.
+    """
+    batch = jax.tree.map(lambda rows: rows[:size], batch)
     variables = dict(state.variables)
     params = variables.pop("params")
 
@@ -128,9 +135,18 @@ class Score(NamedTuple):
     loss: float
 
 
-def evaluate(network: Network, variables: Variables, batches: Iterable[Batch]) -> Score:
-    """Top-1 accuracy and loss; padding weighs nothing."""
-    sums = [evaluation_step(network, variables, batch) for batch in batches]
+def evaluate(
+    network: Network,
+    variables: Variables,
+    batches: Iterable[Batch],
+    mesh: jax.sharding.Mesh | None = None,
+) -> Score:
+    """Top-1 accuracy and loss, over the devices of a mesh (devices.py) if one is given;
+    padding weighs nothing.
+    """
+    variables = devices.replicate(mesh, variables)
+    placed = (devices.place(mesh, batch) for batch in batches)
+    sums = [evaluation_step(network, variables, batch) for batch in placed]
     correct, loss, count = map(sum, zip(*jax.device_get(sums), strict=True))
     return Score(float(correct / count), float(loss / count))
 
@@ -148,6 +164,7 @@ def fit(
     *,
     resume: TrainState | None = None,
     after_epoch: AfterEpoch | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Variables:
     """Trains a network.
 
@@ -159,17 +176,24 @@ def fit(
       recipe: how to train.
       resume: a state to go on from, at an epoch's end.
       after_epoch: sees (epoch, state, mean loss).
+      mesh: of devices.py; every batch is spread over its devices.
 
     Raises:
       FloatingPointError: the loss became NaN or infinite.
     """
     transformation = optimizer(recipe, steps_per_epoch)
     state = resume or start(transformation, jax.tree.map(jnp.array, variables))
+    state = devices.replicate(mesh, state)
     for epoch in range(int(state.step) // max(1, steps_per_epoch), recipe.epochs):
         losses = []
         for batch in epoch_batches(epoch):
             state, loss = train_step(
-                network, transformation, recipe.label_smoothing, state, batch
+                network,
+                transformation,
+                recipe.label_smoothing,
+                state,
+                devices.place(mesh, batch),
+                len(batch.weight),
             )
             losses.append(loss)
         mean = float(jnp.stack(losses).mean())

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ispasp_jax import checkpoints, data, models, training, weights
+from ispasp_jax import checkpoints, data, devices, models, training, weights
 from ispasp_jax.checkpoints import Model
 from ispasp_jax.commands.workspace import Workspace
 from ispasp_jax.data import Preprocessing, Source
@@ -23,6 +23,17 @@ SECONDS_BETWEEN_STATES = 20
 
 #: Epochs of training from nothing, and of fine-tuning, on the embedded digits.
 DIGITS_EPOCHS, DIGITS_FINETUNE_EPOCHS = 10, 4
+
+
+def start_devices(args: Namespace) -> None:
+    """Joins other hosts where --distributed says so, and checks --devices.
+
+    Raises:
+      InputError: of devices.py.
+    """
+    if args.distributed:
+        devices.initialise()
+    devices.mesh(args.devices)
 
 
 def preprocessing(args: Namespace, base: Preprocessing) -> Preprocessing:
@@ -168,7 +179,8 @@ def train(
     def after_epoch(epoch, state, loss):
         nonlocal saved
         say(f"{label}: epoch {epoch + 1}/{recipe.epochs}, loss {loss:.3f}")
-        if keeper and time.perf_counter() - saved > SECONDS_BETWEEN_STATES:
+        due = time.perf_counter() - saved > SECONDS_BETWEEN_STATES
+        if keeper and devices.agree(due):
             keeper.save(epoch, state)
             saved = time.perf_counter()
 
@@ -181,13 +193,14 @@ def train(
             recipe,
             resume=state,
             after_epoch=after_epoch,
+            mesh=devices.mesh(args.devices),
         )
     except FloatingPointError as error:
         raise InputError(str(error)) from error
     finally:
         if keeper:
             keeper.close()
-    return model.replace(model.network, variables)
+    return model.replace(model.network, jax.device_put(jax.device_get(variables)))
 
 
 def recipe(
@@ -220,7 +233,10 @@ def evaluate(args: Namespace, source: Source, model: Model) -> training.Score:
     batches = data.batches(source.test, model.preprocessing, size)
     total = -(-len(source.test) // size)
     return training.evaluate(
-        model.network, model.variables, track(batches, "test images", total)
+        model.network,
+        model.variables,
+        track(batches, "test images", total),
+        devices.mesh(args.devices),
     )
 
 

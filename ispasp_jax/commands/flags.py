@@ -98,6 +98,11 @@ def resize(text: str) -> int | str:
     return text if text == "none" else positive(text)
 
 
+def device_count(text: str) -> int | str:
+    """A number of devices, or "all"."""
+    return text if text == "all" else positive(text)
+
+
 def numbers(text: str) -> tuple[float, ...]:
     """Numbers with commas between."""
     return tuple(_real(part) for part in text.split(","))
@@ -175,4 +180,18 @@ def add_shared(parser: Parser) -> None:
     run.add_argument("--seed", type=seed, default=0, metavar="N", help="of everything")
     run.add_argument(
         "--resume", action="store_true", help="go on where a stopped run left off"
+    )
+    run.add_argument(
+        "--devices",
+        type=device_count,
+        default="all",
+        metavar="N|all",
+        help="devices of each host that share every batch",
+    )
+    run.add_argument(
+        "--distributed",
+        action="store_true",
+        help="join other hosts, which run the same command on the same files: by "
+        "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or as Slurm, "
+        "Open MPI or a TPU pod say",
     )

@@ -184,12 +184,13 @@ def dry_run(args) -> None:
 
 def prune(args) -> None:
     """The whole job: dense network, walk, fine-tuning, measurements, result."""
-    from ispasp_jax import budget, data
+    from ispasp_jax import budget, data, devices
     from ispasp_jax.commands import dense
     from ispasp_jax.commands.run import Run
     from ispasp_jax.report import say, summary
 
     select, ratios = criterion(args), keep(args)
+    dense.start_devices(args)
     out = args.out or Path("runs") / dense.run_name(args, args.method)
     check_out(out, args.model)
     if args.weights and out.resolve() in (
@@ -215,7 +216,8 @@ def prune(args) -> None:
     except InputError:
         run.work.remove()
         raise
-    print(summary(report))
+    if devices.is_first():
+        print(summary(report))
     say(f"\nsaved in {out}: model/, plan.json, report.json")
 
 

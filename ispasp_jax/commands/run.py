@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from ispasp_jax import checkpoints, cost, data, pruning, report, weights
+from ispasp_jax import checkpoints, cost, data, devices, pruning, report, weights
 from ispasp_jax import plan as plans
 from ispasp_jax.checkpoints import Model
 from ispasp_jax.commands import dense, train
-from ispasp_jax.commands.workspace import Workspace
+from ispasp_jax.commands.workspace import Workspace, replacing, written
 from ispasp_jax.data import Source
 from ispasp_jax.errors import InputError
 from ispasp_jax.problem import Criterion
@@ -30,7 +30,7 @@ class Run:
 
     def __init__(self, args: Namespace, source: Source, out: Path):
         self.args, self.source, self.out = args, source, out
-        aside = ("resume", "out", "dry_run", "num_classes")
+        aside = ("resume", "out", "dry_run", "num_classes", "devices", "distributed")
         settings = {k: v for k, v in vars(args).items() if k not in aside}
         self.work = Workspace(out, settings, args.resume)
         self.began, self._finetuned = time.perf_counter(), None
@@ -40,7 +40,7 @@ class Run:
             "data": args.data,
             "seed": args.seed,
             "versions": report.versions(),
-            "device": report.device(),
+            "device": report.device(args.devices),
             "stages": [],
             "seconds": {},
             "notes": [],
@@ -104,7 +104,8 @@ class Run:
             say("pruned network: from the stopped run")
             return checkpoints.load(folder)
         args, batches = self.args, self._calibration(model)
-        self.report["seconds"]["dense_forward"] = _forward_seconds(model, batches)
+        mesh = devices.mesh(args.devices)
+        self.report["seconds"]["dense_forward"] = _forward_seconds(model, batches, mesh)
         with report.compile_seconds() as compiling:
             try:
                 result = pruning.walk(
@@ -117,6 +118,7 @@ class Run:
                     repair=args.repair,
                     tune=self._tune(model) if args.block_finetune_epochs else None,
                     progress=lambda parts: report.track(parts, "pruning", len(parts)),
+                    mesh=mesh,
                 )
             except FloatingPointError as error:
                 raise InputError(str(error)) from error
@@ -137,9 +139,8 @@ class Run:
         ]
         pruned = model.replace(result.network, result.variables)
         self.work.write("plan.json", plans.to_json(result.plan, args.model))
-        with checkpoints.replacing(folder) as new:
-            checkpoints.write(new, pruned)
-            pruned = checkpoints.load(new)
+        with replacing(folder) as new:
+            pruned = written(new, pruned)
             if args.block_finetune_epochs:  # what was cut was trained in the same walk
                 self._stage("pruned", pruned, result.seconds)
             else:
@@ -200,10 +201,9 @@ class Run:
 
     def finish(self, model: Model, final: Model) -> dict[str, Any]:
         """Saves the model, measures it as loaded from disk, and puts all in place."""
-        folder = self.work.folder / "model"
-        checkpoints.save(folder, final)
-        loaded = checkpoints.load(folder)
-        if self.args.torch:
+        with replacing(self.work.folder / "model") as new:
+            loaded = written(new, final)
+        if self.args.torch and devices.is_first():
             weights.save_safetensors(
                 self.work.folder / "torchvision.safetensors",
                 loaded.network,
@@ -239,11 +239,15 @@ class Run:
         return self.report
 
 
-def _forward_seconds(model: Model, batches: list[np.ndarray]) -> float:
+def _forward_seconds(
+    model: Model, batches: list[np.ndarray], mesh: jax.sharding.Mesh
+) -> float:
     """Seconds of one dense forward pass over all batches, compilation apart."""
     apply = jax.jit(model.network.apply)
+    variables = devices.replicate(mesh, model.variables)
+    placed = [devices.place(mesh, batch) for batch in batches]
 
     def forward():
-        return [apply(model.variables, batch) for batch in batches]
+        return [apply(variables, batch) for batch in placed]
 
     return cost.seconds(forward, repeats=1)

@@ -52,6 +52,7 @@ def command(argv) -> None:
     from ispasp_jax import data
     from ispasp_jax.commands import dense
 
+    dense.start_devices(args)
     source = data.open_source(args.data)
     model = start(args, source)
     kind = "tuned" if args.weights else "dense"
@@ -75,9 +76,8 @@ def train(args, source, model, out: Path) -> None:
     import json
     import time
 
-    from ispasp_jax import checkpoints, report
-    from ispasp_jax.commands import dense
-    from ispasp_jax.commands.workspace import Workspace
+    from ispasp_jax import report
+    from ispasp_jax.commands import dense, workspace
 
     check_out(out, args.model)
     epochs = args.epochs or (dense.DIGITS_EPOCHS if args.data == "digits" else 90)
@@ -85,15 +85,14 @@ def train(args, source, model, out: Path) -> None:
     identity = dense.identity(args, model)
     size = dense.batch_size(args, source)
     settings = {**identity, **recipe._asdict(), "batch_size": size}
-    work = Workspace(out, settings, args.resume)
+    work = workspace.Workspace(out, settings, args.resume)
     work.begin()
     began = time.perf_counter()
     try:
         model = dense.train(args, source, model, recipe, f"training {args.model}", work)
         seconds = time.perf_counter() - began
-        with checkpoints.replacing(out) as new:
-            checkpoints.write(new, model)
-            score = dense.evaluate(args, source, checkpoints.load(new))
+        with workspace.replacing(out) as new:
+            score = dense.evaluate(args, source, workspace.written(new, model))
             record = {
                 "identity": identity,
                 "recipe": recipe._asdict(),
@@ -102,9 +101,10 @@ def train(args, source, model, out: Path) -> None:
                 "loss": score.loss,
                 "seconds": seconds,
                 "versions": report.versions(),
-                "device": report.device(),
+                "device": report.device(args.devices),
             }
-            (new / TRAINING).write_text(json.dumps(record, indent=1) + "\n")
+            if new is not None:
+                (new / TRAINING).write_text(json.dumps(record, indent=1) + "\n")
     except InputError:
         work.remove()
         raise

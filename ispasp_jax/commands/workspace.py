@@ -1,15 +1,20 @@
 """The hidden folder beside a result, where a run keeps what it has finished: a stopped
-run with the same settings goes on from there, any other starts anew.
+run with the same settings goes on from there, any other starts anew. With several hosts
+the first process writes, and all of them read.
 """
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ispasp_jax import checkpoints
+import jax
+
+from ispasp_jax import checkpoints, devices
+from ispasp_jax.checkpoints import Model
 from ispasp_jax.errors import InputError
 from ispasp_jax.report import say
 
@@ -43,7 +48,7 @@ class Workspace:
                 f"--resume: the stopped run had other settings ({', '.join(changed)}); "
                 "give the same ones, or leave --resume out to start anew."
             )
-        self.resumed = before is not None
+        self.resumed = bool(devices.agree(before is not None))
         if resume and not self.resumed:
             say("--resume: nothing to go on from, starting anew")
 
@@ -52,6 +57,7 @@ class Workspace:
         if not self.resumed:
             self.remove()
             self.write(_SETTINGS, self._settings)
+        devices.barrier("begin")
 
     def read(self, name: str) -> Any | None:
         """A JSON file of the folder; None if it is not there or damaged."""
@@ -62,6 +68,8 @@ class Workspace:
 
     def write(self, name: str, content: Any) -> None:
         """Writes a JSON file in the folder, whole or not at all."""
+        if not devices.is_first():
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         new = self.folder / f"{name}.new"
         new.write_text(json.dumps(content, indent=1) + "\n")
@@ -69,8 +77,8 @@ class Workspace:
 
     def deliver(self, names: Iterable[str], out: Path) -> None:
         """Puts copies of the named files and folders in the result's place, at once."""
-        with checkpoints.replacing(out) as new:
-            for name in names:
+        with replacing(out) as new:
+            for name in names if new else ():
                 source = self.folder / name
                 if source.is_dir():
                     shutil.copytree(source, new / name)
@@ -80,4 +88,28 @@ class Workspace:
 
     def remove(self) -> None:
         """Deletes the folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if devices.is_first():
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def replacing(folder: Path) -> Iterator[Path | None]:
+    """checkpoints.replacing in the first process; the others get None and wait until
+    the folder is in its place.
+    """
+    if devices.is_first():
+        with checkpoints.replacing(folder) as new:
+            yield new
+    else:
+        yield None
+    devices.barrier(f"{folder.name} is in its place")
+
+
+def written(folder: Path | None, model: Model) -> Model:
+    """Writes a model into a folder of `replacing`, and gives every process what can be
+    read back from there.
+    """
+    if folder is not None:
+        checkpoints.write(folder, model)
+        model = checkpoints.load(folder)
+    return model.replace(model.network, jax.device_put(devices.agree(model.variables)))

@@ -1,0 +1,145 @@
+"""Many devices and several hosts: batches are spread over a mesh, the rest is copied.
+
+The jitted functions stay what they are: a sum over a spread batch becomes a sum over
+all devices. With several hosts every process runs the same program on the same data,
+gives its devices their rows, and takes the first one's word where hosts could differ.
+"""
+
+import functools
+import os
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from ispasp_jax.errors import InputError
+
+_AXIS = "batch"
+
+#: How long a process that ends waits for the others before it gives them up.
+_SECONDS_TO_END = 60
+
+
+def initialise() -> None:
+    """Joins the other hosts' processes; call it before anything touches a device.
+
+    jax itself reads JAX_COORDINATOR_ADDRESS and knows Slurm, Open MPI, Kubernetes and
+    TPU pods; JAX_NUM_PROCESSES and JAX_PROCESS_ID are read here.
+
+    Raises:
+      InputError: not enough is known about the other processes. (Where they do not
+        answer, jaxlib itself ends the process after five minutes.)
+    """
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if address is not None and not address.rpartition(":")[2].isdecimal():
+        raise InputError(
+            f"JAX_COORDINATOR_ADDRESS={address} is not HOST:PORT of the first process."
+        )
+    found: dict[str, int] = {}
+    for name in ("num_processes", "process_id"):
+        text = os.environ.get(f"JAX_{name.upper()}")
+        if text is not None and not text.isdecimal():
+            raise InputError(f"JAX_{name.upper()}={text} is not a whole number.")
+        if text is not None:
+            found[name] = int(text)
+    try:
+        jax.distributed.initialize(**found, shutdown_timeout_seconds=_SECONDS_TO_END)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"--distributed: {error} Set JAX_COORDINATOR_ADDRESS (HOST:PORT of the "
+            "first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID for every process, "
+            "or start them by Slurm, Open MPI or on a TPU pod."
+        ) from error
+
+
+def mesh(count: int | Literal["all"] = "all") -> Mesh:
+    """A mesh of one axis over the first `count` devices of every process.
+
+    Raises:
+      InputError: a process has fewer.
+    """
+    present = jax.local_device_count()
+    if count != "all" and count > present:
+        raise InputError(
+            f"--devices {count}: {jax.default_backend()} has {present} here; give "
+            "fewer, or all."
+        )
+    chosen = [
+        device
+        for process in range(jax.process_count())
+        for device in jax.local_devices(process)[: present if count == "all" else count]
+    ]
+    return jax.make_mesh(
+        (len(chosen),), (_AXIS,), axis_types=(AxisType.Auto,), devices=chosen
+    )
+
+
+def place(mesh: Mesh | None, batch: Any) -> Any:
+    """Spreads the rows of a batch's arrays over the devices.
+
+    Rows of zeros fill up to a multiple of their number; what a batch weighs is among
+    its arrays, so these weigh nothing.
+
+    Args:
+      mesh: of `mesh`; None leaves the batch as it is.
+      batch: a tree of arrays of equal length, the same on every process.
+    """
+    if mesh is None:
+        return batch
+    sharding = NamedSharding(mesh, PartitionSpec(_AXIS))
+
+    def spread(array):
+        short = -len(array) % mesh.size
+        if short:
+            array = np.asarray(array)
+            array = np.pad(array, [(0, short)] + [(0, 0)] * (array.ndim - 1))
+        return _put(array, sharding)
+
+    return jax.tree.map(spread, batch)
+
+
+def replicate(mesh: Mesh | None, tree: Any) -> Any:
+    """Copies a tree of arrays to all devices; None leaves it as it is."""
+    if mesh is None:
+        return tree
+    sharding = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(functools.partial(_put, sharding=sharding), tree)
+
+
+def _put(array, sharding: NamedSharding):
+    if getattr(array, "sharding", None) == sharding:
+        return array
+    if sharding.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    array = np.asarray(array)
+    return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+
+
+def rows(x: Any, weight: Any) -> Any:
+    """The rows of x that weigh something; they stay spread where all of them do."""
+    if not getattr(weight, "is_fully_addressable", True):
+        weight = multihost_utils.process_allgather(weight, tiled=True)
+    real = np.asarray(weight) > 0
+    return x if real.all() else x[real]
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return jax.process_index() == 0
+
+
+def agree(tree: Any) -> Any:
+    """The first process's values on every process: arrays and numbers, the same shapes
+    everywhere. Results of one program on hosts of different make may differ in their
+    last bit, and a decision may not.
+    """
+    if jax.process_count() == 1:
+        return tree
+    return multihost_utils.broadcast_one_to_all(jax.device_get(tree))
+
+
+def barrier(name: str) -> None:
+    """Waits until every process is here."""
+    multihost_utils.sync_global_devices(name)
