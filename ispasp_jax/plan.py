@@ -13,6 +13,7 @@ from ispasp_jax import groups as rewriter
 from ispasp_jax.errors import InputError
 from ispasp_jax.groups import Tree, leaves
 from ispasp_jax.models.network import Network, Variables, shapes
+from ispasp_jax.problem import Criterion, Selection
 
 
 class Cut(NamedTuple):
@@ -51,6 +52,45 @@ def mask(plan: Plan, network: Network, tree: Tree) -> Tree:
     for name, cut in plan.items():
         tree = rewriter.mask(tree, network.groups()[name], cut.kept)
     return tree
+
+
+def compose(first: Plan, second: Plan) -> Plan:
+    """The one plan that does what `first` and then `second` do.
+
+    Args:
+      first: in coordinates of the original network.
+      second: in coordinates of what `first` leaves.
+
+    Returns:
+      A plan in coordinates of the original network.
+
+    Raises:
+      InputError: `second` expects other widths than `first` leaves.
+    """
+    both = dict(first)
+    for name, cut in second.items():
+        before = first.get(name, Cut(cut.width, np.arange(cut.width)))
+        if len(before.kept) != cut.width:
+            raise InputError(
+                f"the second plan expects {cut.width} channels in group {name!r}, the "
+                f"first leaves {len(before.kept)}; compose plans in the order in which "
+                "they were applied."
+            )
+        both[name] = Cut(before.width, before.kept[cut.kept])
+    return both
+
+
+def criterion(cut: Cut) -> Criterion:
+    """Answers what the plan says, whatever the problem."""
+    support = np.zeros(cut.width, bool)
+    support[cut.kept] = True
+
+    def select(problem, size):
+        known = jnp.asarray(support)
+        none = jnp.zeros((0,), jnp.float32)
+        return Selection(known, none, jnp.zeros((), jnp.int32), jnp.array(True))
+
+    return Criterion(select, needs=frozenset())
 
 
 def verify(
@@ -136,12 +176,20 @@ def from_json(data: Any) -> tuple[str, Plan]:
     try:
         if data["format"] != 1:
             raise KeyError("format")
-        return data["model"], {
-            group["name"]: Cut(int(group["width"]), np.asarray(group["kept"], int))
-            for group in data["groups"]
-        }
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        plan = {group["name"]: _cut(group) for group in data["groups"]}
+        if len(plan) != len(data["groups"]):
+            raise ValueError("a group named twice")
+        return data["model"], plan
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(
             "not a plan of format 1: expected format, model and groups with name, "
             f"width and kept; {error} is missing or wrong."
         ) from error
+
+
+def _cut(group: Mapping[str, Any]) -> Cut:
+    """A group of plan.json; a number that an array would round is no index."""
+    width, kept = group["width"], group["kept"]
+    if not all(type(number) is int for number in (width, *kept)):
+        raise ValueError(f"a width or an index of group {group['name']!r}")
+    return Cut(width, np.asarray(kept, np.int64))

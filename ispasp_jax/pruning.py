@@ -28,7 +28,7 @@ from ispasp_jax.models.network import (
     group_names,
     subtree,
 )
-from ispasp_jax.plan import Plan
+from ispasp_jax.plan import Plan, check
 from ispasp_jax.problem import Criterion
 from ispasp_jax.repair import Batch, Stream, least_squares, reaches, recalibrate
 from ispasp_jax.selecting import Asked, GroupResult, cut_group
@@ -90,6 +90,7 @@ def walk(
     sizes: dict[str, int],
     criterion: Criterion | None = None,
     *,
+    plan: Plan | None = None,
     key: Array | None = None,
     repair: Literal["none", "bn", "lsq"] = "none",
     tune: Tune | None = None,
@@ -106,6 +107,8 @@ def walk(
         weighs nothing.
       sizes: channels to keep for each group; those not named keep all.
       criterion: how to select; i-SpaSP with T = 20 if None.
+      plan: which channels to keep, where that is known: nothing is selected then, and
+        sizes and criterion are not asked.
       key: for criteria that draw at random; jax.random.key(0) if None.
       repair: after a cut, refit consumers by least squares ("lsq") or measure batch
         norm's moments again ("bn"); see repair.py.
@@ -118,6 +121,7 @@ def walk(
 
     Raises:
       FloatingPointError: NaN or infinity in a group's activations or importance.
+      InputError: the plan does not fit the network.
       ValueError: no images.
     """
     start = time.perf_counter()
@@ -127,7 +131,10 @@ def walk(
         raise ValueError("no calibration images: expected at least one batch.")
     if repair not in ("none", "bn", "lsq"):
         raise ValueError(f"repair {repair!r} is none of none, bn, lsq.")
-    asked = Asked(sizes, criterion or ispasp(), key, residual_images)
+    if plan is not None:
+        check(plan, network)
+        sizes = {name: len(cut.kept) for name, cut in plan.items()}
+    asked = Asked(sizes, criterion or ispasp(), key, residual_images, plan)
     clocks = {"repair": _Clock(), "tune": _Clock()}
     pruned, dense = inputs, inputs if carry_dense or repair == "lsq" else None
     original, results = variables, []

@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Array
 
 from ispasp_jax import groups
-from ispasp_jax.plan import Cut
+from ispasp_jax import plan as plans
+from ispasp_jax.plan import Cut, Plan
 from ispasp_jax.problem import Criterion, Problem, Selection, checked
 from ispasp_jax.repair import Batch, Stream
 
@@ -45,12 +46,14 @@ class Asked(NamedTuple):
       criterion: how to select.
       key: for criteria that draw at random.
       residual_images: how many images the relative residual is measured on.
+      plan: what to keep, where it is known; the criterion is then not asked.
     """
 
     sizes: dict[str, int]
     criterion: Criterion
     key: Array
     residual_images: int
+    plan: Plan | None = None
 
 
 def cut_group(
@@ -72,11 +75,12 @@ def cut_group(
     size = asked.sizes.get(name, width)
     if size >= width:
         return stream, GroupResult(name, Cut(width, np.arange(width)), None, 0, None)
-    problem, sample = _gather(i, stream, asked.criterion, asked.residual_images)
-    if "key" in asked.criterion.needs:
+    criterion = plans.criterion(asked.plan[name]) if asked.plan else asked.criterion
+    problem, sample = _gather(i, stream, criterion, asked.residual_images)
+    if "key" in criterion.needs:
         key = jax.random.fold_in(asked.key, zlib.crc32(name.encode()))
         problem = problem._replace(key=key)
-    selection = _select(asked.criterion, size, block, i, own, problem)
+    selection = _select(criterion, size, block, i, own, problem)
     selection = checked(jax.device_get(selection), name)
     residual = _relative_residual(block, i, own, sample, selection.support)
     kept = np.flatnonzero(selection.support)
