@@ -136,7 +136,8 @@ def cut_state(
 ) -> tuple[Network, TrainState]:
     """The network and its training state with every group of the plan cut: weights,
     optimizer's moments and average alike, so that training goes on across the cut, at
-    the step and the learning rate where it was.
+    the step and the learning rate where it was. Arrays that nothing cuts are shared
+    with the old state, which is therefore given up with the next `train_step`.
 
     Args:
       plan: what stays, in coordinates of the network.
@@ -264,7 +265,10 @@ def fit(
 
     Raises:
       FloatingPointError: the loss became NaN or infinite.
+      ValueError: the recipe has a share for a teacher, and there is none.
     """
+    if recipe.distill and teacher is None:
+        raise ValueError(f"distill is {recipe.distill}, but no teacher is given.")
     transformation = optimizer(recipe, steps_per_epoch)
     state = resume or start(recipe, transformation, jax.tree.map(jnp.array, variables))
     for epoch in range(int(state.step) // max(1, steps_per_epoch), recipe.epochs):

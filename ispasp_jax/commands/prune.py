@@ -232,6 +232,11 @@ def prune(args) -> None:
             "--distill is for fine-tuning, and this run has none; give "
             "--finetune-epochs too."
         )
+    if args.distill and args.new_head:
+        raise InputError(
+            "--distill learns from the dense network, and --new-head starts its "
+            "classifier afresh; train that first (train.py --new-head)."
+        )
     out = args.out or Path("runs") / dense.run_name(args, args.method)
     check_out(out, args.model)
     if args.weights and out.resolve() in (

@@ -226,15 +226,11 @@ class Run:
         epochs = finetune_epochs(self.args)
         if not epochs:
             return pruned
-        start = time.perf_counter()
+        start, recipe = time.perf_counter(), self._recipe(epochs)
+        self.report["finetuning"] = recipe._asdict()
+        teacher, label = self._teacher(model), "fine-tuning"
         tuned = dense.train(
-            self.args,
-            self.source,
-            pruned,
-            self._recipe(epochs),
-            "fine-tuning",
-            self.work,
-            self._teacher(model),
+            self.args, self.source, pruned, recipe, label, self.work, teacher
         )
         self._finetuned = time.perf_counter() - start
         return tuned
