@@ -30,7 +30,7 @@ from ispasp_jax.models.network import (
     subtree,
 )
 from ispasp_jax.moments import measure
-from ispasp_jax.plan import Plan
+from ispasp_jax.plan import Plan, check
 from ispasp_jax.problem import Criterion
 from ispasp_jax.repair import least_squares, reaches, recalibrate, regression
 from ispasp_jax.selecting import Asked, GroupResult, select, uncut
@@ -93,6 +93,7 @@ def walk(
     sizes: dict[str, int],
     criterion: Criterion | None = None,
     *,
+    plan: Plan | None = None,
     key: Array | None = None,
     repair: Literal["none", "bn", "lsq"] = "none",
     tune: Tune | None = None,
@@ -109,6 +110,8 @@ def walk(
         weighs nothing.
       sizes: channels to keep for each group; those not named keep all.
       criterion: how to select; i-SpaSP with T = 20 if None.
+      plan: which channels to keep, where that is known: nothing is selected then, and
+        sizes and criterion are not asked.
       key: for criteria that draw at random; jax.random.key(0) if None.
       repair: after a cut, refit consumers by least squares ("lsq") or measure batch
         norm's moments again ("bn"); see repair.py.
@@ -121,16 +124,20 @@ def walk(
 
     Raises:
       FloatingPointError: NaN or infinity in a group's activations or importance.
+      InputError: the plan does not fit the network.
       ValueError: no images.
     """
     began = time.perf_counter()
     if repair not in ("none", "bn", "lsq"):
         raise ValueError(f"repair {repair!r} is none of none, bn, lsq.")
     key = jax.random.key(0) if key is None else key
-    asked = Asked(sizes, criterion or ispasp(), key, residual_images)
+    if plan is not None:
+        check(plan, network)
+        sizes = {name: len(cut.kept) for name, cut in plan.items()}
+    asked = Asked(sizes, criterion or ispasp(), key, residual_images, plan)
     clocks = {"repair": _Clock(), "tune": _Clock()}
     inputs = streams.start(images)
-    needs_dense = "least_squares" in asked.criterion.needs or repair == "lsq"
+    needs_dense = "least_squares" in asked.needs or repair == "lsq"
     pruned, dense = inputs, inputs if carry_dense or needs_dense else None
     original, results = variables, []
     for index, part in enumerate(progress(network.chain())):
@@ -176,7 +183,7 @@ def _prune_part(part, here, there, asked, repair, differs, clocks):
         if group in names:
             result = uncut(names[group], len(kept))
             if asked.sizes.get(names[group], len(kept)) < len(kept):
-                if "least_squares" in asked.criterion.needs:
+                if "least_squares" in asked.needs:
                     folds = _reached(names[group], i, here, hidden, there)
                 problem = folds and regression(i, here, folds)
                 result = select(names[group], i, here, hidden, asked, problem)

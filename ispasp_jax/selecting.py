@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ispasp_jax import groups
-from ispasp_jax.plan import Cut
+from ispasp_jax.plan import Cut, Plan
 from ispasp_jax.problem import Criterion, LeastSquares, Problem, Selection, checked
 from ispasp_jax.streams import Activations, Stream
 
@@ -45,12 +45,19 @@ class Asked(NamedTuple):
       criterion: how to select.
       key: for criteria that draw at random.
       residual_images: how many images the relative residual is measured on.
+      plan: what to keep, where it is known; the criterion is then not asked.
     """
 
     sizes: dict[str, int]
     criterion: Criterion
     key: Array
     residual_images: int
+    plan: Plan | None = None
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Fields of a Problem that have to be gathered."""
+        return self.criterion.needs if self.plan is None else frozenset()
 
 
 def select(
@@ -74,8 +81,13 @@ def select(
     Raises:
       FloatingPointError: NaN or infinity in the activations or their importance.
     """
+    if asked.plan is not None:
+        cut = asked.plan[name]
+        support = np.isin(np.arange(cut.width), cut.kept)
+        residual = _relative_residual(i, stream, hidden, support, asked)
+        return GroupResult(name, cut, residual, 0, None)
     block, own = stream.module, stream.own
-    needs = asked.criterion.needs
+    needs = asked.needs
     problem = Problem(least_squares=least_squares)
     if "hidden" in needs:
         found = _summed if block.groups[i].affine else _together
