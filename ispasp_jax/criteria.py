@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ispasp_jax.ispasp import ispasp
+from ispasp_jax.obs import obs
 from ispasp_jax.problem import Criterion, by_score
 
 
@@ -37,6 +38,7 @@ def l1() -> Criterion:
 #: Every criterion by the name that `--method` takes.
 CRITERIA: dict[str, Callable[..., Criterion]] = {
     "ispasp": ispasp,
+    "obs": obs,
     "random": random,
     "l1": l1,
 }

@@ -53,6 +53,32 @@ def mask(plan: Plan, network: Network, tree: Tree) -> Tree:
     return tree
 
 
+def compose(first: Plan, second: Plan) -> Plan:
+    """The one plan that does what `first` and then `second` do.
+
+    Args:
+      first: in coordinates of the original network.
+      second: in coordinates of what `first` leaves.
+
+    Returns:
+      A plan in coordinates of the original network.
+
+    Raises:
+      InputError: `second` expects other widths than `first` leaves.
+    """
+    both = dict(first)
+    for name, cut in second.items():
+        before = first.get(name, Cut(cut.width, np.arange(cut.width)))
+        if len(before.kept) != cut.width:
+            raise InputError(
+                f"the second plan expects {cut.width} channels in group {name!r}, the "
+                f"first leaves {len(before.kept)}; compose plans in the order in which "
+                "they were applied."
+            )
+        both[name] = Cut(before.width, before.kept[cut.kept])
+    return both
+
+
 def verify(
     plan: Plan, network: Network, variables: Variables, images, tolerance=1e-3
 ) -> float:
@@ -136,12 +162,20 @@ def from_json(data: Any) -> tuple[str, Plan]:
     try:
         if data["format"] != 1:
             raise KeyError("format")
-        return data["model"], {
-            group["name"]: Cut(int(group["width"]), np.asarray(group["kept"], int))
-            for group in data["groups"]
-        }
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        plan = {group["name"]: _cut(group) for group in data["groups"]}
+        if len(plan) != len(data["groups"]):
+            raise ValueError("a group named twice")
+        return data["model"], plan
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(
             "not a plan of format 1: expected format, model and groups with name, "
             f"width and kept; {error} is missing or wrong."
         ) from error
+
+
+def _cut(group: Mapping[str, Any]) -> Cut:
+    """A group of plan.json; a number that an array would round is no index."""
+    width, kept = group["width"], group["kept"]
+    if not all(type(number) is int for number in (width, *kept)):
+        raise ValueError(f"a width or an index of group {group['name']!r}")
+    return Cut(width, np.asarray(kept, np.int64))

@@ -21,6 +21,21 @@ Consumer = Callable[[Float[Array, "n *positions d"]], Float[Array, "n *out"]]
 Size = int | Int[Array, ""]
 
 
+class LeastSquares(NamedTuple):
+    """What refitting the consumer knows: centred second moments over examples and
+    positions.
+
+    Attributes:
+      xx: of the patches that the consumer's kernel multiplies, rows tap · d + channel.
+      xy: of patches and the target, what the consumer should give.
+      start: the kernel as it is, batch norm folded in.
+    """
+
+    xx: Float[Array, "p p"]
+    xy: Float[Array, "p o"]
+    start: Float[Array, "p o"]
+
+
 class Problem(NamedTuple):
     """What the walk gathered for one group; a field nobody `needs` stays None.
 
@@ -30,12 +45,15 @@ class Problem(NamedTuple):
         their sum over examples as a batch of one (see `batch_sum`) asks the same.
       producer: the arrays that make the channels, by path, channels on the last axis.
       key: a random key for this group.
+      least_squares: the consumer's regression on the dense network's output; only for
+        criteria that know about the repair.
     """
 
     consumer: Consumer | None = None
     hidden: Float[Array, "n *positions d"] | None = None
     producer: Mapping[str, Float[Array, "*any d"]] | None = None
     key: Key[Array, ""] | None = None
+    least_squares: LeastSquares | None = None
 
 
 class Selection(NamedTuple):

@@ -1,15 +1,15 @@
 """One walk through the network, from input to output: for every group gather what the
 criterion needs, select, cut, and carry the activations through the block as cut.
 
-The walk holds the calibration images' activations at the present block's input and
-nothing else of the network's inside, sums a group's hidden activations over batches,
-and never runs a layer before the present block again. A block of a shape that was met
-before costs no tracing: modules are static arguments, equal modules hash equal.
+The walk holds the calibration images' activations at the present block's input and the
+present group's, nothing else of the network's inside, and runs every layer once,
+whatever the criterion iterates. A block of a shape that was met before costs no
+tracing: modules are static arguments, equal modules hash equal, and the cut itself is
+made when the walk leaves the block.
 """
 
-import functools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple
 
 import jax
@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ispasp_jax import budget, devices
+from ispasp_jax import budget, devices, streams
+from ispasp_jax import groups as rewriter
 from ispasp_jax.ispasp import ispasp
 from ispasp_jax.models.network import (
     Block,
@@ -28,10 +29,12 @@ from ispasp_jax.models.network import (
     group_names,
     subtree,
 )
-from ispasp_jax.plan import Plan
+from ispasp_jax.moments import measure
+from ispasp_jax.plan import Plan, check
 from ispasp_jax.problem import Criterion
-from ispasp_jax.repair import Batch, Stream, least_squares, reaches, recalibrate
-from ispasp_jax.selecting import Asked, GroupResult, cut_group
+from ispasp_jax.repair import least_squares, reaches, recalibrate, regression
+from ispasp_jax.selecting import Asked, GroupResult, select, uncut
+from ispasp_jax.streams import Stream
 
 #: Calibration batches, preprocessed, (n, height, width, channels) each.
 Images = Iterable[Float[Array, "_ ..."] | Float[np.ndarray, "_ ..."]]
@@ -90,6 +93,7 @@ def walk(
     sizes: dict[str, int],
     criterion: Criterion | None = None,
     *,
+    plan: Plan | None = None,
     key: Array | None = None,
     repair: Literal["none", "bn", "lsq"] = "none",
     tune: Tune | None = None,
@@ -107,6 +111,8 @@ def walk(
         weighs nothing.
       sizes: channels to keep for each group; those not named keep all.
       criterion: how to select; i-SpaSP with T = 20 if None.
+      plan: which channels to keep, where that is known: nothing is selected then, and
+        sizes and criterion are not asked.
       key: for criteria that draw at random; jax.random.key(0) if None.
       repair: after a cut, refit consumers by least squares ("lsq") or measure batch
         norm's moments again ("bn"); see repair.py.
@@ -121,65 +127,108 @@ def walk(
 
     Raises:
       FloatingPointError: NaN or infinity in a group's activations or importance.
+      InputError: the plan does not fit the network.
       ValueError: no images.
     """
-    start = time.perf_counter()
-    key = jax.random.key(0) if key is None else key
-    inputs = [devices.place(mesh, batch) for batch in _padded(images)]
-    if not inputs:
-        raise ValueError("no calibration images: expected at least one batch.")
+    began = time.perf_counter()
     if repair not in ("none", "bn", "lsq"):
         raise ValueError(f"repair {repair!r} is none of none, bn, lsq.")
-    asked = Asked(sizes, criterion or ispasp(), key, residual_images)
+    key = jax.random.key(0) if key is None else key
+    if plan is not None:
+        check(plan, network)
+        sizes = {name: len(cut.kept) for name, cut in plan.items()}
+    asked = Asked(sizes, criterion or ispasp(), key, residual_images, plan)
     clocks = {"repair": _Clock(), "tune": _Clock()}
-    pruned, dense = inputs, inputs if carry_dense or repair == "lsq" else None
+    inputs = streams.start(images, mesh)
+    needs_dense = "least_squares" in asked.needs or repair == "lsq"
+    pruned, dense = inputs, inputs if carry_dense or needs_dense else None
     original, results = variables, []
     for index, part in enumerate(progress(network.chain())):
-        here = Stream(part.module, subtree(variables, part), pruned)
-        there = Stream(part.module, subtree(original, part), dense)
-        here, found = _prune_part(
-            part, here, there, asked, repair, any(map(_lost, results)), clocks["repair"]
+        pruned = pruned.enter(part.module, subtree(variables, part))
+        dense = dense and dense.enter(part.module, subtree(original, part))
+        pruned, dense, found = _prune_part(
+            part, pruned, dense, asked, repair, any(map(_lost, results)), clocks
         )
-        here = here._replace(own=jax.device_put(devices.agree(here.own)))
+        own = pruned.own
+        for group, result in zip(cuttable(part), found, strict=True):
+            own = rewriter.take(jax.device_get(own), group, result.cut.kept)
         network = network.narrowed({g.name: len(g.cut.kept) for g in found})
-        variables = graft(variables, part, here.own)
-        dense = dense and _through(there)
+        variables = graft(variables, part, own)
         if tune is not None and any(map(_lost, found)):
             with clocks["tune"]:
-                variables = tune(network, variables)
+                variables = tune(network, jax.device_put(variables))
             pruned = inputs
             for before in network.chain()[: index + 1]:
                 own = subtree(variables, before)
-                pruned = _through(Stream(before.module, own, pruned))
-        else:
-            pruned = _through(here)
+                pruned = pruned.enter(before.module, own).through()
         drift = _drift(pruned, dense) if dense and found else None
         results += [group._replace(drift=drift) for group in found]
-    jax.block_until_ready(variables)
-    seconds = time.perf_counter() - start - sum(c.seconds for c in clocks.values())
+    variables = jax.block_until_ready(jax.device_put(variables))
+    seconds = time.perf_counter() - began - sum(c.seconds for c in clocks.values())
     return Pruned(network, variables, tuple(results), seconds, clocks["repair"].seconds)
 
 
-def _prune_part(part, here, there, asked, repair, differs, clock):
-    """Cuts and repairs a part, pair after pair; `differs`: something before was cut."""
+def _prune_part(part, here, there, asked, repair, differs, clocks):
+    """Cuts and repairs a part, pair after pair; `differs`: something before was cut.
+
+    Gives both streams at the part's output. Arrays keep their width; what was cut is
+    zero behind the consumers.
+    """
     names = dict(zip(cuttable(part), group_names(part), strict=True))
-    pairs = here.module.groups if isinstance(here.module, Block) else ()
+    pairs = part.module.groups if isinstance(part.module, Block) else ()
     found, missed = [], not pairs
     for i, group in enumerate(pairs):
+        hidden = here.hidden(i)
+        if there:
+            with clocks["repair"]:
+                there = there.consume(i, there.hidden(i))
+        folds, kept = None, np.arange(hidden[0].shape[-1])
         if group in names:
-            here, result = cut_group(names[group], i, here, asked)
+            result = uncut(names[group], len(kept))
+            if asked.sizes.get(names[group], len(kept)) < len(kept):
+                if "least_squares" in asked.needs:
+                    folds = _reached(names[group], i, here, hidden, there)
+                problem = folds and regression(i, here, folds)
+                result = select(names[group], i, here, hidden, asked, problem)
             found.append(result)
-            differs |= _lost(result)
-        if repair == "lsq" and differs:
-            if not reaches(here.module, here.own, i):
-                missed = True
-                continue
-            with clock:
-                here = here._replace(own=least_squares(i, here, there))
+            kept, differs = result.cut.kept, differs or _lost(result)
+        if repair == "lsq" and differs and reaches(here.module, here.own, i):
+            with clocks["repair"]:
+                if folds:
+                    width = hidden[0].shape[-1]
+                    folds = folds[0].of(kept, width), folds[1].of(kept, width)
+                else:
+                    folds = measure(i, here, hidden, there, kept)
+                own = devices.agree(least_squares(i, here, folds, kept))
+                here = here._replace(own=jax.device_put(own))
+        elif repair == "lsq" and differs:
+            missed = True
+        mask = np.isin(np.arange(hidden[0].shape[-1]), kept)
+        here = here.consume(i, hidden, mask)
     if differs and (repair == "bn" or (repair == "lsq" and missed)):
-        with clock:
-            here = here._replace(own=recalibrate(here))
-    return here, found
+        with clocks["repair"]:
+            own = here.own
+            for group, result in zip(cuttable(part), found, strict=True):
+                own = rewriter.mask(own, group, result.cut.kept)
+            here = here._replace(own=own)
+            here = here._replace(own=recalibrate(here)).through()
+    else:
+        here = here.leave()
+    return here, there and there.leave(), found
+
+
+def _reached(name, i, here, hidden, there):
+    """Moments of all channels, for criteria that need them.
+
+    Raises:
+      ValueError: least squares does not reach this consumer.
+    """
+    if not reaches(here.module, here.own, i):
+        raise ValueError(
+            f"group {name!r}: its consumer is not one kernel and at most one batch "
+            "norm, so no least squares can be asked of it; choose another criterion."
+        )
+    return measure(i, here, hidden, there, np.arange(hidden[0].shape[-1]))
 
 
 def _lost(result: GroupResult) -> bool:
@@ -198,20 +247,9 @@ class _Clock:
         self.seconds += time.perf_counter() - self._start
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _apply(module, own, x):
-    return module.apply(own, x)
-
-
-def _through(stream: Stream) -> list[Batch]:
-    module, own, batches = stream
-    return [Batch(_apply(module, own, batch.x), batch.weight) for batch in batches]
-
-
-def _drift(pruned: list[Batch], dense: list[Batch]) -> float:
-    squares = [
-        _square_distance(p.x, d.x, p.weight) for p, d in zip(pruned, dense, strict=True)
-    ]
+def _drift(pruned: Stream, dense: Stream) -> float:
+    triples = zip(pruned.x, dense.x, pruned.weight, strict=True)
+    squares = [_square_distance(*triple) for triple in triples]
     apart, size = np.sum(jax.device_get(squares), axis=0)
     return float(np.sqrt(apart / size)) if size > 0 else 0.0
 
@@ -220,16 +258,3 @@ def _drift(pruned: list[Batch], dense: list[Batch]) -> float:
 def _square_distance(x, y, weight):
     weight = weight.reshape([-1] + [1] * (x.ndim - 1))
     return (jnp.square(x - y) * weight).sum(), (jnp.square(y) * weight).sum()
-
-
-def _padded(images: Images) -> Iterator[Batch]:
-    """Batches of the first one's size (a longer one is split)."""
-    size = None
-    for array in images:
-        size = size or len(array)
-        for low in range(0, len(array), size):
-            x = jnp.asarray(array[low : low + size])
-            short = size - len(x)
-            weight = jnp.arange(size) < len(x)
-            x = jnp.pad(x, [(0, short)] + [(0, 0)] * (x.ndim - 1)) if short else x
-            yield Batch(x, weight.astype(jnp.float32))

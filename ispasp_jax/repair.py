@@ -20,17 +20,17 @@ alternative, and what serves where least squares does not reach.
 """
 
 import functools
-import math
-from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float, Int
 
 from ispasp_jax import devices
 from ispasp_jax.models.network import Block, Variables
+from ispasp_jax.moments import Folds, rows
+from ispasp_jax.problem import LeastSquares
+from ispasp_jax.streams import Stream
 
 #: Of every shipped batch norm; a user's own has to have it, too.
 BATCH_NORM_EPSILON = 1e-5
@@ -38,47 +38,6 @@ BATCH_NORM_EPSILON = 1e-5
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 #: Above this size one ridge is used: the hold-out's eigenvalues would cost minutes.
 LARGEST_HELD_OUT, FIXED_RIDGE = 1500, 1e-3
-
-
-class Moments(NamedTuple):
-    """Count, means and centred second moments of patches and targets; they add up."""
-
-    count: Float[np.ndarray, ""]
-    x: Float[np.ndarray, " p"]
-    y: Float[np.ndarray, " o"]
-    xx: Float[np.ndarray, "p p"]
-    xy: Float[np.ndarray, "p o"]
-    yy: Float[np.ndarray, ""]
-
-    def __add__(self, other: "Moments") -> "Moments":
-        """Of both sets together, without cancellation (Chan et al. 1983)."""
-        count = self.count + other.count
-        dx, dy = other.x - self.x, other.y - self.y
-        weight = self.count * other.count / max(count, 1)
-        share = other.count / max(count, 1)
-        return Moments(
-            count,
-            self.x + share * dx,
-            self.y + share * dy,
-            self.xx + other.xx + weight * np.outer(dx, dx),
-            self.xy + other.xy + weight * np.outer(dx, dy),
-            self.yy + other.yy + weight * dy @ dy,
-        )
-
-
-class Batch(NamedTuple):
-    """Activations of a batch, and a weight an example: 0 where it is padding."""
-
-    x: Float[Array, "n ..."]
-    weight: Float[Array, " n"]
-
-
-class Stream(NamedTuple):
-    """A part and its variables, with the batches at its input."""
-
-    module: nn.Module
-    own: Variables
-    batches: list[Batch]
 
 
 def reaches(block: Block, own: Variables, i: int) -> bool:
@@ -90,69 +49,54 @@ def reaches(block: Block, own: Variables, i: int) -> bool:
     return group.affine and "kernel" in linear and len(norms) <= 1 and normal
 
 
-def least_squares(i: int, pruned: Stream, dense: Stream) -> Variables:
-    """The pruned block's variables with its i-th consumer refitted.
+def least_squares(
+    i: int, stream: Stream, folds: Folds, kept: Int[np.ndarray, " k"]
+) -> Variables:
+    """The block's variables with its i-th consumer refitted; what it makes of channels
+    that are not kept is zero.
 
     Args:
-      i: which pair; those before it are as they will stay.
-      pruned: the block as cut, and activations of the network as pruned so far.
-      dense: the same place in the dense network.
+      i: which pair.
+      stream: the block, before the fit.
+      folds: moments of the kept channels' patches and of the target.
+      kept: the channels, of the block's i-th hidden ones.
     """
-    folds = moments(i, pruned, dense)
-    path, *norm = pruned.module.groups[i].consumer
-    kernel = np.asarray(_branch(pruned.own["params"], path)["kernel"], np.float64)
-    start = kernel.reshape(-1, kernel.shape[-1]) * _scale(pruned.own, norm)
-    has_intercept = bool(norm) or "bias" in _branch(pruned.own["params"], path)
-    fitted = fit(folds, start)
+    start, has_intercept = consumer(i, stream)
+    path, *norm = stream.module.groups[i].consumer
+    kernel = _branch(stream.own["params"], path)["kernel"]
+    index = rows(kept, kernel.shape[-2], len(start))
+    fitted = fit(folds, start[index])
     whole = folds[0] + folds[1]
     intercept = whole.y - whole.x @ fitted if has_intercept else None
+    full = np.zeros_like(start)
+    full[index] = fitted
+    var = np.maximum(np.einsum("po,po->o", fitted, whole.xx @ fitted), 0) / whole.count
+    mean = whole.x @ fitted
     return _store(
-        pruned.own, path, norm, fitted.reshape(kernel.shape), intercept, whole
+        stream.own, path, norm, full.reshape(kernel.shape), intercept, mean, var
     )
 
 
-def moments(i: int, pruned: Stream, dense: Stream) -> tuple[Moments, Moments]:
-    """Moments of patches and targets over every second image, and over the others."""
-    folds: list[Moments | None] = [None, None]
-    for ours, theirs in zip(pruned.batches, dense.batches, strict=True):
-        halves = _moments(
-            i, pruned.module, pruned.own, ours, dense.module, dense.own, theirs.x
-        )
-        for fold, half in enumerate(jax.device_get(halves)):
-            half = Moments(*(np.asarray(m, np.float64) for m in half))
-            folds[fold] = half if folds[fold] is None else folds[fold] + half
-    return folds[0], folds[1]
+def consumer(i: int, stream: Stream) -> tuple[Float[np.ndarray, "p o"], bool]:
+    """The i-th consumer as a matrix, batch norm folded in; whether it has a shift."""
+    path, *norm = stream.module.groups[i].consumer
+    linear = _branch(stream.own["params"], path)
+    kernel = np.asarray(linear["kernel"], np.float64)
+    matrix = kernel.reshape(-1, kernel.shape[-1]) * _scale(stream.own, norm)
+    return matrix, bool(norm) or "bias" in linear
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 4))
-def _moments(i, block, own, batch, dense_block, dense_own, dense_x):
-    with jax.default_matmul_precision("highest"):
-        hidden = block.apply(own, batch.x, i, method="reach")
-        x = block.apply(own, hidden, i, method="patches")
-        hidden = dense_block.apply(dense_own, dense_x, i, method="reach")
-        y = dense_block.apply(dense_own, hidden, i, method="consumer")
-        if i == len(block.groups) - 1:
-            y += dense_block.apply(dense_own, dense_x, method="skip")
-            y -= block.apply(own, batch.x, method="skip")
-
-        def half(first):
-            return _centred(x[first::2], y[first::2], batch.weight[first::2])
-
-        return half(0), half(1)
+def regression(i: int, stream: Stream, folds: Folds) -> LeastSquares:
+    """What a criterion is told of the i-th consumer's least squares, an example's
+    share.
+    """
+    whole = folds[0] + folds[1]
+    start, _ = consumer(i, stream)
+    arrays = whole.xx / whole.count, whole.xy / whole.count, start
+    return LeastSquares(*(jnp.asarray(a, jnp.float32) for a in arrays))
 
 
-def _centred(x, y, weight) -> Moments:
-    w = jnp.repeat(weight, math.prod(x.shape[1:-1]))[:, None]
-    x, y = (a.reshape(-1, a.shape[-1]).astype(jnp.float32) for a in (x, y))
-    count = w.sum()
-    mean_x, mean_y = ((a * w).sum(0) / jnp.maximum(count, 1) for a in (x, y))
-    x, y = (x - mean_x) * w, (y - mean_y) * w
-    return Moments(count, mean_x, mean_y, x.T @ x, x.T @ y, (y * y).sum())
-
-
-def fit(
-    folds: tuple[Moments, Moments], start: Float[np.ndarray, "p o"]
-) -> Float[np.ndarray, "p o"]:
+def fit(folds: Folds, start: Float[np.ndarray, "p o"]) -> Float[np.ndarray, "p o"]:
     """The ridge solution around `start`, its ridge chosen by hold-out between folds."""
     whole = folds[0] + folds[1]
     p = len(start)
@@ -188,7 +132,7 @@ def _scale(own: Variables, norm: list[str]) -> Float[np.ndarray, " o"] | float:
     return scale / np.sqrt(var + BATCH_NORM_EPSILON)
 
 
-def _store(own, path, norm, kernel, intercept, whole: Moments) -> Variables:
+def _store(own, path, norm, kernel, intercept, mean, var) -> Variables:
     def put(tree, place, **new):
         key, _, rest = place.partition("/")
         if rest:
@@ -198,15 +142,13 @@ def _store(own, path, norm, kernel, intercept, whole: Moments) -> Variables:
         return {**tree, key: {**like, **arrays}}
 
     linear = {"kernel": kernel}
-    own, flat = dict(own), kernel.reshape(-1, kernel.shape[-1])
+    own = dict(own)
     bias = "bias" in _branch(own["params"], path)
     if not norm:
         linear |= {"bias": intercept} if bias else {}
         own["params"] = put(own["params"], path, **linear)
         return own
     linear |= {"bias": np.zeros_like(intercept)} if bias else {}
-    mean = whole.x @ flat
-    var = np.maximum(np.einsum("po,po->o", flat, whole.xx @ flat), 0) / whole.count
     own["params"] = put(
         put(own["params"], path, **linear),
         norm[0],
@@ -219,7 +161,7 @@ def _store(own, path, norm, kernel, intercept, whole: Moments) -> Variables:
 
 def recalibrate(stream: Stream) -> Variables:
     """The part's variables with batch norm's moments those of these activations."""
-    module, own, batches = stream
+    module, own = stream.module, stream.own
     if not own.get("batch_stats"):
         return own
     # With a momentum of m a step leaves m · old + (1 − m) · batch; from two different
@@ -229,8 +171,8 @@ def recalibrate(stream: Stream) -> Variables:
         for s, v in ((own["batch_stats"], 0.0), (own["batch_stats"], 1.0))
     )
     found, counts = [], []
-    for batch in batches:
-        x = devices.rows(batch.x, batch.weight)
+    for batch, weight in zip(stream.x, stream.weight, strict=True):
+        x = devices.rows(batch, weight)
         found.append((_train_moments(module, zero, x), _train_moments(module, one, x)))
         counts.append(len(x))
     weights = np.asarray(counts) / sum(counts)

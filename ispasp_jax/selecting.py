@@ -1,5 +1,5 @@
-"""Selecting the channels of one group: gather what the criterion needs from the batches
-at the block's input, ask it, and measure what the cut loses.
+"""Selecting the channels of one group: gather what the criterion needs, ask it, and
+measure what the cut loses.
 """
 
 import functools
@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Array
 
 from ispasp_jax import devices, groups
-from ispasp_jax.plan import Cut
-from ispasp_jax.problem import Criterion, Problem, Selection, checked
-from ispasp_jax.repair import Batch, Stream
+from ispasp_jax.plan import Cut, Plan
+from ispasp_jax.problem import Criterion, LeastSquares, Problem, Selection, checked
+from ispasp_jax.streams import Activations, Stream
 
 
 class GroupResult(NamedTuple):
@@ -45,86 +45,90 @@ class Asked(NamedTuple):
       criterion: how to select.
       key: for criteria that draw at random.
       residual_images: how many images the relative residual is measured on.
+      plan: what to keep, where it is known; the criterion is then not asked.
     """
 
     sizes: dict[str, int]
     criterion: Criterion
     key: Array
     residual_images: int
+    plan: Plan | None = None
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Fields of a Problem that have to be gathered."""
+        return self.criterion.needs if self.plan is None else frozenset()
 
 
-def cut_group(
-    name: str, i: int, stream: Stream, asked: Asked
-) -> tuple[Stream, GroupResult]:
-    """Selects channels of a block's i-th group and cuts the others.
+def select(
+    name: str,
+    i: int,
+    stream: Stream,
+    hidden: Activations,
+    asked: Asked,
+    least_squares: LeastSquares | None,
+) -> GroupResult:
+    """Selects the channels of a block's i-th group that stay.
 
     Args:
       name: the group's full name.
       i: which pair of the block.
-      stream: the block as pruned so far, its variables, the batches at its input.
+      stream: the block as it is before this cut, activations at the pair's input.
+      hidden: the group's activations.
       asked: what is asked of every group.
+      least_squares: for criteria that need it.
 
     Raises:
       FloatingPointError: NaN or infinity in the activations or their importance.
     """
-    block, own, batches = stream
-    width = block.widths[i]
-    size = asked.sizes.get(name, width)
-    if size >= width:
-        return stream, GroupResult(name, Cut(width, np.arange(width)), None, 0, None)
-    problem, sample = _gather(i, stream, asked.criterion, asked.residual_images)
-    if "key" in asked.criterion.needs:
+    if asked.plan is not None:
+        cut = asked.plan[name]
+        support = np.isin(np.arange(cut.width), cut.kept)
+        residual = _relative_residual(i, stream, hidden, support, asked)
+        return GroupResult(name, cut, residual, 0, None)
+    block, own = stream.module, stream.own
+    needs = asked.needs
+    problem = Problem(least_squares=least_squares)
+    if "hidden" in needs:
+        found = _summed if block.groups[i].affine else _together
+        problem = problem._replace(hidden=found(hidden, stream.weight))
+    if "producer" in needs:
+        arrays = groups.producer(own["params"], block.groups[i])
+        problem = problem._replace(producer=arrays)
+    if "key" in needs:
         key = jax.random.fold_in(asked.key, zlib.crc32(name.encode()))
         problem = problem._replace(key=key)
+    size = jnp.int32(asked.sizes[name])  # traced: sizes may differ from block to block
     selection = _select(asked.criterion, size, block, i, own, problem)
     selection = checked(devices.agree(jax.device_get(selection)), name)
-    residual = _relative_residual(block, i, own, sample, selection.support)
-    kept = np.flatnonzero(selection.support)
-    narrow = block.clone(widths=(*block.widths[:i], len(kept), *block.widths[i + 1 :]))
-    own = groups.take(own, block.groups[i], kept)
-    result = GroupResult(
-        name, Cut(width, kept), residual, int(selection.iterations), None
-    )
-    return Stream(narrow, own, batches), result
+    residual = _relative_residual(i, stream, hidden, selection.support, asked)
+    cut = Cut(block.widths[i], np.flatnonzero(selection.support))
+    return GroupResult(name, cut, residual, int(selection.iterations), None)
 
 
-def _gather(i, stream, criterion, sample_images):
-    """The Problem's fields that the criterion needs, and some hidden activations."""
-    (block, own, batches), group = stream, stream.module.groups[i]
-    wants_hidden = "hidden" in criterion.needs
-    total, every, sample, missing = None, [], [], sample_images
-    for batch in batches:
-        if not wants_hidden and missing <= 0:
-            break
-        summed, hidden = _hidden(block, i, own, batch)
-        total = summed if total is None else total + summed
-        if missing > 0:
-            first = jnp.cumsum(batch.weight) <= missing
-            weight = jnp.where(first, batch.weight, 0)
-            sample.append(Batch(hidden, weight))
-            missing -= int(batch.weight.sum())
-        if wants_hidden and not group.affine:
-            every.append(devices.rows(hidden, batch.weight))
-    problem = Problem()
-    if wants_hidden:
-        problem = problem._replace(
-            hidden=total if group.affine else jnp.concatenate(every)
-        )
-    if "producer" in criterion.needs:
-        problem = problem._replace(producer=groups.producer(own["params"], group))
-    return problem, sample
+def uncut(name: str, width: int) -> GroupResult:
+    """What becomes of a group that keeps all its channels."""
+    return GroupResult(name, Cut(width, np.arange(width)), None, 0, None)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _hidden(block, i, own, batch):
-    """A batch's hidden activations and their weighted sum as a batch of one."""
-    hidden = block.apply(own, batch.x, i, method="reach")
-    weight = batch.weight.reshape([-1] + [1] * (hidden.ndim - 1))
-    total = (hidden.astype(jnp.float32) * weight).sum(0, keepdims=True)
-    return total, hidden
+def _summed(hidden: Activations, weights: Activations) -> Array:
+    """The weighted sum over examples, as a batch of one."""
+    return sum(_sum(h, w) for h, w in zip(hidden, weights, strict=True))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@jax.jit
+def _sum(h, weight):
+    weight = weight.reshape([-1] + [1] * (h.ndim - 1))
+    return (h.astype(jnp.float32) * weight).sum(0, keepdims=True)
+
+
+def _together(hidden: Activations, weights: Activations) -> Array:
+    """All examples, without padding."""
+    pairs = zip(hidden, weights, strict=True)
+    return jnp.concatenate([devices.rows(h, w) for h, w in pairs])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2, 3))
 def _select(criterion, size, block, i, own, problem) -> Selection:
     def consumer(h):
         return block.apply(own, h, i, method="consumer")
@@ -134,28 +138,31 @@ def _select(criterion, size, block, i, own, problem) -> Selection:
     return criterion(problem, size)
 
 
-def _relative_residual(block, i, own, sample, support):
-    if not sample:
+def _relative_residual(i, stream, hidden, support, asked):
+    missing, squares = asked.residual_images, []
+    for h, weight in zip(hidden, stream.weight, strict=True):
+        if missing <= 0:
+            break
+        h, weight = h[: asked.residual_images], weight[: asked.residual_images]
+        weight = jnp.where(jnp.cumsum(weight) <= missing, weight, 0)
+        squares.append(_squares(stream.module, i, stream.own, h, weight, support))
+        missing -= int(weight.sum())
+    if not squares:
         return None
-    squares = [_squares(block, i, own, batch, support) for batch in sample]
     lost, all_of_it = np.sum(jax.device_get(squares), axis=0)
     return float(np.sqrt(lost / all_of_it)) if all_of_it > 0 else 0.0
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _squares(block, i, own, batch, support):
+def _squares(block, i, own, h, weight, support):
     """‖V‖² and ‖U‖² over a batch of hidden activations."""
 
     def consumed(h):
         return block.apply(own, h, i, method="consumer")
 
     def square(difference):
-        weight = batch.weight.reshape([-1] + [1] * (difference.ndim - 1))
-        return (jnp.square(difference.astype(jnp.float32)) * weight).sum()
+        w = weight.reshape([-1] + [1] * (difference.ndim - 1))
+        return (jnp.square(difference.astype(jnp.float32)) * w).sum()
 
-    dense = consumed(batch.x)
-    zero = consumed(jnp.zeros_like(batch.x[:1]))
-    return (
-        square(dense - consumed(batch.x * support.astype(batch.x.dtype))),
-        square(dense - zero),
-    )
+    dense, zero = consumed(h), consumed(jnp.zeros_like(h[:1]))
+    return square(dense - consumed(h * support.astype(h.dtype))), square(dense - zero)

@@ -1,9 +1,10 @@
 """Training and evaluation: pure steps, and the loops around them.
 
 The recipe is the paper's: SGD with Nesterov momentum, cosine, label smoothing, weight
-decay on kernels alone.
+decay on kernels alone. A teacher and an average of the weights can be added to it.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -13,9 +14,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from ispasp_jax import devices
+from ispasp_jax import devices, groups
+from ispasp_jax import plan as plans
 from ispasp_jax.data import Batch
 from ispasp_jax.models.network import Network, Variables
+from ispasp_jax.plan import Plan
 
 
 class Recipe(NamedTuple):
@@ -28,6 +31,10 @@ class Recipe(NamedTuple):
       momentum: Nesterov's.
       weight_decay: on kernels, not on biases and batch-norm parameters.
       label_smoothing: taken from the true class and spread over all.
+      distill: share of the teacher in the loss, 0 to 1; with 1 labels never enter.
+      temperature: what both networks' logits are divided by for the teacher's share.
+      ema: decay of the variables' moving average, at most (1 + step) / (10 + step);
+        None keeps none.
     """
 
     epochs: int
@@ -36,14 +43,39 @@ class Recipe(NamedTuple):
     momentum: float = 0.9
     weight_decay: float = 5e-4
     label_smoothing: float = 0.1
+    distill: float = 0.0
+    temperature: float = 4.0
+    ema: float | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A trained network whose logits are learned from, in evaluation mode."""
+
+    network: Network = dataclasses.field(metadata={"static": True})
+    variables: Variables
 
 
 class TrainState(NamedTuple):
-    """All that a training run carries from step to step."""
+    """All that a training run carries from step to step.
+
+    Attributes:
+      step: steps done.
+      variables: the network's.
+      optimizer_state: of the recipe's transformation.
+      ema: the variables' moving average, batch statistics too; None without one.
+    """
 
     step: Int[Array, ""]
     variables: Variables
     optimizer_state: optax.OptState
+    ema: Variables | None = None
+
+    @property
+    def trained(self) -> Variables:
+        """What to evaluate and save: the average where there is one."""
+        return self.variables if self.ema is None else self.ema
 
 
 def optimizer(recipe: Recipe, steps_per_epoch: int) -> optax.GradientTransformation:
@@ -71,22 +103,75 @@ def cross_entropy(
     return optax.softmax_cross_entropy(logits, optax.smooth_labels(target, smoothing))
 
 
+def distillation(
+    logits: Float[Array, "n classes"],
+    teacher: Float[Array, "n classes"],
+    temperature: float,
+) -> Float[Array, " n"]:
+    """T² · KL(teacher ‖ student) of each example, both softened by the temperature T
+    (Hinton et al., arXiv 1503.02531); T² keeps the gradient's size.
+    """
+    soft, target = (jax.nn.log_softmax(z / temperature) for z in (logits, teacher))
+    divergence = optax.losses.kl_divergence_with_log_targets(soft, target)
+    return temperature**2 * divergence
+
+
 def start(
-    transformation: optax.GradientTransformation, variables: Variables
+    recipe: Recipe, transformation: optax.GradientTransformation, variables: Variables
 ) -> TrainState:
-    """The state before the first step."""
+    """The state before the first step; the average, if any, begins at the variables."""
     return TrainState(
-        jnp.zeros((), jnp.int32), variables, transformation.init(variables["params"])
+        jnp.zeros((), jnp.int32),
+        variables,
+        transformation.init(variables["params"]),
+        None if recipe.ema is None else jax.tree.map(jnp.array, variables),
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 5), donate_argnums=3)
+def cut_state(
+    plan: Plan,
+    network: Network,
+    transformation: optax.GradientTransformation,
+    state: TrainState,
+) -> tuple[Network, TrainState]:
+    """The network and its training state with every group of the plan cut: weights,
+    optimizer's moments and average alike, so that training goes on across the cut, at
+    the step and the learning rate where it was. Arrays that nothing cuts are shared
+    with the old state, which is therefore given up with the next `train_step`.
+
+    Args:
+      plan: what stays, in coordinates of the network.
+      network: the network that is being trained.
+      transformation: the optimizer that made the state.
+      state: the state of the network.
+
+    Raises:
+      InputError: the plan is for another architecture, or for other widths.
+    """
+    narrow, variables = plans.apply(plan, network, state.variables)
+    moments = state.optimizer_state
+    for name, cut in plan.items():
+        moments = groups.take_optimizer(
+            transformation,
+            moments,
+            state.variables["params"],
+            network.groups()[name],
+            cut.kept,
+        )
+    ema = state.ema
+    if ema is not None:
+        _, ema = plans.apply(plan, network, ema)
+    return narrow, TrainState(state.step, variables, moments, ema)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 6), donate_argnums=3)
 def train_step(
     network: Network,
     transformation: optax.GradientTransformation,
-    label_smoothing: float,
+    recipe: Recipe,
     state: TrainState,
     batch: Batch,
+    teacher: Teacher | None = None,
     size: int | None = None,
 ) -> tuple[TrainState, Float[Array, ""]]:
     """One step; returns the new state and the loss. The old state is given up.
@@ -97,6 +182,9 @@ def train_step(
     batch = jax.tree.map(lambda rows: rows[:size], batch)
     variables = dict(state.variables)
     params = variables.pop("params")
+    share = recipe.distill
+    if share:
+        taught = teacher.network.apply(teacher.variables, batch.image)
 
     def loss(params):
         logits, moved = network.apply(
@@ -105,16 +193,25 @@ def train_step(
             train=True,
             mutable=list(variables),
         )
-        losses = cross_entropy(logits, batch.label, label_smoothing)
+        losses = jnp.zeros(len(logits), logits.dtype)
+        if share < 1:
+            labelled = cross_entropy(logits, batch.label, recipe.label_smoothing)
+            losses += (1 - share) * labelled
+        if share:
+            losses += share * distillation(logits, taught, recipe.temperature)
         return (losses * batch.weight).sum() / batch.weight.sum(), moved
 
     (value, moved), gradient = jax.value_and_grad(loss, has_aux=True)(params)
     updates, optimizer_state = transformation.update(
         gradient, state.optimizer_state, params
     )
-    params = optax.apply_updates(params, updates)
-    new = TrainState(state.step + 1, {"params": params, **moved}, optimizer_state)
-    return new, value
+    new = {"params": optax.apply_updates(params, updates), **moved}
+    ema = state.ema
+    if ema is not None:
+        # Grows to its value, so that short runs forget where they began.
+        decay = jnp.minimum(recipe.ema, (1 + state.step) / (10 + state.step))
+        ema = jax.tree.map(lambda old, now: now + decay * (old - now), ema, new)
+    return TrainState(state.step + 1, new, optimizer_state, ema), value
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -162,6 +259,7 @@ def fit(
     steps_per_epoch: int,
     recipe: Recipe,
     *,
+    teacher: Teacher | None = None,
     resume: TrainState | None = None,
     after_epoch: AfterEpoch | None = None,
     mesh: jax.sharding.Mesh | None = None,
@@ -174,26 +272,29 @@ def fit(
       epoch_batches: gives the batches of an epoch by its number, the same every time.
       steps_per_epoch: how many those are.
       recipe: how to train.
+      teacher: whom to learn from, where the recipe's `distill` is above 0.
       resume: a state to go on from, at an epoch's end.
       after_epoch: sees (epoch, state, mean loss).
       mesh: of devices.py; every batch is spread over its devices.
 
+    Returns:
+      The trained variables; with an average, the averaged ones.
+
     Raises:
       FloatingPointError: the loss became NaN or infinite.
+      ValueError: the recipe has a share for a teacher, and there is none.
     """
+    if recipe.distill and teacher is None:
+        raise ValueError(f"distill is {recipe.distill}, but no teacher is given.")
     transformation = optimizer(recipe, steps_per_epoch)
-    state = resume or start(transformation, jax.tree.map(jnp.array, variables))
-    state = devices.replicate(mesh, state)
+    state = resume or start(recipe, transformation, jax.tree.map(jnp.array, variables))
+    state, teacher = devices.replicate(mesh, (state, teacher))
     for epoch in range(int(state.step) // max(1, steps_per_epoch), recipe.epochs):
         losses = []
         for batch in epoch_batches(epoch):
+            size, batch = len(batch.weight), devices.place(mesh, batch)
             state, loss = train_step(
-                network,
-                transformation,
-                recipe.label_smoothing,
-                state,
-                devices.place(mesh, batch),
-                len(batch.weight),
+                network, transformation, recipe, state, batch, teacher, size
             )
             losses.append(loss)
         mean = float(jnp.stack(losses).mean())
@@ -204,4 +305,4 @@ def fit(
             )
         if after_epoch is not None:
             after_epoch(epoch, state, mean)
-    return state.variables
+    return state.trained

@@ -121,11 +121,11 @@ def stop_after(monkeypatch, epochs):
     """Ctrl-C at the beginning of an epoch, once that many are done."""
     real, done = training.train_step, []
 
-    def step(network, transformation, smoothing, state, batch, size):
+    def step(*arguments):
         if len(done) == epochs * (1437 // 64) + 3:
             raise KeyboardInterrupt
-        done.append(batch)
-        return real(network, transformation, smoothing, state, batch, size)
+        done.append(True)
+        return real(*arguments)
 
     monkeypatch.setattr(training, "train_step", step)
 

@@ -17,11 +17,11 @@ import pytest
 from networks import NETWORKS, images_of, variables_of
 from safetensors.numpy import load_file
 
-from ispasp_jax import budget, devices, pruning, training
+from ispasp_jax import budget, devices, pruning, streams, training
 from ispasp_jax.commands import prune, train
 from ispasp_jax.data import Batch
 from ispasp_jax.groups import leaves
-from ispasp_jax.repair import Batch as Activations
+from ispasp_jax.models.network import subtree
 
 ROOT = Path(__file__).parents[1]
 
@@ -61,20 +61,22 @@ def test_a_training_step_is_the_same_on_eight_devices(name, size):
     """Batch norm's moments with it, and a batch that does not divide by eight."""
     network = NETWORKS[name]
     variables = variables_of(network)
-    transformation = training.optimizer(training.Recipe(1, 0.05), 3)
-    step = functools.partial(training.train_step, network, transformation, 0.1)
+    recipe = training.Recipe(1, 0.05, ema=0.9)
+    transformation = training.optimizer(recipe, 3)
+    step = functools.partial(training.train_step, network, transformation, recipe)
     batch = labelled(size, real=size - 3)
-    start = training.start(transformation, variables)
+    start = training.start(recipe, transformation, variables)
     copies = (jax.tree.map(jnp.array, start) for _ in range(2))  # a step eats its state
     one, loss = step(next(copies), batch)
     mesh = devices.mesh(8)
     spread = devices.place(mesh, batch)
-    many, spread_loss = step(devices.replicate(mesh, next(copies)), spread, size)
+    many, spread_loss = step(devices.replicate(mesh, next(copies)), spread, None, size)
     np.testing.assert_allclose(spread_loss, loss, rtol=1e-5)
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), one.variables, variables)
     assert all(jax.tree.leaves(moved.get("batch_stats", {})))
     assert any(jax.tree.leaves(moved["params"]))
     assert_close(many.variables, one.variables, 1e-5)
+    assert_close(many.ema, one.ema, 1e-5)
     assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(many))
 
 
@@ -133,12 +135,11 @@ def test_the_walk_takes_images_that_are_spread_already():
 
 def test_activations_stay_spread_through_the_walk():
     network = NETWORKS["tf_mobile"]
-    batch = Activations(jnp.asarray(images_of(16)), jnp.ones(16))
-    batches = [devices.place(devices.mesh(8), batch)]
+    stream = streams.start([images_of(16)], devices.mesh(8))
     for part in network.chain():
-        own = pruning.subtree(variables_of(network), part)
-        batches = pruning._through(pruning.Stream(part.module, own, batches))
-        shards = batches[0].x.addressable_shards
+        own = subtree(variables_of(network), part)
+        stream = stream.enter(part.module, own).through()
+        shards = stream.x[0].addressable_shards
         assert [len(shard.data) for shard in shards] == [2] * 8
 
 

@@ -369,10 +369,7 @@ def test_pruning_twice_composes():
     network_2, variables_2 = plan.apply(two.plan, network_1, variables_1)
     assert network_2.group_widths() == two.network.group_widths()
     jax.tree.map(np.testing.assert_array_equal, variables_2, dict(two.variables))
-    composed = {
-        name: plan.Cut(cut.width, cut.kept[two.plan[name].kept])
-        for name, cut in one.plan.items()
-    }
+    composed = plan.compose(one.plan, two.plan)
     _, at_once = plan.apply(composed, network, variables)
     jax.tree.map(np.testing.assert_array_equal, at_once, variables_2)
 

@@ -7,13 +7,25 @@ import numpy as np
 import pytest
 from networks import NETWORKS, images_of, variables_of
 
-from ispasp_jax import groups, pruning, repair
+from ispasp_jax import groups, moments, pruning, repair, streams
 from ispasp_jax.models.network import Block, subtree
-from ispasp_jax.repair import Batch, Moments, Stream
+from ispasp_jax.moments import Moments
 
 
-def batches_of(*arrays):
-    return [Batch(jnp.asarray(a), jnp.ones(len(a), jnp.float32)) for a in arrays]
+def stream_of(block, own, *arrays):
+    """Batches of activations at a part's input."""
+    return streams.start(arrays).enter(block, own)
+
+
+def fitted_pair(i, pruned, dense, kept=None):
+    """Both streams behind the i-th consumer, the pruned one's refitted."""
+    hidden = pruned.hidden(i)
+    width = hidden[0].shape[-1]
+    kept = np.arange(width) if kept is None else kept
+    dense = dense.consume(i, dense.hidden(i))
+    folds = moments.measure(i, pruned, hidden, dense, kept)
+    pruned = pruned._replace(own=repair.least_squares(i, pruned, folds, kept))
+    return pruned.consume(i, hidden, np.isin(np.arange(width), kept)), dense
 
 
 def moments_of(x, y):
@@ -65,10 +77,10 @@ def test_least_squares_on_the_dense_network_itself_changes_nothing(name):
     for part in network.chain():
         own, block = subtree(variables, part), part.module
         before = block.apply(own, x)
+        pruned = dense = stream_of(block, own, x[:16], x[16:])
         for i in range(len(block.groups) if isinstance(block, Block) else 0):
-            stream = Stream(block, own, batches_of(x[:16], x[16:]))
-            own = repair.least_squares(i, stream, stream._replace(own=own))
-        after = block.apply(own, x)
+            pruned, dense = fitted_pair(i, pruned, dense)
+        after = block.apply(pruned.own, x)
         scale = float(jnp.abs(before).max())
         np.testing.assert_allclose(after, before, atol=2e-3 * scale)
         x = before
@@ -89,10 +101,9 @@ def test_least_squares_equals_numpy_in_float64_and_batch_norm_can_train_on():
     group, kept = block.groups[0], np.arange(0, block.widths[0], 2)
     narrow = block.clone(widths=(len(kept),))
     cut = groups.take(own, group, kept)
-    pruned = Stream(narrow, cut, batches_of(noisy[:40], noisy[40:]))
-    fitted = repair.least_squares(
-        0, pruned, Stream(block, own, batches_of(x[:40], x[40:]))
-    )
+    pruned = stream_of(block, own, noisy[:40], noisy[40:])
+    fitted, _ = fitted_pair(0, pruned, stream_of(block, own, x[:40], x[40:]), kept)
+    fitted = groups.take(fitted.own, group, kept)
 
     hidden = narrow.apply(cut, noisy, 0, method="reach")
     P = np.asarray(narrow.apply(cut, hidden, 0, method="patches"), np.float64)
@@ -149,7 +160,7 @@ def test_recalibrated_moments_are_those_of_all_images():
     part = network.chain()[0]
     own = subtree(variables, part)
     x = jnp.asarray(images_of(48)) * 3 + 1
-    stream = Stream(part.module, own, batches_of(x[:32], x[32:]))
+    stream = stream_of(part.module, own, x[:32], x[32:])
     found = repair.recalibrate(stream)["batch_stats"]["bn1"]
     kernel = own["params"]["conv1"]["kernel"]
     z = jax.lax.conv_general_dilated(

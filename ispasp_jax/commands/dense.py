@@ -151,6 +151,7 @@ def train(
     recipe: training.Recipe,
     label: str,
     work: Workspace | None = None,
+    teacher: training.Teacher | None = None,
 ) -> Model:
     """Trains a model on the data's training split, keeping its state in `work`."""
     size = batch_size(args, source)
@@ -159,7 +160,7 @@ def train(
     transformation = training.optimizer(recipe, steps)
     state = None
     if keeper and work.resumed:
-        state = keeper.latest(training.start(transformation, model.variables))
+        state = keeper.latest(training.start(recipe, transformation, model.variables))
         if state is not None:
             say(f"{label}: resuming after epoch {int(state.step) // steps}")
 
@@ -191,6 +192,7 @@ def train(
             epoch_batches,
             steps,
             recipe,
+            teacher=teacher,
             resume=state,
             after_epoch=after_epoch,
             mesh=devices.mesh(args.devices),
@@ -209,7 +211,8 @@ def recipe(
     """The training recipe of the flags for this model.
 
     Args:
-      args: --learning-rate, --weight-decay and --label-smoothing, or their defaults.
+      args: --learning-rate, --weight-decay, --label-smoothing and --ema, or their
+        defaults.
       source: the data.
       epochs: how many.
       rate_at_256: the default learning rate for batches of 256; others in proportion.
@@ -223,6 +226,7 @@ def recipe(
         if decay is None
         else decay,
         label_smoothing=args.label_smoothing,
+        ema=args.ema,
         **more,
     )
 

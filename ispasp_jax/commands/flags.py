@@ -87,6 +87,8 @@ positive = _number(int, lambda value: value > 0, "a whole number above 0")
 count = _number(int, lambda value: value >= 0, "a whole number, 0 or more")
 seed = _number(int, lambda value: 0 <= value < 2**31, "a whole number below 2^31")
 share = _number(float, lambda x: 0 <= x < 1, "a number from 0 to below 1")
+portion = _number(float, lambda x: 0 <= x <= 1, "a number from 0 to 1")
+above = _number(float, lambda x: 0 < x < float("inf"), "a number above 0")
 rate = _number(float, lambda x: 0 <= x < float("inf"), "a number, 0 or more")
 
 
@@ -175,6 +177,12 @@ def add_shared(parser: Parser) -> None:
     )
     training.add_argument(
         "--label-smoothing", type=share, default=0.1, metavar="X", help="0 to below 1"
+    )
+    training.add_argument(
+        "--ema",
+        type=share,
+        metavar="DECAY",
+        help="evaluate and save the weights' moving average, as 0.999; default: none",
     )
     run = parser.add_argument_group("run")
     run.add_argument("--seed", type=seed, default=0, metavar="N", help="of everything")

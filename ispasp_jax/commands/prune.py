@@ -16,7 +16,7 @@ def parser() -> flags.Parser:
     flags.add_shared(parser)
     pruning = parser.add_argument_group("pruning")
     pruning.add_argument(
-        "--method", default="ispasp", help="ispasp (the paper's), l1 or random"
+        "--method", help="ispasp (the paper's, the default), l1 or random"
     )
     pruning.add_argument(
         "--keep",
@@ -31,6 +31,12 @@ def parser() -> flags.Parser:
         "--preset",
         choices=["paper"],
         help="the authors' groups and ratios, for resnet34 and the MobileNetV2s",
+    )
+    pruning.add_argument(
+        "--plan",
+        type=Path,
+        metavar="FILE",
+        help="cut what an earlier run's plan.json says instead of selecting",
     )
     pruning.add_argument(
         "--num-iters", type=flags.positive, default=20, metavar="T", help="iterations"
@@ -75,6 +81,22 @@ def parser() -> flags.Parser:
         help="epochs at the end; default: 4 on digits, 0 with --weights",
     )
     tuning.add_argument(
+        "--distill",
+        type=flags.portion,
+        nargs="?",
+        const=1.0,
+        default=0.0,
+        metavar="SHARE",
+        help="share of the dense network's logits in the loss; alone: 1, no labels",
+    )
+    tuning.add_argument(
+        "--distill-temperature",
+        type=flags.above,
+        default=4.0,
+        metavar="T",
+        help="what softens both networks' logits there",
+    )
+    tuning.add_argument(
         "--learning-rate",
         type=flags.rate,
         metavar="X",
@@ -110,6 +132,13 @@ def main(argv=None) -> int:
 def command(argv) -> None:
     """Parses the flags and prunes, or prints the plan."""
     args = parser().parse_args(argv)
+    for flag in ("method", "keep", "preset"):
+        if args.plan and getattr(args, flag) is not None:
+            raise InputError(
+                f"--plan and --{flag} were both given; the plan says what is kept, "
+                "leave the other out."
+            )
+    args.method = args.method or ("plan" if args.plan else "ispasp")
     flags.load("ispasp_jax.commands.run")
     if args.dry_run:
         dry_run(args)
@@ -158,10 +187,12 @@ def criterion(args):
 def dry_run(args) -> None:
     """Prints groups, widths, kept channels and costs, from shapes alone."""
     from ispasp_jax import budget, cost, data, models
-    from ispasp_jax.commands import dense
+    from ispasp_jax.commands import dense, plan_files
     from ispasp_jax.report import cost_table, plan_table
 
-    criterion(args)
+    given = plan_files.given(args)
+    if given is None:
+        criterion(args)
     try:
         num_classes, prep = data.describe(args.data)
     except InputError:
@@ -171,7 +202,10 @@ def dry_run(args) -> None:
     num_classes = args.num_classes or num_classes
     model = dense.architecture(args, num_classes, dense.preprocessing(args, prep))
     widths = model.network.group_widths()
-    sizes = budget.sizes(model.network, keep(args))
+    if given is None:
+        sizes = budget.sizes(model.network, keep(args))
+    else:
+        sizes = plan_files.sizes(args, given, model.network)
     costs = []
     for network in (model.network, model.network.narrowed(sizes)):
         shapes = models.shapes(network, model.input_shape)
@@ -185,12 +219,25 @@ def dry_run(args) -> None:
 def prune(args) -> None:
     """The whole job: dense network, walk, fine-tuning, measurements, result."""
     from ispasp_jax import budget, data, devices
-    from ispasp_jax.commands import dense
-    from ispasp_jax.commands.run import Run
+    from ispasp_jax.commands import dense, plan_files
+    from ispasp_jax.commands.run import Run, finetune_epochs
     from ispasp_jax.report import say, summary
 
-    select, ratios = criterion(args), keep(args)
     dense.start_devices(args)
+    given = plan_files.given(args)
+    select, ratios = None, None
+    if given is None:
+        select, ratios = criterion(args), keep(args)
+    if args.distill and not (finetune_epochs(args) or args.block_finetune_epochs):
+        raise InputError(
+            "--distill is for fine-tuning, and this run has none; give "
+            "--finetune-epochs too."
+        )
+    if args.distill and args.new_head:
+        raise InputError(
+            "--distill learns from the dense network, and --new-head starts its "
+            "classifier afresh; train that first (train.py --new-head)."
+        )
     out = args.out or Path("runs") / dense.run_name(args, args.method)
     check_out(out, args.model)
     if args.weights and out.resolve() in (
@@ -204,14 +251,18 @@ def prune(args) -> None:
     source = data.open_source(args.data)
     dense.batch_size(args, source)
     prep = dense.preprocessing(args, source.preprocessing)
-    budget.sizes(dense.architecture(args, source.num_classes, prep).network, ratios)
+    own = dense.architecture(args, source.num_classes, prep).network
+    if given is None:
+        budget.sizes(own, ratios)
+    elif not args.weights:  # weights may be narrower than the architecture
+        plan_files.sizes(args, given, own)
 
-    run = Run(args, source, out)
+    run = Run(args, source, out, given)
     try:
         model = run.dense_network()
-        sizes = budget.sizes(model.network, ratios)
+        sizes = budget.sizes(model.network, ratios) if given is None else {}
         pruned = run.prune(model, select, sizes)
-        tuned = run.finetune(pruned)
+        tuned = run.finetune(pruned, model)
         report = run.finish(model, tuned)
     except InputError:
         run.work.remove()

@@ -9,29 +9,48 @@ from typing import Any
 import jax
 import numpy as np
 
-from ispasp_jax import checkpoints, cost, data, devices, pruning, report, weights
+from ispasp_jax import (
+    checkpoints,
+    cost,
+    data,
+    devices,
+    pruning,
+    report,
+    training,
+    weights,
+)
 from ispasp_jax import plan as plans
 from ispasp_jax.checkpoints import Model
-from ispasp_jax.commands import dense, train
+from ispasp_jax.commands import dense, plan_files, train
 from ispasp_jax.commands.workspace import Workspace, replacing, written
 from ispasp_jax.data import Source
 from ispasp_jax.errors import InputError
+from ispasp_jax.plan import Plan
 from ispasp_jax.problem import Criterion
 from ispasp_jax.report import say
 
 #: What a finished run leaves in its folder.
-OUTPUTS = ("model", "plan.json", "report.json", "torchvision.safetensors")
+OUTPUTS = (
+    *("model", plan_files.PLAN, plan_files.FROM_DENSE),
+    *("report.json", "torchvision.safetensors"),
+)
 #: What a run keeps for itself until it is done.
 _PRUNED = "pruned"
 
 
 class Run:
-    """A run's flags, data and working folder, and the report as far as it is known."""
+    """A run's flags, data, plan if one is given, and working folder, and the report as
+    far as it is known.
+    """
 
-    def __init__(self, args: Namespace, source: Source, out: Path):
-        self.args, self.source, self.out = args, source, out
+    def __init__(
+        self, args: Namespace, source: Source, out: Path, given: Plan | None = None
+    ):
+        self.args, self.source, self.out, self.given = args, source, out, given
         aside = ("resume", "out", "dry_run", "num_classes", "devices", "distributed")
         settings = {k: v for k, v in vars(args).items() if k not in aside}
+        if given is not None:  # what the file says, not where it lies
+            settings["plan"] = plans.to_json(given, args.model)
         self.work = Workspace(out, settings, args.resume)
         self.began, self._finetuned = time.perf_counter(), None
         self.report: dict[str, Any] = {
@@ -45,6 +64,8 @@ class Run:
             "seconds": {},
             "notes": [],
         }
+        if given is not None:
+            self.report["plan"] = str(args.plan)
         if self.work.resumed and (self.work.folder / _PRUNED).exists():
             self.report = self.work.read("report.json") or self.report
 
@@ -69,6 +90,8 @@ class Run:
             say(f"dense network: {args.weights}")
         else:
             model = self._own_dense_network()
+        if self.given is not None:
+            plan_files.sizes(args, self.given, model.network)
         self.work.begin()
         if not self.report["stages"]:
             self._stage("dense", model, time.perf_counter() - start)
@@ -97,7 +120,9 @@ class Run:
         here = Namespace(**{**vars(args), "weights": str(folder)})
         return dense.load_weights(here, self.source)
 
-    def prune(self, model: Model, criterion: Criterion, sizes: dict[str, int]) -> Model:
+    def prune(
+        self, model: Model, criterion: Criterion | None, sizes: dict[str, int]
+    ) -> Model:
         """Walks the network; the result is also saved, for --resume."""
         folder = self.work.folder / _PRUNED
         if self.work.resumed and folder.exists():
@@ -114,6 +139,7 @@ class Run:
                     batches,
                     sizes,
                     criterion,
+                    plan=self.given,
                     key=jax.random.key(args.seed),
                     repair=args.repair,
                     tune=self._tune(model) if args.block_finetune_epochs else None,
@@ -138,7 +164,9 @@ class Run:
             for group in result.groups
         ]
         pruned = model.replace(result.network, result.variables)
-        self.work.write("plan.json", plans.to_json(result.plan, args.model))
+        left_out = plan_files.write(self.work, args.weights, model, result.plan)
+        if left_out:
+            self._note(left_out)
         with replacing(folder) as new:
             pruned = written(new, pruned)
             if args.block_finetune_epochs:  # what was cut was trained in the same walk
@@ -174,27 +202,45 @@ class Run:
             f"{args.block_finetune_epochs} epochs of fine-tuning after each block, "
             "activations at the boundary computed again"
         )
-        recipe = dense.recipe(args, self.source, args.block_finetune_epochs, 0.01)
+        recipe = self._recipe(args.block_finetune_epochs)
+        teacher = self._teacher(model)
 
         def tune(network, variables):
             so_far = model.replace(network, variables)
             label = "fine-tuning the block"
-            return dense.train(args, self.source, so_far, recipe, label).variables
+            tuned = dense.train(
+                args, self.source, so_far, recipe, label, teacher=teacher
+            )
+            return tuned.variables
 
         return tune
 
-    def finetune(self, model: Model) -> Model:
-        """Fine-tunes the pruned network, epoch by epoch."""
-        epochs = self.args.finetune_epochs
-        if epochs is None:
-            digits = self.args.data == "digits" and not self.args.weights
-            epochs = dense.DIGITS_FINETUNE_EPOCHS if digits else 0
+    def _recipe(self, epochs: int) -> training.Recipe:
+        args = self.args
+        return dense.recipe(
+            args,
+            self.source,
+            epochs,
+            0.01,
+            distill=args.distill,
+            temperature=args.distill_temperature,
+        )
+
+    def _teacher(self, model: Model) -> training.Teacher | None:
+        if not self.args.distill:
+            return None
+        return training.Teacher(model.network, model.variables)
+
+    def finetune(self, pruned: Model, model: Model) -> Model:
+        """Fine-tunes the pruned network, epoch by epoch; the dense one may teach it."""
+        epochs = finetune_epochs(self.args)
         if not epochs:
-            return model
-        start = time.perf_counter()
-        recipe = dense.recipe(self.args, self.source, epochs, 0.01)
+            return pruned
+        start, recipe = time.perf_counter(), self._recipe(epochs)
+        self.report["finetuning"] = recipe._asdict()
+        teacher, label = self._teacher(model), "fine-tuning"
         tuned = dense.train(
-            self.args, self.source, model, recipe, "fine-tuning", self.work
+            self.args, self.source, pruned, recipe, label, self.work, teacher
         )
         self._finetuned = time.perf_counter() - start
         return tuned
@@ -237,6 +283,14 @@ class Run:
         self.work.write("report.json", self.report)
         self.work.deliver(OUTPUTS, self.out)
         return self.report
+
+
+def finetune_epochs(args: Namespace) -> int:
+    """--finetune-epochs, or its default."""
+    if args.finetune_epochs is not None:
+        return args.finetune_epochs
+    digits = args.data == "digits" and not args.weights
+    return dense.DIGITS_FINETUNE_EPOCHS if digits else 0
 
 
 def _forward_seconds(

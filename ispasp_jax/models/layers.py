@@ -127,7 +127,11 @@ def Conv(
 
 
 def patches(
-    x: Float[Array, "n h w c"], kernel: int, stride: int, padding: str | None = None
+    x: Float[Array, "n h w c"],
+    kernel: int,
+    stride: int,
+    padding: str | None = None,
+    step: int = 1,
 ) -> Float[Array, "n hh ww p"]:
     """What a square convolution multiplies its kernel with, p = kernel² · c: the pixels
     under the kernel, in the order of kernel.reshape(-1, features).
@@ -137,6 +141,7 @@ def patches(
       kernel: side of the kernel in pixels.
       stride: step in pixels.
       padding: "SAME", or None for kernel // 2 on every side.
+      step: 1 for every position of the output, k for every k-th row and column.
     """
     taps, strides = (kernel, kernel), (stride, stride)
     if padding is None:
@@ -144,10 +149,11 @@ def patches(
     else:
         pads = jax.lax.padtype_to_pads(x.shape[1:3], taps, strides, padding)
     padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    stride *= step
     rows, columns = ((size - kernel) // stride + 1 for size in padded.shape[1:3])
     return jnp.concatenate(
         [
-            padded[:, i : i + stride * rows : stride, j : j + stride * columns : stride]
+            padded[:, i::stride, j::stride][:, :rows, :columns]
             for i, j in itertools.product(range(kernel), repeat=2)
         ],
         axis=-1,

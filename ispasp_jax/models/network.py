@@ -60,11 +60,12 @@ class Block(nn.Module):
         """The activation after the sum."""
         return z
 
-    def patches(self, h: Float[Array, "n ..."], i: int):
-        """What the consumer's kernel, as a matrix (-1, features), is multiplied with:
-        for a 1x1 convolution or a dense layer the hidden activations themselves.
+    def patches(self, h: Float[Array, "n ..."], i: int, step: int = 1):
+        """What the consumer's kernel, as a matrix (-1, features), is multiplied with,
+        at every `step`-th row and column of its output: for a 1x1 convolution or a
+        dense layer the hidden activations themselves.
         """
-        return h
+        return h if step == 1 else h[:, ::step, ::step]
 
     def join(self, x: Float[Array, "n ..."], u: Float[Array, "n ..."], train=False):
         """The block's output, from its input and its last consumer's output."""

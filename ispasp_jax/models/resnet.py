@@ -89,8 +89,8 @@ class BasicBlock(Residual):
     def consumer(self, h, i, train=False):
         return self.bn2(self.conv2(h), train)
 
-    def patches(self, h, i):
-        return layers.patches(h, 3, 1, self.padding)
+    def patches(self, h, i, step=1):
+        return layers.patches(h, 3, 1, self.padding, step)
 
 
 class Bottleneck(Residual):
@@ -124,8 +124,10 @@ class Bottleneck(Residual):
             return self.bn2(self.conv2(h), train)
         return self.bn3(self.conv3(h), train)
 
-    def patches(self, h, i):
-        return layers.patches(h, 3, self.stride, self.padding) if i == 0 else h
+    def patches(self, h, i, step=1):
+        if i == 0:
+            return layers.patches(h, 3, self.stride, self.padding, step)
+        return super().patches(h, i, step)
 
 
 class Stem(nn.Module):

@@ -1,0 +1,107 @@
+"""plan.json as the commands read and write it.
+
+A run writes plan.json, in coordinates of the network that it pruned. If that network
+was itself left by a run of prune.py, it also writes plan_from_dense.json: all cuts so
+far as one plan, in coordinates of the network at the architecture's own widths.
+"""
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+from ispasp_jax import plan as plans
+from ispasp_jax.checkpoints import CONFIG, Model
+from ispasp_jax.commands.workspace import Workspace
+from ispasp_jax.errors import InputError
+from ispasp_jax.models import create
+from ispasp_jax.models.network import Network
+from ispasp_jax.plan import Plan
+
+#: What a run calls its plans.
+PLAN, FROM_DENSE = "plan.json", "plan_from_dense.json"
+
+
+def given(args: Namespace) -> Plan | None:
+    """The plan of --plan, for the model of --model; None without --plan.
+
+    Raises:
+      InputError: the file cannot be read, is no plan, or is for another model.
+    """
+    return None if args.plan is None else _read(args.plan, args.model, "--plan ")
+
+
+def sizes(args: Namespace, plan: Plan, network: Network) -> dict[str, int]:
+    """Channels that the plan of --plan keeps in every group of the network.
+
+    Raises:
+      InputError: it does not fit the network.
+    """
+    try:
+        plans.check(plan, network)
+    except InputError as error:
+        raise InputError(f"--plan {args.plan}: {error}") from error
+    return network.group_widths() | {name: len(c.kept) for name, c in plan.items()}
+
+
+def write(work: Workspace, weights: str | None, model: Model, plan: Plan) -> str | None:
+    """Writes a run's plans.
+
+    Args:
+      work: where to.
+      weights: --weights.
+      model: the network that was pruned.
+      plan: what was cut.
+
+    Returns:
+      Why plan_from_dense.json could not be written, if so.
+    """
+    work.write(PLAN, plans.to_json(plan, model.name))
+    try:
+        before = _before(weights, model) if weights else None
+    except InputError as error:
+        return f"{FROM_DENSE} is left out: {error}"
+    if before is not None:
+        whole = plans.compose(before, plan)
+        work.write(FROM_DENSE, plans.to_json(whole, model.name))
+    return None
+
+
+def _before(weights: str, model: Model) -> Plan | None:
+    """The plan that led from the architecture's own widths to these weights; None if
+    they are not in a folder that prune.py left.
+    """
+    folder = Path(weights)
+    folder = folder.parent if folder.name == "model" else folder
+    found = [folder / n for n in (FROM_DENSE, PLAN) if (folder / n).is_file()]
+    if not found or not (folder / "model" / CONFIG).is_file():
+        return None
+    plan = _read(found[0], model.name)
+    dense = create(model.name, model.network.num_classes, **model.options)
+    plans.check(plan, dense)
+    narrow = dense.narrowed({name: len(cut.kept) for name, cut in plan.items()})
+    if narrow.group_widths() != model.network.group_widths():
+        raise InputError(
+            f"{found[0]} does not lead from a dense {model.name} to the network beside "
+            "it."
+        )
+    return plan
+
+
+def _read(path: Path, model: str, what: str = "") -> Plan:
+    try:
+        name, plan = plans.from_json(json.loads(path.read_text()))
+    except OSError as error:
+        raise InputError(
+            f"{what}{path} cannot be read ({error.strerror}); expected the plan.json "
+            "of a run of prune.py."
+        ) from error
+    except InputError as error:
+        raise InputError(f"{what}{path} is {error}") from error
+    except ValueError as error:
+        raise InputError(f"{what}{path} is not JSON: {error}.") from error
+    if name != model:
+        raise InputError(
+            f"{what}{path} is a plan for {name}, not for {model}; give a plan for that "
+            "model, or another --model."
+        )
+    return plan

@@ -1,0 +1,121 @@
+"""Backward elimination with compensation: optimal brain surgeon for groups of weights
+(Hassibi and Stork 1993; Frantar and Alistarh, arXiv 2208.11580, for layers).
+
+    A   second moments of the patches, centred, plus the ridge    (p, p)
+    W   the consumer's kernel, at its least-squares optimum       (p, o)
+    c   a channel: the rows tap · d + c for every tap of the kernel
+
+Taking channel c away and letting the others make up for it costs
+
+    loss(c) = tr(W_cᵀ ((A⁻¹)_cc)⁻¹ W_c)
+
+more of the squared error. The cheapest channel goes, W and A⁻¹ are brought up to date
+by a rank-`taps` step, and the next one is chosen, until none is left: supports of every
+size, nested, and what each of them loses *after* the least-squares repair.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ispasp_jax.problem import Criterion, LeastSquares, Selection, Size
+
+
+class Path(NamedTuple):
+    """Supports of every size, nested.
+
+    Attributes:
+      order: channels in the order in which they go.
+      losses: the squared error with s channels left, for s = 0 … d; the error at full
+        width is counted as 0.
+    """
+
+    order: Int[Array, " d"]
+    losses: Float[Array, " d+1"]
+
+
+def elimination(
+    problem: LeastSquares,
+    d: int,
+    ridge: float = 1e-3,
+    weights: Float[Array, " o"] | None = None,
+) -> Path:
+    """Takes channels away one by one, the cheapest first; pure and jittable.
+
+    Args:
+      problem: moments of the patches and of what they should give.
+      d: channels; p = taps · d.
+      ridge: pulls towards `problem.start`, in parts of the patches' mean variance.
+      weights: what an output's squared error counts; 1 each if None.
+    """
+    with jax.default_matmul_precision("highest"):
+        return _elimination(problem, d, ridge, weights)
+
+
+def _elimination(problem, d, ridge, weights):
+    A, W = _optimum(problem, ridge)
+    if weights is not None:
+        W = W * jnp.sqrt(weights)
+    p, o = W.shape
+    taps = p // d
+    inverse = jnp.linalg.inv(A)
+    # Channel-major: a channel's rows are neighbours.
+    W = W.reshape(taps, d, o).swapaxes(0, 1)
+    inverse = inverse.reshape(taps, d, taps, d).transpose(1, 0, 3, 2)
+
+    def remove(step, state):
+        W, inverse, gone, order, losses = state
+        own = jnp.einsum("cicj->cij", inverse)
+        own = jnp.where(gone[:, None, None], jnp.eye(taps, dtype=own.dtype), own)
+        loss = jnp.einsum("cio,cio->c", W, jnp.linalg.solve(own, W))
+        c = jnp.argmin(jnp.where(gone, jnp.inf, loss))
+        column = inverse[:, :, c]  # (d, taps, taps)
+        gain = jnp.einsum("dij,jk->dik", column, jnp.linalg.inv(own[c]))
+        W = W - jnp.einsum("dij,jo->dio", gain, W[c])
+        inverse = inverse - jnp.einsum("dij,ekj->diek", gain, column)
+        W, inverse = W.at[c].set(0), inverse.at[c].set(0).at[:, :, c].set(0)
+        return (
+            W,
+            inverse,
+            gone.at[c].set(True),
+            order.at[step].set(c),
+            losses.at[step].set(jnp.maximum(loss[c], 0)),
+        )
+
+    nothing = jnp.zeros(d, bool), jnp.zeros(d, jnp.int32), jnp.zeros(d, W.dtype)
+    *_, order, losses = jax.lax.fori_loop(0, d, remove, (W, inverse, *nothing))
+    by_size = jnp.cumsum(losses)[::-1]
+    return Path(order, jnp.concatenate([by_size, jnp.zeros(1, W.dtype)]))
+
+
+def _optimum(problem, ridge):
+    """The regularised moments, and the kernel that is best at full width."""
+    p = problem.xx.shape[0]
+    strength = ridge * jnp.maximum(jnp.trace(problem.xx) / p, 1e-30)
+    A = problem.xx + strength * jnp.eye(p, dtype=problem.xx.dtype)
+    error = problem.xy - problem.xx @ problem.start
+    return A, problem.start + jnp.linalg.solve(A, error)
+
+
+def support(path: Path, size: Size) -> Selection:
+    """The path's support of that size, as a criterion answers it."""
+    d = path.order.shape[0]
+    rank = jnp.zeros(d, jnp.int32).at[path.order].set(jnp.arange(d))
+    return Selection(
+        support=rank >= d - size,
+        residuals=path.losses[size][None] / 2,
+        iterations=jnp.asarray(d - size, jnp.int32),
+        finite=jnp.isfinite(path.losses).all(),
+    )
+
+
+def obs(ridge: float = 1e-3) -> Criterion:
+    """Backward elimination with compensation, against the dense network's target."""
+
+    def select(problem, size):
+        (d,) = {array.shape[-1] for array in problem.producer.values()}
+        return support(elimination(problem.least_squares, d, ridge), size)
+
+    return Criterion(select, needs=frozenset({"least_squares", "producer"}))

@@ -1,0 +1,288 @@
+"""Plans as things of their own: composed, applied to other weights, refused."""
+
+import json
+from pathlib import Path
+
+import jax
+import networks
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import ispasp_jax
+from ispasp_jax import plan, pruning
+from ispasp_jax.commands import prune, train
+from ispasp_jax.errors import InputError
+
+NETWORKS = networks.NETWORKS
+
+
+def a_plan(network, seed, share=0.7, leave_out=None):
+    """Random channels of every group but one."""
+    rng = np.random.default_rng(seed)
+
+    def cut(width):
+        kept = rng.choice(width, max(1, int(share * width)), replace=False)
+        return plan.Cut(width, np.sort(kept))
+
+    widths = network.group_widths()
+    return {name: cut(w) for name, w in widths.items() if name != leave_out}
+
+
+def assert_same_plan(one, two):
+    assert one.keys() == two.keys()
+    for name, cut in one.items():
+        assert cut.width == two[name].width
+        np.testing.assert_array_equal(cut.kept, two[name].kept)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_plans_compose(kind):
+    """Cutting twice is cutting once by the composed plan; three compose either way."""
+    network = NETWORKS[kind]
+    variables = networks.variables_of(network)
+    names = list(network.group_widths())
+    one = a_plan(network, 1, leave_out=names[0])
+    network_1, variables_1 = plan.apply(one, network, variables)
+    two = a_plan(network_1, 2, leave_out=names[-1])
+    network_2, variables_2 = plan.apply(two, network_1, variables_1)
+    at_once, composed = plan.apply(plan.compose(one, two), network, variables)
+    assert at_once.group_widths() == network_2.group_widths()
+    jax.tree.map(np.testing.assert_array_equal, composed, variables_2)
+    three = a_plan(network_2, 3)
+    assert_same_plan(
+        plan.compose(plan.compose(one, two), three),
+        plan.compose(one, plan.compose(two, three)),
+    )
+
+
+def test_plans_that_do_not_follow_each_other_are_refused():
+    first = {"a": plan.Cut(6, np.array([0, 1, 5]))}
+    second = {"a": plan.Cut(4, np.array([0]))}
+    with pytest.raises(InputError, match="expects 4 channels in group 'a'.*leaves 3"):
+        plan.compose(first, second)
+    assert_same_plan(plan.compose(first, {}), first)
+    assert_same_plan(plan.compose({}, second), second)
+
+
+@pytest.mark.parametrize("kind", ["bottleneck", "mobile", "mlp"])
+def test_the_walk_applies_a_known_plan(kind):
+    """Without repair it is `apply`; with it, what a walk that selects it leaves."""
+    network = NETWORKS[kind]
+    variables, images = networks.variables_of(network), networks.images_of(24)
+    known = a_plan(network, 4, 0.5, leave_out=list(network.group_widths())[0])
+    cut = pruning.walk(network, variables, [images], {}, plan=known)
+    assert_same_plan(cut.plan, known)
+    narrow, expected = plan.apply(known, network, variables)
+    assert cut.network.group_widths() == narrow.group_widths()
+    jax.tree.map(np.testing.assert_array_equal, dict(cut.variables), expected)
+    selected = pruning.prune(network, variables, [images], 0.5, repair="lsq")
+    again = pruning.prune(
+        network, variables, [images], plan=selected.plan, repair="lsq"
+    )
+    for ours, theirs in zip(again.groups, selected.groups, strict=True):
+        assert ours.relative_residual == theirs.relative_residual
+    jax.tree.map(
+        np.testing.assert_array_equal, dict(again.variables), dict(selected.variables)
+    )
+
+
+def test_the_walk_refuses_a_plan_of_another_network():
+    network = NETWORKS["basic"]
+    wrong = a_plan(NETWORKS["mlp"], 0)
+    with pytest.raises(InputError, match="does not have"):
+        pruning.walk(
+            network,
+            networks.variables_of(network),
+            [networks.images_of(4)],
+            {},
+            plan=wrong,
+        )
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        [{"name": "a", "width": 4, "kept": [0, 1.5]}],
+        [{"name": "a", "width": 4, "kept": [False, True]}],
+        [{"name": "a", "width": 4.5, "kept": [0]}],
+        [{"name": "a", "width": 4, "kept": [[0], [1]]}],
+        [{"name": "a", "width": 4, "kept": 3}],
+        [{"name": "a", "width": 4, "kept": [10**30]}],
+        [{"name": "a", "width": 4, "kept": [0]}] * 2,
+        [{"name": ["a"], "width": 4, "kept": [0]}],
+    ],
+)
+def test_a_plan_with_odd_numbers_is_refused(groups):
+    with pytest.raises(InputError, match="not a plan of format 1"):
+        plan.from_json({"format": 1, "model": "x", "groups": groups})
+
+
+# The command.
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Two perceptrons trained on digits from different seeds."""
+    folder = tmp_path_factory.mktemp("weights")
+    for name, seed in (("a", 0), ("b", 1)):
+        flags = ["--model=mlp", "--epochs=1", f"--seed={seed}"]
+        assert train.main([*flags, f"--out={folder / name}"]) == 0
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty present folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*flags, out):
+    return prune.main(["--model=mlp", *flags, f"--out={out}"])
+
+
+def arrays(folder):
+    return load_file(Path(folder) / "model" / "model.safetensors")
+
+
+def read_plan(path):
+    return plan.from_json(json.loads(Path(path).read_text()))[1]
+
+
+def test_the_command_applies_a_plan_to_any_weights(weights, here, capsys):
+    tuning = "--finetune-epochs=1"
+    assert run(f"--weights={weights / 'a'}", tuning, out="selected") == 0
+    given = "--plan=selected/plan.json"
+    assert run(f"--weights={weights / 'a'}", tuning, given, out="given") == 0
+    for path, array in arrays("selected").items():
+        np.testing.assert_array_equal(array, arrays("given")[path], err_msg=path)
+    assert_same_plan(read_plan("selected/plan.json"), read_plan("given/plan.json"))
+    report = json.loads(Path("given/report.json").read_text())
+    assert report["method"] == "plan" and report["plan"] == "selected/plan.json"
+    stages = [stage["stage"] for stage in report["stages"]]
+    assert stages == ["dense", "pruned", "repaired", "finetuned"]
+
+    assert run(f"--weights={weights / 'b'}", given, "--repair=none", out="other") == 0
+    other = ispasp_jax.load(weights / "b")
+    _, expected = plan.apply(
+        read_plan("selected/plan.json"), other.network, other.variables
+    )
+    found = ispasp_jax.load("other").variables
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert not Path("other/plan_from_dense.json").exists()
+
+    capsys.readouterr()
+    assert prune.main(["--model=mlp", "--dry-run", given]) == 0
+    assert "39.8%" in capsys.readouterr().out
+
+
+def test_pruning_again_leaves_the_plan_from_the_dense_network(weights, here):
+    """Of two runs and of three, each on the folder that the one before left."""
+    at = weights / "a"
+    for out in ("one", "two", "three/below"):
+        assert run(f"--weights={at}", "--keep=0.6", "--repair=none", out=out) == 0
+        at = Path(out) / "model" if out == "two" else out
+    dense = ispasp_jax.load(weights / "a")
+    assert not Path("one/plan_from_dense.json").exists()
+    for out, width in (("two", 91), ("three/below", 54)):
+        whole = read_plan(f"{out}/plan_from_dense.json")
+        assert whole["hidden.0"].width == 256 and len(whole["hidden.0"].kept) == width
+        network, variables = plan.apply(whole, dense.network, dense.variables)
+        model = ispasp_jax.load(out)
+        assert network.group_widths() == model.network.group_widths()
+        jax.tree.map(np.testing.assert_array_equal, variables, model.variables)
+    assert read_plan("two/plan.json")["hidden.0"].width == 153
+    # In a place that a run has used, nothing of it stays.
+    assert run(f"--weights={weights / 'a'}", out="two") == 0
+    assert not Path("two/plan_from_dense.json").exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["{", '{"format": 1, "model": "mlp", "groups": []}'], ids=["torn", "other"]
+)
+def test_a_plan_that_does_not_lead_to_the_weights_is_left_out(text, weights, here):
+    assert run(f"--weights={weights / 'a'}", out="one") == 0
+    Path("one/plan.json").write_text(text)
+    assert run("--weights=one", out="two") == 0
+    assert not Path("two/plan_from_dense.json").exists()
+    notes = json.loads(Path("two/report.json").read_text())["notes"]
+    assert any("plan_from_dense.json is left out: one/plan.json" in n for n in notes)
+
+
+def written(model="mlp", **groups):
+    return json.dumps(
+        plan.to_json(
+            {n: plan.Cut(w, np.array(kept)) for n, (w, kept) in groups.items()}, model
+        )
+    )
+
+
+HIDDEN = {"hidden.0": (256, [0, 3])}
+BAD = {
+    "missing": (None, [], "cannot be read (No such file"),
+    "torn": ("{", [], "is not JSON"),
+    "list": ("[]", [], "is not a plan of format 1"),
+    "bytes": ("\udcff", [], "is not JSON"),
+    "rounded": (written(**HIDDEN).replace("3", "3.5"), [], "not a plan of format 1"),
+    "model": (written("resnet20", **HIDDEN), [], "is a plan for resnet20, not for mlp"),
+    "widths": (written(**{"hidden.0": (99, [0])}), [], "expects 99 channels"),
+    "group": (written(**{"layer9": (256, [0])}), [], "cuts group 'layer9'"),
+    "indices": (written(**{"hidden.0": (256, [3, 1])}), [], "must be ascending"),
+    "method": (written(**HIDDEN), ["--method=ispasp"], "--plan and --method were both"),
+    "keep": (written(**HIDDEN), ["--keep=0.4"], "--plan and --keep were both"),
+    "preset": (written(**HIDDEN), ["--preset=paper"], "--plan and --preset were both"),
+}
+
+
+@pytest.mark.parametrize("own_weights", [False, True])
+@pytest.mark.parametrize("text, flags, sentence", BAD.values(), ids=BAD)
+def test_plans_are_refused_in_one_sentence(
+    text, flags, sentence, own_weights, weights, here, capsys
+):
+    if text is not None:
+        Path("plan.json").write_bytes(text.encode(errors="surrogateescape"))
+    before = sorted(here.rglob("*"))
+    if own_weights:
+        flags = [*flags, f"--weights={weights / 'a'}"]
+    assert prune.main(["--model=mlp", "--plan=plan.json", *flags]) == 2
+    said = capsys.readouterr()
+    assert sentence in said.err and said.out == ""
+    told = [line for line in said.err.splitlines() if "dense network:" not in line]
+    assert len(told) == 1, said.err
+    assert sorted(here.rglob("*")) == before
+
+
+def test_a_plan_for_the_dense_network_does_not_fit_the_pruned_one(
+    weights, here, capsys
+):
+    assert run(f"--weights={weights / 'a'}", out="one") == 0
+    assert run("--weights=one", "--plan=one/plan.json", out="two") == 2
+    assert "--plan one/plan.json: the plan expects 256" in capsys.readouterr().err
+    assert [path.name for path in here.iterdir()] == ["one"]
+    narrow = written(**{"hidden.0": (102, [0, 7])})
+    Path("narrow.json").write_text(narrow)
+    assert run("--weights=one", "--plan=narrow.json", out="two") == 0
+    assert ispasp_jax.load("two").network.group_widths() == {"hidden.0": 2}
+
+
+def test_resuming_with_another_plan_in_the_file_is_refused(
+    weights, here, monkeypatch, capsys
+):
+    Path("plan.json").write_text(written(**HIDDEN))
+    flags = [f"--weights={weights / 'a'}", "--plan=plan.json"]
+    with monkeypatch.context() as patch:
+        patch.setattr("ispasp_jax.commands.run.Run.finish", stopped)
+        assert run(*flags, out="out") == 130
+    Path("plan.json").write_text(written(**{"hidden.0": (256, [5])}))
+    assert run(*flags, "--resume", out="out") == 2
+    assert "other settings (plan)" in capsys.readouterr().err
+    Path("plan.json").write_text(written(**HIDDEN))
+    assert run(*flags, "--resume", out="out") == 0
+    assert_same_plan(
+        read_plan("out/plan.json"), {"hidden.0": plan.Cut(256, np.array([0, 3]))}
+    )
+
+
+def stopped(*_):
+    raise KeyboardInterrupt
