@@ -1,0 +1,220 @@
+"""Whether fewer multiply-adds are faster: dense against pruned networks on the present
+backend, and MobileNetV2's shifted depthwise convolutions against plain ones.
+
+    python benchmarks/latency.py [--small] [--out FILE]
+
+Uniform keep 0.5 and 0.4, batch 1 and a large batch; dense and pruned take turns. A row
+says "slower" where pruning made the network slower outright, and "not paid" where the
+latency fell by less than the multiply-adds, by a margin of 0.1 of the dense network's.
+The second table times MobileNetV2's forward pass and training step as shipped
+(models/layers.py: sums of shifted products on a CPU) and with jax.lax's grouped
+convolution everywhere. Weights and images are random, accuracy is not asked. About
+eight minutes on two CPU cores; --small, half a minute, takes small networks.
+"""
+
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import timing
+
+from ispasp_jax import budget, cost, models, report, training
+from ispasp_jax.data import Batch
+from ispasp_jax.models import layers
+
+KEEPS = (0.5, 0.4)
+MARGIN = 0.1
+CLASSES = 1000
+
+
+class Case(NamedTuple):
+    """A network, its images, and batch sizes."""
+
+    model: str
+    pixels: int
+    batches: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (self.pixels, self.pixels, 3)
+
+
+class Settings(NamedTuple):
+    """What a run measures; `depthwise` has the forward pass's batch sizes."""
+
+    latency: tuple[Case, ...]
+    depthwise: Case
+    repeats: int
+
+
+FULL = Settings(
+    latency=(
+        Case("resnet34", 224, (1, 32)),
+        Case("resnet50", 224, (1, 32)),
+        Case("mobilenetv2", 224, (1, 32)),
+        Case("resnet56", 32, (1, 256)),
+    ),
+    depthwise=Case("mobilenetv2", 224, (1, 16)),
+    repeats=9,
+)
+SMALL = Settings(
+    latency=(Case("resnet20", 32, (1, 64)),),
+    depthwise=Case("mobilenetv2", 64, (8,)),
+    repeats=3,
+)
+
+
+def latency_rows(case: Case, repeats: int) -> list[dict]:
+    """A row for each batch size and ratio."""
+    report.say(f"latency: {case.model}")
+    dense = models.create(case.model, CLASSES)
+    networks = {"dense": dense} | {
+        keep: dense.narrowed(budget.sizes(dense, keep)) for keep in KEEPS
+    }
+    variables = {k: timing.random_variables(n, case.shape) for k, n in networks.items()}
+    macs = {k: cost.macs(n, variables[k], case.shape) for k, n in networks.items()}
+    rows = []
+    for batch in case.batches:
+        (images,) = timing.random_batches(batch, batch, case.shape)
+        timed = timing.turns(
+            {
+                k: functools.partial(jax.jit(n.apply), variables[k], images)
+                for k, n in networks.items()
+            },
+            repeats,
+        )
+        for keep in KEEPS:
+            share = macs[keep] / macs["dense"]
+            over = timing.ratio(timed[keep], timed["dense"])
+            rows.append(
+                {
+                    "model": case.model,
+                    "pixels": case.pixels,
+                    "batch": batch,
+                    "keep": keep,
+                    "macs": macs[keep],
+                    "macs_over_dense": share,
+                    "dense": timed["dense"],
+                    "pruned": timed[keep],
+                    "over_dense": over,
+                    "verdict": verdict(over["ratio"], share),
+                }
+            )
+    return rows
+
+
+def verdict(latency: float, macs: float) -> str:
+    """Whether the multiply-adds that were cut paid."""
+    if latency > 1:
+        return "slower"
+    return "not paid" if latency > macs + MARGIN else "paid"
+
+
+def depthwise_rows(case: Case, repeats: int) -> list[dict]:
+    """The shipped network against its twin with jax.lax's convolution everywhere."""
+    report.say(f"depthwise: {case.model}")
+    network = models.create(case.model, CLASSES)
+    variables = timing.random_variables(network, case.shape)
+    transformation = training.optimizer(training.Recipe(1), 100)
+    state = training.start(transformation, variables)
+    rows = []
+    for batch in case.batches:
+        (images,) = timing.random_batches(batch, batch, case.shape)
+        labelled = Batch(images, jnp.arange(batch) % CLASSES, jnp.ones(batch))
+        step = functools.partial(
+            training.train_step.__wrapped__, network, transformation, 0.1
+        )
+        for what, function, arguments in (
+            ("forward", network.apply, (variables, images)),
+            ("training step", step, (state, labelled)),
+        ):
+            # Linen calls the convolution while jax traces, so the twin is the same
+            # network, traced while layers.Conv hands out jax.lax's function.
+            shipped = traced(function, arguments)
+            with mock.patch.object(layers, "convolve", jax.lax.conv_general_dilated):
+                plain = traced(function, arguments)
+            timed = timing.turns({"shipped": shipped, "plain": plain}, repeats)
+            rows.append(
+                {
+                    "model": case.model,
+                    "pixels": case.pixels,
+                    "batch": batch,
+                    "what": what,
+                    **timed,
+                    "plain_over_shipped": timing.ratio(
+                        timed["plain"], timed["shipped"]
+                    ),
+                }
+            )
+    return rows
+
+
+def traced(function, arguments):
+    """The function compiled for these arguments now, under what is patched now; a new
+    lambda, because jax remembers traces by function.
+    """
+    compiled = jax.jit(lambda *a: function(*a)).lower(*arguments).compile()
+    return functools.partial(compiled, *arguments)
+
+
+def measure(settings: Settings) -> dict[str, Any]:
+    """Everything."""
+    return {
+        "repeats": settings.repeats,
+        "margin": MARGIN,
+        "latency": [
+            row
+            for case in settings.latency
+            for row in latency_rows(case, settings.repeats)
+        ],
+        "depthwise": depthwise_rows(settings.depthwise, settings.repeats),
+    }
+
+
+def tables(result: dict[str, Any]) -> str:
+    """For people."""
+    heads = ["network", "batch", "keep", "dense ms", "pruned ms", "multiply-adds"]
+    lines = [[*heads, "latency (range)", "verdict"]]
+    for row in result["latency"]:
+        lines.append(
+            [
+                f"{row['model']}, {row['pixels']}",
+                row["batch"],
+                f"{row['keep']:g}",
+                f"{1e3 * row['dense']['seconds']:.1f}",
+                f"{1e3 * row['pruned']['seconds']:.1f}",
+                f"{row['macs_over_dense']:.2f}",
+                timing.spread(*row["over_dense"].values()),
+                row["verdict"],
+            ]
+        )
+    twins = [["depthwise", "batch", "shipped ms", "plain ms", "times faster (range)"]]
+    for row in result["depthwise"]:
+        twins.append(
+            [
+                f"{row['model']}, {row['pixels']}, {row['what']}",
+                row["batch"],
+                f"{1e3 * row['shipped']['seconds']:.1f}",
+                f"{1e3 * row['plain']['seconds']:.1f}",
+                timing.spread(*row["plain_over_shipped"].values()),
+            ]
+        )
+    return f"{report.table(lines)}\n\n{report.table(twins)}"
+
+
+def main() -> None:
+    """Measures, writes, prints."""
+    args = timing.arguments(__doc__, Path(__file__).stem)
+    result = {
+        **timing.header("latency", args.small),
+        **measure(SMALL if args.small else FULL),
+    }
+    timing.write(args.out, result)
+    print(tables(result))
+
+
+if __name__ == "__main__":
+    main()

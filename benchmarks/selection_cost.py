@@ -1,0 +1,349 @@
+"""What selecting costs: the walk against one dense forward pass over the same images,
+and against the loop of the authors' kind (naive.py).
+
+    python benchmarks/selection_cost.py [--small] [--out FILE]
+
+Four tables, each of functions that take turns on images that are on the device already,
+at keep 0.4 in every group, without repair:
+
+  walk         dense pass, walk, walk without its residual report: three networks at 224
+  images       the same for ResNet34 and 256, 640, 1280 images
+  iterations   the walk with T = 1, 5, 20, 50
+  naive        T full gradients over all images and the prefix again for every group,
+               for all T iterations and stopping at the fixed point; supports compared.
+               Measured on few images; the time for 1280 is extrapolated linearly, and
+               labelled so.
+
+Compile time is that of a first call on two batches, apart from the medians; what one
+row has compiled, the next one finds. Memory is the peak beyond what was held before
+(weights, images): of a CPU the resident set, what compiling needs included. Weights and
+images are random. About 20 minutes on two CPU cores; --small, half a minute, takes
+small networks.
+"""
+
+import functools
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import naive
+import timing
+
+from ispasp_jax import budget, models, report
+from ispasp_jax.ispasp import ispasp
+from ispasp_jax.problem import Criterion
+from ispasp_jax.pruning import walk
+
+KEEP, T = 0.4, 20
+
+
+class Case(NamedTuple):
+    """A network and its calibration images; `batch` divides `images`."""
+
+    model: str
+    pixels: int
+    images: int
+    batch: int = 32
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (self.pixels, self.pixels, 3)
+
+
+class Settings(NamedTuple):
+    """What a run measures."""
+
+    walk: tuple[Case, ...]
+    images: tuple[Case, ...]
+    iterations: Case
+    sweep: tuple[int, ...]
+    naive: Case
+    extrapolated_to: int
+    repeats: int
+    memory: bool
+
+
+FULL = Settings(
+    walk=tuple(Case(m, 224, 256) for m in ("resnet34", "resnet50", "mobilenetv2")),
+    images=tuple(Case("resnet34", 224, n) for n in (640, 1280)),
+    iterations=Case("resnet34", 224, 64),
+    sweep=(1, 5, 20, 50),
+    naive=Case("resnet34", 224, 64),
+    extrapolated_to=1280,
+    repeats=3,
+    memory=True,
+)
+SMALL = Settings(
+    walk=(Case("resnet20", 32, 128),),
+    images=(Case("resnet20", 32, 256),),
+    iterations=Case("resnet20", 32, 64),
+    sweep=(1, 20),
+    naive=Case("resnet20", 32, 64),
+    extrapolated_to=1280,
+    repeats=3,
+    memory=False,
+)
+
+
+class Ready(NamedTuple):
+    """A case made: what is timed takes no other argument."""
+
+    dense: Any
+    walk: Any
+    naive: Any
+
+
+def ready(case: Case) -> Ready:
+    """Network, weights and images, and the functions that are timed."""
+    network = models.create(case.model, 1000)
+    variables = timing.random_variables(network, case.shape)
+    batches = timing.random_batches(case.images, case.batch, case.shape)
+    sizes = budget.sizes(network, KEEP)
+    forward = jax.jit(network.apply)
+    prune = functools.partial(walk, network, variables, batches, sizes)
+    loop = functools.partial(naive.walk, network, variables, batches, sizes, T)
+    jax.block_until_ready((variables, batches))
+    return Ready(lambda: [forward(variables, x) for x in batches], prune, loop)
+
+
+def arrays(pruned) -> Any:
+    """What there is to wait for."""
+    return pruned.variables
+
+
+def passes(made: Ready, criterion: Criterion) -> dict[str, Callable]:
+    """What `walk_rows` times."""
+    return {
+        "dense": made.dense,
+        "walk": lambda: arrays(made.walk(criterion)),
+        "walk_without_residual": lambda: arrays(
+            made.walk(criterion, residual_images=0)
+        ),
+    }
+
+
+def walk_rows(cases: Iterable[Case], repeats: int, memory: bool) -> list[dict]:
+    """Dense pass and walk of each case."""
+    rows = []
+    for case in cases:
+        report.say(f"walk: {case.model}, {case.images} images")
+        used = peak_memory(case) if memory else None
+        criterion = ispasp(T)
+        few = case._replace(images=min(case.images, 2 * case.batch))
+        timed = timing.turns(
+            passes(ready(case), criterion), repeats, passes(ready(few), criterion)
+        )
+        ratios = {
+            name: timing.ratio(timed[name], timed["dense"])
+            for name in ("walk", "walk_without_residual")
+        }
+        rows.append(
+            {**case._asdict(), **timed, "over_dense": ratios, "peak_bytes": used}
+        )
+    return rows
+
+
+def iteration_rows(case: Case, sweep: Iterable[int], repeats: int) -> dict:
+    """The walk for several T."""
+    report.say(f"iterations: {case.model}, {case.images} images")
+    made, criteria = ready(case), {t: ispasp(t) for t in sweep}
+    most = {}
+
+    def run(t):
+        pruned = made.walk(criteria[t])
+        most[t] = max(group.iterations for group in pruned.groups)
+        return arrays(pruned)
+
+    timed = timing.turns(
+        {"dense": made.dense, **{t: functools.partial(run, t) for t in sweep}}, repeats
+    )
+    return {
+        **case._asdict(),
+        "dense": timed["dense"],
+        "rows": [
+            {
+                "num_iters": t,
+                "most_iterations": most[t],
+                **timed[t],
+                "over_dense": timing.ratio(timed[t], timed["dense"]),
+            }
+            for t in sweep
+        ],
+    }
+
+
+def naive_rows(case: Case, extrapolated_to: int, repeats: int) -> dict:
+    """Dense pass and walk in turns, then both forms of the loop once each; everything
+    has been compiled before.
+    """
+    report.say(f"naive: {case.model}, {case.images} images")
+    criterion, made = ispasp(T), ready(case)
+    one = ready(case._replace(images=case.batch))
+    one.naive(stop=True)  # compiles for a batch's shapes: the same for more images
+    found = {"walk": made.walk(criterion)}
+    timed = timing.turns(
+        {"dense": made.dense, "walk": lambda: arrays(made.walk(criterion))}, repeats
+    )
+    seconds = {name: timed[name]["seconds"] for name in timed}
+    for name, stop in (("naive_to_fixed_point", True), ("naive", False)):
+        start = time.perf_counter()
+        found[name] = made.naive(stop=stop)
+        seconds[name] = time.perf_counter() - start
+    plan, scale = found["walk"].plan, extrapolated_to / case.images
+    return {
+        **case._asdict(),
+        "num_iters": T,
+        "measured_seconds": seconds,
+        "extrapolated": {
+            "to_images": extrapolated_to,
+            "how": "measured seconds times the ratio of images",
+            "seconds": {
+                name: scale * taken
+                for name, taken in seconds.items()
+                if name.startswith("naive")
+            },
+        },
+        "groups": len(plan),
+        "most_iterations_to_fixed_point": max(
+            found["naive_to_fixed_point"].iterations.values()
+        ),
+        "smallest_margin": min(found["naive"].margins.values()),
+        "different_supports": {
+            name: naive.differences(plan, found[name])
+            for name in ("naive", "naive_to_fixed_point")
+        },
+    }
+
+
+def peak_memory(case: Case) -> dict[str, int] | None:
+    """Peak bytes of dense pass and walk, on a CPU in a process of their own: the peak
+    is the process's, and cannot be set back.
+    """
+    if jax.default_backend() != "cpu":
+        return memory_here(case)
+    command = [sys.executable, __file__, "--memory-of", json.dumps(case)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def memory_here(case: Case) -> dict[str, int] | None:
+    """The same in this process."""
+    made = ready(case)
+    return timing.peaks(
+        {"dense": made.dense, "walk": lambda: arrays(made.walk(ispasp(T)))}
+    )
+
+
+def measure(settings: Settings) -> dict[str, Any]:
+    """Everything."""
+    return {
+        "keep": KEEP,
+        "repeats": settings.repeats,
+        "walk": walk_rows(settings.walk, settings.repeats, settings.memory),
+        "images": walk_rows(settings.images, min(settings.repeats, 2), False),
+        "iterations": iteration_rows(
+            settings.iterations, settings.sweep, settings.repeats
+        ),
+        "naive": naive_rows(settings.naive, settings.extrapolated_to, settings.repeats),
+    }
+
+
+def tables(result: dict[str, Any]) -> str:
+    """For people."""
+
+    def over(row, name="walk"):
+        return timing.spread(*row["over_dense"][name].values())
+
+    heads = ["walk", "images", "dense s", "walk s", "walk/dense (range)"]
+    heads += ["without residual", "compile s dense", "walk", "peak MB dense", "walk"]
+    lines = [heads]
+    for row in [*result["walk"], *result["images"]]:
+        memory = row["peak_bytes"] or {}
+        lines.append(
+            [
+                f"{row['model']}, {row['pixels']}",
+                row["images"],
+                f"{row['dense']['seconds']:.2f}",
+                f"{row['walk']['seconds']:.2f}",
+                over(row),
+                over(row, "walk_without_residual"),
+                f"{row['dense']['compile_s']:.1f}",
+                f"{row['walk']['compile_s']:.1f}",
+                *(
+                    f"{memory[name] / 1e6:.0f}" if memory else None
+                    for name in ("dense", "walk")
+                ),
+            ]
+        )
+    sweep, loop = result["iterations"], result["naive"]
+    iterations = [["T", "most iterations", "walk s", "walk/dense (range)"]]
+    for row in sweep["rows"]:
+        iterations.append(
+            [
+                str(row["num_iters"]),
+                row["most_iterations"],
+                f"{row['seconds']:.2f}",
+                timing.spread(*row["over_dense"].values()),
+            ]
+        )
+    measured, far = loop["measured_seconds"], loop["extrapolated"]
+    naive_lines = [
+        [
+            f"{loop['model']}, {loop['images']} images",
+            "measured s",
+            "times the walk",
+            f"extrapolated to {far['to_images']} images, s",
+        ]
+    ]
+    for name, seconds in measured.items():
+        extrapolated = far["seconds"].get(name)
+        naive_lines.append(
+            [
+                name.replace("_", " "),
+                f"{seconds:.2f}",
+                f"{seconds / measured['walk']:.1f}",
+                None if extrapolated is None else f"{extrapolated:.0f}",
+            ]
+        )
+    return "\n\n".join(
+        [
+            report.table(lines),
+            f"{sweep['model']}, {sweep['images']} images\n{report.table(iterations)}",
+            report.table(naive_lines),
+            *(
+                f"supports of walk and {name.replace('_', ' ')}: equal in "
+                f"{loop['groups'] - len(found)} of {loop['groups']} groups"
+                + "".join(
+                    f"; {d['group']}: {d['channels']} channels differ, "
+                    f"margin {d['margin']:.1e}"
+                    for d in found
+                )
+                for name, found in loop["different_supports"].items()
+            ),
+            f"smallest margin at a cut: {loop['smallest_margin']:.1e} of the largest "
+            "score",
+        ]
+    )
+
+
+def main() -> None:
+    """Measures, writes, prints."""
+    if sys.argv[1:2] == ["--memory-of"]:  # a process of peak_memory's
+        print(json.dumps(memory_here(Case(*json.loads(sys.argv[2])))))
+        return
+    args = timing.arguments(__doc__, Path(__file__).stem)
+    result = {
+        **timing.header("selection_cost", args.small),
+        **measure(SMALL if args.small else FULL),
+    }
+    timing.write(args.out, result)
+    print(tables(result))
+
+
+if __name__ == "__main__":
+    main()
