@@ -22,6 +22,8 @@ non-negative (ReLU, ReLU6); after GELU or none, a channel that is strongly negat
 ranks last, as the paper's definition has it.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -80,6 +82,7 @@ def algorithm_1(
     return Selection(S, residuals, t, finite)
 
 
+@functools.cache  # equal criteria are the same object, so nothing compiles again
 def ispasp(num_iters: int = 20) -> Criterion:
     """The paper's criterion: `algorithm_1` with T = num_iters."""
 

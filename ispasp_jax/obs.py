@@ -14,6 +14,7 @@ by a rank-`taps` step, and the next one is chosen, until none is left: supports 
 size, nested, and what each of them loses *after* the least-squares repair.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -111,6 +112,7 @@ def support(path: Path, size: Size) -> Selection:
     )
 
 
+@functools.cache
 def obs(ridge: float = 1e-3) -> Criterion:
     """Backward elimination with compensation, against the dense network's target."""
 

@@ -98,7 +98,7 @@ def walk(
     repair: Literal["none", "bn", "lsq"] = "none",
     tune: Tune | None = None,
     carry_dense: bool = False,
-    residual_images: int = 256,
+    residual_images: int = 64,
     progress: Callable[[Iterable], Iterable] = iter,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Pruned:
