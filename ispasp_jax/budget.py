@@ -1,15 +1,28 @@
-"""From what a user asks to a number of channels for every group."""
+"""From what a user asks to a number of channels for every group: ratios (`sizes`), or
+targets and a tolerance, met by widths that differ by block (`solve`).
+"""
 
 import fnmatch
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
+import numpy as np
+
+from ispasp_jax.cost import BySize
+from ispasp_jax.curves import Curves
 from ispasp_jax.errors import InputError
 from ispasp_jax.models.network import Network
 
 #: A ratio for all groups, or ratios by glob over group names; the last that matches
 #: wins.
 Keep = float | int | Mapping[str, float | int]
+
+#: Targets, and what a number without a percent sign counts.
+KINDS = {"macs": "multiply-adds", "params": "parameters", "latency": "ms"}
+
+#: What `--round-to auto` means on a backend: the width of a vector register or tile.
+ROUND_TO = {"cpu": 8, "gpu": 8, "tpu": 128}
 
 
 def sizes(network: Network, keep: Keep) -> dict[str, int]:
@@ -40,3 +53,219 @@ def sizes(network: Network, keep: Keep) -> dict[str, int]:
         name: max(1, math.floor(ratios[name] * width + 1e-6))
         for name, width in widths.items()
     }
+
+
+def rounded(
+    sizes: Mapping[str, int], network: Network, min_channels: int, round_to: int
+) -> dict[str, int]:
+    """Sizes at least min_channels and up to a multiple of round_to; the width at most.
+
+    A group that keeps all its channels still does.
+    """
+    widths = network.group_widths()
+    return {
+        name: min(-(-max(size, min_channels) // round_to) * round_to, widths[name])
+        for name, size in sizes.items()
+    }
+
+
+class Target(NamedTuple):
+    """A cost that is not to be exceeded.
+
+    Attributes:
+      kind: of KINDS.
+      value: a share of the dense network's, or in the kind's unit.
+      relative: which.
+    """
+
+    kind: str
+    value: float
+    relative: bool
+
+    def limit(self, full: float) -> float:
+        """The target in the kind's unit, for a network that costs `full`."""
+        return self.value * full if self.relative else self.value
+
+
+class Asked(NamedTuple):
+    """What a budget asks.
+
+    Attributes:
+      targets: all of them are met.
+      tolerance: the largest ‖V‖/‖U‖ of any group; without targets, groups are cut as
+        far as it allows.
+      min_channels: fewer never stay (a group that has fewer keeps all).
+      round_to: widths are multiples of this, or the dense one.
+    """
+
+    targets: tuple[Target, ...] = ()
+    tolerance: float | None = None
+    min_channels: int = 1
+    round_to: int = 1
+
+
+def target(text: str) -> Target:
+    """Reads macs=60%, params=1.2M, latency=8ms.
+
+    Raises:
+      InputError: it is something else.
+    """
+    kind, _, amount = text.partition("=")
+    units = {"%": 0.01, "K": 1e3, "k": 1e3, "M": 1e6, "G": 1e9, "": 1.0}
+    if kind == "latency":
+        units = {"%": 0.01, "us": 1e-3, "ms": 1.0, "s": 1e3}
+    unit = next((u for u in units if u and amount.endswith(u)), "")
+    try:
+        value = float(amount.removesuffix(unit)) * units[unit]
+        if kind not in KINDS or not 0 < value < math.inf:
+            raise ValueError
+        if unit == "%" and value > 1:
+            raise ValueError
+    except (KeyError, ValueError):
+        raise InputError(
+            f"--target {text!r} is not a target; expected macs=, params= or latency= "
+            "and a share up to 100%, or a number such as 25M (latency: 8ms)."
+        ) from None
+    return Target(kind, value, unit == "%")
+
+
+def candidates(
+    curves: Curves | None, widths: Mapping[str, int], asked: Asked
+) -> dict[str, np.ndarray]:
+    """The sizes that every group may take, ascending; groups without a curve keep all,
+    unless no curves are given at all.
+
+    Raises:
+      InputError: the curves are of other widths.
+    """
+    found = {}
+    for name, width in widths.items():
+        curve = None if curves is None else curves.get(name)
+        if curve is None and curves is not None:
+            found[name] = np.array([width])
+            continue
+        if curve is not None and len(curve.order) != width:
+            raise InputError(
+                f"the curve of group {name!r} is for {len(curve.order)} channels, this "
+                f"network has {width}; measure the curves again."
+            )
+        s = np.arange(1, width + 1)
+        allowed = (s >= asked.min_channels) & (s % asked.round_to == 0)
+        if curve is not None and asked.tolerance is not None:
+            allowed &= curve.relative[1:] <= asked.tolerance
+        allowed[-1] = True
+        found[name] = s[allowed]
+    return found
+
+
+def feasible(
+    costs: Mapping[str, BySize],
+    allowed: Mapping[str, np.ndarray],
+    targets: tuple[Target, ...] = (),
+) -> dict[str, tuple[float, float]]:
+    """The least that every cost can be, and the dense network's, by kind.
+
+    Raises:
+      InputError: a target is out of reach, with the nearest that is not.
+    """
+    smallest = {name: int(s[0]) for name, s in allowed.items()}
+    found = {kind: (cost.total(smallest), cost.full) for kind, cost in costs.items()}
+    for wanted in targets:
+        if wanted.kind not in found:
+            continue
+        least, full = found[wanted.kind]
+        limit = wanted.limit(full)
+        if limit < least:
+            raise InputError(
+                f"--target {wanted.kind} asks for {limit:,.4g} of {full:,.4g} "
+                f"{KINDS[wanted.kind]}, and the groups can go down to {least:,.4g} "
+                f"({100 * least / full:.1f}%); ask for {wanted.kind}="
+                f"{math.ceil(1000 * least / full) / 10:g}% or more, or loosen "
+                "--tolerance, --min-channels or --round-to."
+            )
+    return found
+
+
+def solve(
+    curves: Curves,
+    costs: Mapping[str, BySize],
+    widths: Mapping[str, int],
+    asked: Asked,
+) -> dict[str, int]:
+    """Sizes that meet every target with the least predicted damage.
+
+    The damage of all groups together plus λ times the cost is least group by group; λ
+    is found by bisection for every target, a group takes the least that one of them
+    gives it, and what is left of the budget goes where it helps most.
+
+    Args:
+      curves: of the network.
+      costs: by kind, at least of the targets.
+      widths: of the network's groups.
+      asked: the budget.
+
+    Raises:
+      InputError: a target is out of reach, with the nearest that is not.
+    """
+    allowed = candidates(curves, widths, asked)
+    if not asked.targets:
+        return {name: int(s[0]) for name, s in allowed.items()}
+    feasible(costs, allowed, asked.targets)
+    damages = {
+        name: curves[name].damage[s] if name in curves else np.zeros(len(s))
+        for name, s in allowed.items()
+    }
+    limits = [(costs[t.kind], t.limit(costs[t.kind].full)) for t in asked.targets]
+    found = [_meet(cost, limit, allowed, damages) for cost, limit in limits]
+    least = {name: min(sizes[name] for sizes in found) for name in widths}
+    return _fill(limits, allowed, damages, least)
+
+
+def _meet(cost, limit, allowed, damages):
+    dense = {name: int(s[-1]) for name, s in allowed.items()}
+    if cost.total(dense) <= limit:
+        return dense
+
+    def cheapest(price, start):
+        chosen = start
+        for _ in range(4):  # groups of one part make each other's channels cheaper
+            marginal = cost.marginal(chosen)
+            chosen = {
+                name: int(s[np.argmin(damages[name] + price * marginal[name] * s)])
+                for name, s in allowed.items()
+            }
+        return chosen
+
+    low, high = 1e-30, 1e30  # prices: too low, and high enough
+    best = {name: int(s[0]) for name, s in allowed.items()}
+    for _ in range(200):
+        price = math.sqrt(low * high)
+        sizes = cheapest(price, dense)
+        if cost.total(sizes) <= limit:
+            high, best = price, sizes
+        else:
+            low = price
+    return best
+
+
+def _fill(limits, allowed, damages, sizes):
+    """Spends what is left of the budget, step by step where it pays most."""
+    sizes = dict(sizes)
+    while True:
+        now, gains = [cost.total(sizes) for cost, _ in limits], {}
+        for name, s in allowed.items():
+            place = int(np.searchsorted(s, sizes[name]))
+            if place + 1 == len(s):
+                continue
+            more = {**sizes, name: int(s[place + 1])}
+            after = [cost.total(more) for cost, _ in limits]
+            if all(a <= limit for a, (_, limit) in zip(after, limits, strict=True)):
+                gain = damages[name][place] - damages[name][place + 1]
+                price = max(
+                    (a - b) / limit
+                    for a, b, (_, limit) in zip(after, now, limits, strict=True)
+                )
+                gains[name] = gain / max(price, 1e-30), more
+        if not gains:
+            return sizes
+        sizes = max(gains.values(), key=lambda pair: pair[0])[1]

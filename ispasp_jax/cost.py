@@ -1,16 +1,21 @@
 """What a network costs: multiply-adds and parameters by counting, latency by timing."""
 
 import functools
+import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from ispasp_jax.groups import Tree, leaves
-from ispasp_jax.models.network import Network, Variables
+from ispasp_jax.models.network import Network, Variables, group_names
 
 
 def multiply_adds(function: Callable, *arguments) -> int:
@@ -78,6 +83,123 @@ def latencies(
         [seconds(forward, repeats=1) for forward in passes] for _ in range(repeats)
     ]
     return [1e3 * statistics.median(column) for column in zip(*times, strict=True)]
+
+
+class BySize(NamedTuple):
+    """A cost as a function of the groups' sizes, exact where it is a sum of products of
+    at most two of them, as multiply-adds and parameters are.
+
+    Attributes:
+      widths: the groups' widths, by name.
+      full: the cost at these widths.
+      slope: what a channel of each group costs there.
+      product: what a channel more of one group adds to the cost of another's.
+    """
+
+    widths: dict[str, int]
+    full: float
+    slope: Float[np.ndarray, " g"]
+    product: Float[np.ndarray, "g g"]
+
+    def total(self, sizes: Mapping[str, int]) -> float:
+        """The cost at these sizes."""
+        less = self._less(sizes)
+        return float(self.full + self.slope @ less + less @ self.product @ less / 2)
+
+    def marginal(self, sizes: Mapping[str, int]) -> dict[str, float]:
+        """What a channel of each group costs at these sizes."""
+        costs = self.slope + self.product @ self._less(sizes)
+        return dict(zip(self.widths, costs.tolist(), strict=True))
+
+    def _less(self, sizes):
+        return np.array([sizes.get(n, w) - w for n, w in self.widths.items()], float)
+
+
+def by_size(
+    network: Network,
+    input_shape: tuple[int, ...],
+    measure: Callable[[nn.Module, dict, jax.ShapeDtypeStruct], float],
+    step: Callable[[int], int] = lambda width: 1,
+) -> BySize:
+    """A cost by the groups' sizes, from the parts at their widths and a step below.
+
+    Args:
+      network: the network; parts that are equal are measured once.
+      input_shape: (height, width, channels) of one image.
+      measure: (module, shapes of its variables, shape of its input) -> cost.
+      step: channels less, by width, for the finite differences.
+    """
+    x = jax.ShapeDtypeStruct((1, *input_shape), "float32")
+    widths = network.group_widths()
+    places = {name: g for g, name in enumerate(widths)}
+    full, slope = 0.0, np.zeros(len(widths))
+    product = np.zeros((len(widths), len(widths)))
+    known: dict = {}
+
+    def at(module, less):
+        narrow = [w - less.get(i, 0) for i, w in enumerate(module.widths)]
+        module = module.clone(widths=tuple(narrow)) if less else module
+        return _known(known, module, x, measure)
+
+    for part in network.chain():
+        names = group_names(part)
+        here = _known(known, part.module, x, measure)
+        full += here
+        steps = [step(w) if w > 1 else 0 for w in part.module.widths] if names else []
+        single = {}
+        for i, h in enumerate(steps):
+            if h:
+                single[i] = at(part.module, {i: h})
+                slope[places[names[i]]] = (here - single[i]) / h
+        for i, j in itertools.combinations(single, 2):
+            both = at(part.module, {i: steps[i], j: steps[j]})
+            mixed = (here - single[i] - single[j] + both) / (steps[i] * steps[j])
+            g, h = places[names[i]], places[names[j]]
+            product[g, h] = product[h, g] = mixed
+        own = jax.eval_shape(part.module.init, jax.random.key(0), x)
+        x = jax.eval_shape(part.module.apply, own, x)
+    return BySize(widths, full, slope, product)
+
+
+def _known(known, module, x, measure):
+    if (module, x.shape) not in known:
+        own = jax.eval_shape(module.init, jax.random.key(0), x)
+        known[module, x.shape] = measure(module, own, x)
+    return known[module, x.shape]
+
+
+def macs_by_size(network: Network, input_shape: tuple[int, ...]) -> BySize:
+    """Multiply-adds of one image by the groups' sizes."""
+
+    def measure(module, own, x):
+        return multiply_adds(module.apply, own, x)
+
+    return by_size(network, input_shape, measure)
+
+
+def parameters_by_size(network: Network, input_shape: tuple[int, ...]) -> BySize:
+    """Parameters by the groups' sizes."""
+    return by_size(network, input_shape, lambda module, own, x: parameters(own))
+
+
+def latency_by_size(
+    network: Network, input_shape: tuple[int, ...], batch_size: int
+) -> BySize:
+    """Milliseconds of a forward pass on the present device by the groups' sizes: every
+    part timed at its widths and with a half of each group; linear between.
+    """
+
+    def measure(module, own, x):
+        own = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.01, leaf.dtype), own)
+        images = jnp.ones((batch_size, *x.shape[1:]), x.dtype)
+        forward = functools.partial(jax.jit(module.apply), own, images)
+        return 1e3 * seconds(forward, repeats=9)
+
+    found = by_size(network, input_shape, measure, step=lambda width: width // 2)
+    # Fewer channels that take longer are noise, or do not pay.
+    return found._replace(
+        slope=np.maximum(found.slope, 0), product=np.zeros_like(found.product)
+    )
 
 
 def _count(jaxpr) -> int:

@@ -23,6 +23,9 @@ from jaxtyping import Array, Float, Int
 
 from ispasp_jax.problem import Criterion, LeastSquares, Selection, Size
 
+#: Of the mean variance of the patches; what the repair's hold-out mostly chooses.
+RIDGE = 1e-3
+
 
 class Path(NamedTuple):
     """Supports of every size, nested.
@@ -37,28 +40,20 @@ class Path(NamedTuple):
     losses: Float[Array, " d+1"]
 
 
-def elimination(
-    problem: LeastSquares,
-    d: int,
-    ridge: float = 1e-3,
-    weights: Float[Array, " o"] | None = None,
-) -> Path:
+def elimination(problem: LeastSquares, d: int, ridge: float = RIDGE) -> Path:
     """Takes channels away one by one, the cheapest first; pure and jittable.
 
     Args:
       problem: moments of the patches and of what they should give.
       d: channels; p = taps · d.
       ridge: pulls towards `problem.start`, in parts of the patches' mean variance.
-      weights: what an output's squared error counts; 1 each if None.
     """
     with jax.default_matmul_precision("highest"):
-        return _elimination(problem, d, ridge, weights)
+        return _elimination(problem, d, ridge)
 
 
-def _elimination(problem, d, ridge, weights):
+def _elimination(problem, d, ridge):
     A, W = _optimum(problem, ridge)
-    if weights is not None:
-        W = W * jnp.sqrt(weights)
     p, o = W.shape
     taps = p // d
     inverse = jnp.linalg.inv(A)
@@ -91,6 +86,28 @@ def _elimination(problem, d, ridge, weights):
     return Path(order, jnp.concatenate([by_size, jnp.zeros(1, W.dtype)]))
 
 
+def elimination_as_cut(problem: LeastSquares, d: int) -> Path:
+    """The same where nothing makes up for a cut: the squared error of the kernel as it
+    is, from the Gram matrix K of the channels' contributions, ‖V‖² = (1−m)ᵀ K (1−m).
+    """
+    p = problem.xx.shape[0]
+    with jax.default_matmul_precision("highest"):
+        K = problem.xx * (problem.start @ problem.start.T)
+    K = K.reshape(p // d, d, p // d, d).sum((0, 2))
+
+    def remove(step, state):
+        gone, order, losses = state
+        total = losses[step - 1] * (step > 0)
+        loss = total + jnp.diagonal(K) + 2 * K @ gone.astype(K.dtype)
+        c = jnp.argmin(jnp.where(gone, jnp.inf, loss))
+        return gone.at[c].set(True), order.at[step].set(c), losses.at[step].set(loss[c])
+
+    nothing = jnp.zeros(d, bool), jnp.zeros(d, jnp.int32), jnp.zeros(d, K.dtype)
+    _, order, losses = jax.lax.fori_loop(0, d, remove, nothing)
+    losses = jnp.maximum(losses, 0)[::-1]
+    return Path(order, jnp.concatenate([losses, jnp.zeros(1, K.dtype)]))
+
+
 def _optimum(problem, ridge):
     """The regularised moments, and the kernel that is best at full width."""
     p = problem.xx.shape[0]
@@ -113,7 +130,7 @@ def support(path: Path, size: Size) -> Selection:
 
 
 @functools.cache
-def obs(ridge: float = 1e-3) -> Criterion:
+def obs(ridge: float = RIDGE) -> Criterion:
     """Backward elimination with compensation, against the dense network's target."""
 
     def select(problem, size):

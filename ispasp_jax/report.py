@@ -148,6 +148,29 @@ def stage_table(stages: Sequence[Mapping[str, Any]]) -> str:
     return table([["stage", "top-1 %", "loss", "seconds"], *rows])
 
 
+def budget_table(record: Mapping[str, Any]) -> str:
+    """What a budget asked and what its widths reach."""
+    rows = [["budget", "asked", "reached", "of dense"]]
+    for kind, value in record["reached"].items():
+        full = record["feasible"][kind][1]
+        asked = record["limits"].get(kind)
+        asked = asked if asked is None else f"{asked:,.4g}"
+        rows.append([_KINDS[kind], asked, f"{value:,.4g}", f"{value / full:.1%}"])
+    rows.append(
+        [
+            "largest residual",
+            record["tolerance"],
+            record["largest_relative_residual"],
+            None,
+        ]
+    )
+    return table(rows)
+
+
+#: Kinds of targets, in words.
+_KINDS = {"macs": "multiply-adds", "params": "parameters", "latency": "ms"}
+
+
 def summary(report: Mapping[str, Any]) -> str:
     """A whole report.json, for people."""
     seconds = ", ".join(f"{k} {v:.1f}" for k, v in report["seconds"].items())
@@ -156,6 +179,7 @@ def summary(report: Mapping[str, Any]) -> str:
             f"{report['model']} on {report['data']}, {report['method']}, seed "
             f"{report['seed']}, {report['device']}",
             plan_table(report["groups"]),
+            *([budget_table(report["budget"])] if "budget" in report else []),
             cost_table(report["dense"], report["pruned"]),
             stage_table(report["stages"]),
             "\n".join([f"seconds: {seconds}", *report["notes"]]),

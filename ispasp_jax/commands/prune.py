@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ispasp_jax.commands import flags
+from ispasp_jax.commands import flags, widths
 from ispasp_jax.errors import InputError
 
 
@@ -14,29 +14,10 @@ def parser() -> flags.Parser:
         "that it is really smaller, and save it with a plan and a report.",
     )
     flags.add_shared(parser)
+    widths.add_flags(parser)
     pruning = parser.add_argument_group("pruning")
     pruning.add_argument(
         "--method", help="ispasp (the paper's, the default), l1 or random"
-    )
-    pruning.add_argument(
-        "--keep",
-        action="append",
-        nargs="+",
-        metavar="K|GLOB=K",
-        help="fraction of hidden channels kept, in (0, 1], for all groups or for those "
-        "a glob matches; the last that matches wins, a group that nothing matches "
-        "keeps all; default: 0.4",
-    )
-    pruning.add_argument(
-        "--preset",
-        choices=["paper"],
-        help="the authors' groups and ratios, for resnet34 and the MobileNetV2s",
-    )
-    pruning.add_argument(
-        "--plan",
-        type=Path,
-        metavar="FILE",
-        help="cut what an earlier run's plan.json says instead of selecting",
     )
     pruning.add_argument(
         "--num-iters", type=flags.positive, default=20, metavar="T", help="iterations"
@@ -132,46 +113,13 @@ def main(argv=None) -> int:
 def command(argv) -> None:
     """Parses the flags and prunes, or prints the plan."""
     args = parser().parse_args(argv)
-    for flag in ("method", "keep", "preset"):
-        if args.plan and getattr(args, flag) is not None:
-            raise InputError(
-                f"--plan and --{flag} were both given; the plan says what is kept, "
-                "leave the other out."
-            )
+    widths.check(args)
     args.method = args.method or ("plan" if args.plan else "ispasp")
     flags.load("ispasp_jax.commands.run")
     if args.dry_run:
         dry_run(args)
     else:
         prune(args)
-
-
-def keep(args):
-    """What --keep and --preset ask for."""
-    from ispasp_jax import models
-
-    if args.preset and args.keep:
-        raise InputError("--preset and --keep were both given; give one of them.")
-    if args.preset:
-        if args.model not in models.PAPER:
-            raise InputError(
-                f"--preset paper has no ratios for {args.model!r}; it has them for "
-                f"{', '.join(models.PAPER)}, for another model give --keep."
-            )
-        return models.PAPER[args.model]
-    ratios: dict[str, float] = {}
-    for text in (item for items in args.keep or [["0.4"]] for item in items):
-        glob, equals, ratio = text.rpartition("=")
-        glob = glob if equals else "*"
-        try:
-            ratios.pop(glob, None)  # the last that matches wins
-            ratios[glob] = float(ratio)
-        except ValueError:
-            raise InputError(
-                f"--keep {text!r} is not a ratio; expected K or GLOB=K with K in (0, "
-                "1]."
-            ) from None
-    return ratios
 
 
 def criterion(args):
@@ -186,9 +134,9 @@ def criterion(args):
 
 def dry_run(args) -> None:
     """Prints groups, widths, kept channels and costs, from shapes alone."""
-    from ispasp_jax import budget, cost, data, models
-    from ispasp_jax.commands import dense, plan_files
-    from ispasp_jax.report import cost_table, plan_table
+    from ispasp_jax import cost, data, models
+    from ispasp_jax.commands import budgets, dense, plan_files
+    from ispasp_jax.report import budget_table, cost_table, plan_table
 
     given = plan_files.given(args)
     if given is None:
@@ -201,33 +149,35 @@ def dry_run(args) -> None:
         prep = data.Preprocessing(args.image_size, None, (0.5,) * 3, (0.5,) * 3)
     num_classes = args.num_classes or num_classes
     model = dense.architecture(args, num_classes, dense.preprocessing(args, prep))
-    widths = model.network.group_widths()
-    if given is None:
-        sizes = budget.sizes(model.network, keep(args))
-    else:
+    if given is not None:
         sizes = plan_files.sizes(args, given, model.network)
+    elif widths.budget(args):
+        sizes, record = budgets.dry_run(args, model, args.out or default_out(args))
+        print(budget_table(record), end="\n\n")
+    else:
+        sizes = widths.kept(args, model.network)
     costs = []
     for network in (model.network, model.network.narrowed(sizes)):
         shapes = models.shapes(network, model.input_shape)
         macs = cost.macs(network, shapes, model.input_shape)
         costs.append({"macs": macs, "params": cost.parameters(shapes)})
     print(f"{args.model}, input {model.input_shape}, {num_classes} classes\n")
-    rows = [{"name": n, "width": w, "kept": sizes[n]} for n, w in widths.items()]
+    dense_widths = model.network.group_widths()
+    rows = [{"name": n, "width": w, "kept": sizes[n]} for n, w in dense_widths.items()]
     print(plan_table(rows), cost_table(*costs), sep="\n\n")
 
 
 def prune(args) -> None:
     """The whole job: dense network, walk, fine-tuning, measurements, result."""
-    from ispasp_jax import budget, data, devices
-    from ispasp_jax.commands import dense, plan_files
+    from ispasp_jax import data, devices
+    from ispasp_jax.commands import budgets, dense, plan_files
     from ispasp_jax.commands.run import Run, finetune_epochs
     from ispasp_jax.report import say, summary
 
     dense.start_devices(args)
     given = plan_files.given(args)
-    select, ratios = None, None
-    if given is None:
-        select, ratios = criterion(args), keep(args)
+    select = None if given is not None else criterion(args)
+    asked = widths.budget(args)
     if args.distill and not (finetune_epochs(args) or args.block_finetune_epochs):
         raise InputError(
             "--distill is for fine-tuning, and this run has none; give "
@@ -238,7 +188,7 @@ def prune(args) -> None:
             "--distill learns from the dense network, and --new-head starts its "
             "classifier afresh; train that first (train.py --new-head)."
         )
-    out = args.out or Path("runs") / dense.run_name(args, args.method)
+    out = args.out or default_out(args)
     check_out(out, args.model)
     if args.weights and out.resolve() in (
         Path(args.weights).resolve(),
@@ -252,16 +202,19 @@ def prune(args) -> None:
     dense.batch_size(args, source)
     prep = dense.preprocessing(args, source.preprocessing)
     own = dense.architecture(args, source.num_classes, prep).network
-    if given is None:
-        budget.sizes(own, ratios)
+    if given is None and asked is None:
+        widths.kept(args, own)
     elif not args.weights:  # weights may be narrower than the architecture
-        plan_files.sizes(args, given, own)
+        if asked is not None:
+            shape = dense.architecture(args, source.num_classes, prep).input_shape
+            budgets.check(args, own, shape)
+        else:
+            plan_files.sizes(args, given, own)
 
     run = Run(args, source, out, given)
     try:
         model = run.dense_network()
-        sizes = budget.sizes(model.network, ratios) if given is None else {}
-        pruned = run.prune(model, select, sizes)
+        pruned = run.prune(model, select)
         tuned = run.finetune(pruned, model)
         report = run.finish(model, tuned)
     except InputError:
@@ -270,6 +223,13 @@ def prune(args) -> None:
     if devices.is_first():
         print(summary(report))
     say(f"\nsaved in {out}: model/, plan.json, report.json")
+
+
+def default_out(args) -> Path:
+    """Where a result goes without --out."""
+    from ispasp_jax.commands import dense
+
+    return Path("runs") / dense.run_name(args, args.method)
 
 
 def check_out(out: Path, model: str) -> None:

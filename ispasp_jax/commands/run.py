@@ -21,7 +21,7 @@ from ispasp_jax import (
 )
 from ispasp_jax import plan as plans
 from ispasp_jax.checkpoints import Model
-from ispasp_jax.commands import dense, plan_files, train
+from ispasp_jax.commands import budgets, dense, plan_files, train, widths
 from ispasp_jax.commands.workspace import Workspace, replacing, written
 from ispasp_jax.data import Source
 from ispasp_jax.errors import InputError
@@ -31,7 +31,7 @@ from ispasp_jax.report import say
 
 #: What a finished run leaves in its folder.
 OUTPUTS = (
-    *("model", plan_files.PLAN, plan_files.FROM_DENSE),
+    *("model", plan_files.PLAN, plan_files.FROM_DENSE, budgets.CURVES, budgets.PLOT),
     *("report.json", "torchvision.safetensors"),
 )
 #: What a run keeps for itself until it is done.
@@ -92,6 +92,9 @@ class Run:
             model = self._own_dense_network()
         if self.given is not None:
             plan_files.sizes(args, self.given, model.network)
+        elif widths.budget(args):
+            budgets.check(args, model.network, model.input_shape)
+            budgets.known(args, model, self.out)
         self.work.begin()
         if not self.report["stages"]:
             self._stage("dense", model, time.perf_counter() - start)
@@ -120,9 +123,7 @@ class Run:
         here = Namespace(**{**vars(args), "weights": str(folder)})
         return dense.load_weights(here, self.source)
 
-    def prune(
-        self, model: Model, criterion: Criterion | None, sizes: dict[str, int]
-    ) -> Model:
+    def prune(self, model: Model, criterion: Criterion | None) -> Model:
         """Walks the network; the result is also saved, for --resume."""
         folder = self.work.folder / _PRUNED
         if self.work.resumed and folder.exists():
@@ -130,6 +131,7 @@ class Run:
             return checkpoints.load(folder)
         args, batches = self.args, self._calibration(model)
         mesh = devices.mesh(args.devices)
+        sizes = self._sizes(model, batches, mesh)
         self.report["seconds"]["dense_forward"] = _forward_seconds(model, batches, mesh)
         with report.compile_seconds() as compiling:
             try:
@@ -178,6 +180,39 @@ class Run:
                     self._stage("repaired", pruned, result.repair_seconds)
             self.work.write("report.json", self.report)
         return pruned
+
+    def _sizes(self, model, batches, mesh) -> dict[str, int]:
+        """Channels to keep; for a budget, from curves that are kept beside."""
+        args = self.args
+        if self.given is not None:
+            return {}
+        if not widths.budget(args):
+            return widths.kept(args, model.network)
+        start = time.perf_counter()
+        held = budgets.known(args, model, self.out)
+        found = "measured" if held is None else "kept from an earlier run"
+        held = held or budgets.measure(args, model, batches, mesh)
+        self.report["seconds"]["curves"] = time.perf_counter() - start
+        left_out = set(model.network.group_widths()) - set(held["curves"])
+        if left_out:
+            self._note(
+                f"{', '.join(sorted(left_out))}: not cut, since least squares does not "
+                "reach the consumer and there is no curve"
+            )
+        sizes, record = budgets.solve(args, model, held)
+        self.report["budget"] = {"curves": found, **record}
+        self.work.write(budgets.CURVES, budgets.to_json(held))
+        self._draw(held["curves"], sizes)
+        return sizes
+
+    def _draw(self, curves, sizes) -> None:
+        try:
+            from ispasp_jax import plots
+        except ImportError:
+            self._note("no curves.png: install the [plots] extra (matplotlib)")
+        else:
+            if devices.is_first():
+                plots.curves(curves, sizes, self.work.folder / budgets.PLOT)
 
     def _calibration(self, model: Model) -> list[np.ndarray]:
         args, split = self.args, self.source.train

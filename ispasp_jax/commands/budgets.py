@@ -1,0 +1,251 @@
+"""Budgets as the command meets them: curves measured or kept from before, the feasible
+range, widths, what was reached.
+
+curves.json, in a run's folder, holds the curves and what they were measured on; from it
+another budget is solved without images.
+"""
+
+import json
+import math
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ispasp_jax import budget, cost, curves, devices, models, report
+from ispasp_jax.budget import KINDS, Asked
+from ispasp_jax.checkpoints import Model
+from ispasp_jax.commands import dense, widths
+from ispasp_jax.cost import BySize
+from ispasp_jax.curves import Curves
+from ispasp_jax.errors import InputError
+from ispasp_jax.models.network import Network
+from ispasp_jax.report import say
+
+#: What a run calls its curves.
+CURVES, PLOT = "curves.json", "curves.png"
+
+#: Solutions whose latency is measured before a target is given up.
+_ROUNDS = 6
+
+
+def identity(args: Namespace, model: Model) -> dict[str, Any]:
+    """What curves depend on."""
+    found = {
+        **dense.identity(args, model),
+        "calibration_images": args.calibration_images,
+        "repaired": args.repair == "lsq",
+        "widths": model.network.group_widths(),
+    }
+    return json.loads(json.dumps(found))
+
+
+def check(args: Namespace, network: Network, input_shape: tuple[int, ...]) -> None:
+    """Raises InputError where no curves could meet the targets of the flags."""
+    asked = _asked(args)
+    costs = {
+        "macs": cost.macs_by_size(network, input_shape),
+        "params": cost.parameters_by_size(network, input_shape),
+    }
+    asked = asked._replace(tolerance=None)
+    allowed = budget.candidates(None, network.group_widths(), asked)
+    budget.feasible(costs, allowed, asked.targets)
+
+
+def dry_run(args: Namespace, model: Model, out: Path):
+    """`solve` from curves that are there.
+
+    Raises:
+      InputError: there are none.
+    """
+    held = known(args, model, out)
+    if held is None:
+        raise InputError(
+            "--target and --tolerance need curves, and a dry run measures none; give "
+            "--curves FILE or the --out of an earlier run, or leave --dry-run out."
+        )
+    return solve(args, model, held)
+
+
+def _asked(args: Namespace) -> Asked:
+    asked = widths.budget(args)
+    return asked._replace(round_to=asked.round_to or widths.rounding(args))
+
+
+def known(args: Namespace, model: Model, out: Path) -> dict[str, Any] | None:
+    """The curves of --curves, or those in --out if they are of the same network and
+    images: what curves.json holds, with "curves" as Curves. None if there are none.
+
+    Raises:
+      InputError: --curves cannot be read, or is of another network.
+    """
+    path = args.curves or out / CURVES
+    try:
+        held = json.loads(path.read_text())
+        held["curves"] = curves.from_json(held["groups"])
+        there = held["identity"]
+    except (OSError, ValueError, KeyError, TypeError, InputError) as error:
+        if args.curves is None:
+            return None
+        why = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"--curves {path} cannot be used ({why}); expected the {CURVES} of a run "
+            "of prune.py with --target or --tolerance."
+        ) from error
+    if args.curves is None and not args.dry_run:
+        return held if there == identity(args, model) else None
+    here = {"model": model.name, "widths": model.network.group_widths()}
+    if any(there.get(key) != value for key, value in here.items()):
+        raise InputError(
+            f"{path} holds curves of {there.get('model')} with other widths than this "
+            f"{model.name}; give curves of this network, or leave --curves out."
+        )
+    return held
+
+
+def measure(
+    args: Namespace, model: Model, batches: list[np.ndarray], mesh: jax.sharding.Mesh
+) -> dict[str, Any]:
+    """Measures the curves: what curves.json is to hold, with "curves" as Curves."""
+    try:
+        found = curves.measure_curves(
+            model.network,
+            model.variables,
+            batches,
+            repaired=args.repair == "lsq",
+            mesh=mesh,
+            progress=lambda parts: report.track(parts, "curves", len(parts)),
+        )
+    except FloatingPointError as error:
+        raise InputError(str(error)) from error
+    return {"format": 1, "identity": identity(args, model), "curves": found}
+
+
+def to_json(held: Mapping[str, Any]) -> dict[str, Any]:
+    """What curves.json holds, for JSON."""
+    kept = {key: value for key, value in held.items() if key != "curves"}
+    return {**kept, "groups": curves.to_json(held["curves"])}
+
+
+def solve(
+    args: Namespace, model: Model, held: dict[str, Any]
+) -> tuple[dict[str, int], dict[str, Any]]:
+    """The sizes that meet the budget of the flags, and a record of asked and reached.
+
+    Prints the feasible range first. `held` gains the latencies that were timed.
+
+    Raises:
+      InputError: the budget cannot be met, with the nearest that can.
+    """
+    asked = _asked(args)
+    network, shape = model.network, model.input_shape
+    costs = {
+        "macs": cost.macs_by_size(network, shape),
+        "params": cost.parameters_by_size(network, shape),
+    }
+    wants_latency = any(target.kind == "latency" for target in asked.targets)
+    if wants_latency:
+        costs["latency"] = _latency(args, model, held)
+    channels = network.group_widths()
+    allowed = budget.candidates(held["curves"], channels, asked)
+    ranges = budget.feasible(costs, allowed)
+    say(_range_table(ranges))
+    budget.feasible(costs, allowed, asked.targets)
+    if wants_latency:
+        sizes, milliseconds = _timed(args, model, held["curves"], costs, asked)
+    else:
+        sizes = budget.solve(held["curves"], costs, channels, asked)
+    reached = {kind: c.total(sizes) for kind, c in costs.items()}
+    if wants_latency:
+        reached["latency"], full = milliseconds
+        ranges["latency"] = (ranges["latency"][0], full)
+    largest = max(
+        (float(c.relative[sizes[name]]) for name, c in held["curves"].items()),
+        default=0.0,
+    )
+    return sizes, {
+        "asked": [text for items in args.target or [] for text in items],
+        "limits": {t.kind: t.limit(ranges[t.kind][1]) for t in asked.targets},
+        "tolerance": asked.tolerance,
+        "min_channels": asked.min_channels,
+        "round_to": asked.round_to,
+        "feasible": {kind: list(pair) for kind, pair in ranges.items()},
+        "reached": reached,
+        "largest_relative_residual": largest,
+        "predicted_damage": sum(
+            float(c.damage[sizes[name]]) for name, c in held["curves"].items()
+        ),
+    }
+
+
+def _range_table(ranges) -> str:
+    rows = [
+        [KINDS[kind], f"{least:,.4g}", f"{full:,.4g}", f"{least / full:.1%}"]
+        for kind, (least, full) in ranges.items()
+    ]
+    return report.table([["feasible", "least", "dense", "least/dense"], *rows])
+
+
+def _latency(args, model, held) -> BySize:
+    """Milliseconds by size on the present device, kept in `held`."""
+    here = {"device": report.device(), "batch_size": args.latency_batch_size}
+    there = held.get("latency")
+    if there and {key: there[key] for key in here} == here:
+        arrays = {key: np.asarray(there[key]) for key in ("slope", "product")}
+        return BySize(there["widths"], there["full"], **arrays)
+    say("timing every block on this device")
+    found = cost.latency_by_size(
+        model.network, model.input_shape, args.latency_batch_size
+    )
+    arrays = {key: getattr(found, key).tolist() for key in ("slope", "product")}
+    held["latency"] = {**here, **found._asdict(), **arrays}
+    return found
+
+
+def _timed(args, model, held: Curves, costs, asked: Asked):
+    """Sizes whose measured latency is within the target; its milliseconds, and dense.
+
+    The blocks' times do not add up to the network's, so the model's limit is tightened
+    until the network itself, timed in turns with the dense one, is fast enough.
+    """
+    wanted = min(
+        (t for t in asked.targets if t.kind == "latency"),
+        key=lambda t: t.limit(costs["latency"].full),
+    )
+    others = tuple(t for t in asked.targets if t.kind != "latency")
+    channels, share = model.network.group_widths(), None
+    for _ in range(_ROUNDS):
+        if share is not None:
+            target = budget.Target("latency", share, True)
+            asked = asked._replace(targets=(*others, target))
+            sizes = budget.solve(held, costs, channels, asked)
+        else:
+            sizes = channels
+        narrow, full = devices.agree(_milliseconds(args, model, sizes))
+        limit = wanted.limit(full)
+        say(f"latency: {narrow:.3g} ms of {full:.3g} dense, asked for {limit:.3g}")
+        if narrow <= limit:
+            return sizes, (float(narrow), float(full))
+        if share is None:
+            share = limit / full
+        else:
+            share *= 0.97 * limit / narrow
+    raise InputError(
+        f"--target latency={limit:.4g}ms: after {_ROUNDS - 1} tries the network still "
+        f"takes {narrow:.4g} ms of {full:.4g} on this device; ask for about "
+        f"{math.ceil(100 * narrow / full)}% or more."
+    )
+
+
+def _milliseconds(args, model, sizes):
+    """Of the network with these sizes, and of the dense one, timed in turns."""
+    pairs = []
+    for network in (model.network.narrowed(sizes), model.network):
+        shapes = models.shapes(network, model.input_shape)
+        variables = jax.tree.map(lambda s: jnp.full(s.shape, 0.01, s.dtype), shapes)
+        pairs.append((network, variables))
+    return cost.latencies(pairs, model.input_shape, args.latency_batch_size)

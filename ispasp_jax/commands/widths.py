@@ -1,0 +1,151 @@
+"""How many channels every group keeps: ratios, a plan, or a budget. The flags, and what
+they ask; imports nothing slow.
+"""
+
+from pathlib import Path
+
+from ispasp_jax.commands import flags
+from ispasp_jax.errors import InputError
+
+
+def add_flags(parser: flags.Parser) -> None:
+    """The flags; ratios, plan and budget exclude each other."""
+    group = parser.add_argument_group("how much to cut")
+    group.add_argument(
+        "--keep",
+        action="append",
+        nargs="+",
+        metavar="K|GLOB=K",
+        help="fraction of hidden channels kept, in (0, 1], for all groups or for those "
+        "a glob matches; the last that matches wins, a group that nothing matches "
+        "keeps all; default: 0.4",
+    )
+    group.add_argument(
+        "--preset",
+        choices=["paper"],
+        help="the authors' groups and ratios, for resnet34 and the MobileNetV2s",
+    )
+    group.add_argument(
+        "--target",
+        action="append",
+        nargs="+",
+        metavar="KIND=AMOUNT",
+        help="macs=60%%, params=1.2M or latency=8ms (measured on this device), several "
+        "at once: widths differ by block, so that the least is lost",
+    )
+    group.add_argument(
+        "--tolerance",
+        type=flags.portion,
+        metavar="X",
+        help="largest relative residual of any group; without --target, cut as far",
+    )
+    group.add_argument(
+        "--min-channels",
+        type=flags.positive,
+        default=1,
+        metavar="N",
+        help="a group never has fewer",
+    )
+    group.add_argument(
+        "--round-to",
+        type=_multiple,
+        default=1,
+        metavar="N|auto",
+        help="widths are multiples of N; auto: what suits this device",
+    )
+    group.add_argument(
+        "--curves",
+        type=Path,
+        metavar="FILE",
+        help="curves.json of an earlier run, to solve another budget from; default: "
+        "the one in --out, if it is of the same network and images",
+    )
+    group.add_argument(
+        "--plan",
+        type=Path,
+        metavar="FILE",
+        help="cut what an earlier run's plan.json says instead of selecting",
+    )
+
+
+def _multiple(text: str) -> int | str:
+    return text if text == "auto" else flags.positive(text)
+
+
+def check(args) -> None:
+    """Raises InputError where flags exclude each other."""
+    ways = {
+        "--plan": args.plan,
+        "--preset": args.preset,
+        "--keep": args.keep,
+        "--target or --tolerance": args.target or args.tolerance,
+    }
+    given = [flag for flag, value in ways.items() if value is not None]
+    if args.plan and args.method is not None:
+        given = ["--plan", "--method"]
+    if len(given) > 1:
+        raise InputError(
+            f"{' and '.join(given)} were both given; each says what is kept, give one."
+        )
+    if args.curves and not budget(args):
+        raise InputError("--curves is for --target and --tolerance; give one of them.")
+
+
+def keep(args):
+    """What --keep and --preset ask for."""
+    from ispasp_jax import models
+
+    if args.preset:
+        if args.model not in models.PAPER:
+            raise InputError(
+                f"--preset paper has no ratios for {args.model!r}; it has them for "
+                f"{', '.join(models.PAPER)}, for another model give --keep."
+            )
+        return models.PAPER[args.model]
+    ratios: dict[str, float] = {}
+    for text in (item for items in args.keep or [["0.4"]] for item in items):
+        glob, equals, ratio = text.rpartition("=")
+        glob = glob if equals else "*"
+        try:
+            ratios.pop(glob, None)  # the last that matches wins
+            ratios[glob] = float(ratio)
+        except ValueError:
+            raise InputError(
+                f"--keep {text!r} is not a ratio; expected K or GLOB=K with K in (0, "
+                "1]."
+            ) from None
+    return ratios
+
+
+def budget(args):
+    """What --target and --tolerance ask for; None without them. `round_to` is 0 for
+    auto.
+    """
+    if not args.target and args.tolerance is None:
+        return None
+    from ispasp_jax import budget
+
+    texts = [text for items in args.target or [] for text in items]
+    round_to = 0 if args.round_to == "auto" else args.round_to
+    return budget.Asked(
+        tuple(map(budget.target, texts)), args.tolerance, args.min_channels, round_to
+    )
+
+
+def kept(args, network) -> dict[str, int]:
+    """The channels that --keep or --preset leave in every group of the network."""
+    from ispasp_jax import budget
+
+    sizes = budget.sizes(network, keep(args))
+    return budget.rounded(sizes, network, args.min_channels, rounding(args))
+
+
+def rounding(args) -> int:
+    """--round-to as a number."""
+    if args.round_to != "auto":
+        return args.round_to
+    import jax
+
+    from ispasp_jax import budget
+
+    return budget.ROUND_TO.get(jax.default_backend(), 8)

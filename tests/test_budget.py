@@ -1,0 +1,249 @@
+"""Curves against direct computations, costs by size against counting, and budgets
+against every combination of sizes.
+"""
+
+import itertools
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks import NETWORKS, SHAPE, images_of, variables_of
+
+from ispasp_jax import budget, cost, curves, models
+from ispasp_jax.commands import prune, train
+from ispasp_jax.curves import Curve
+from ispasp_jax.errors import InputError
+from ispasp_jax.models.network import group_names, subtree
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_costs_by_size_are_the_counted_ones(name):
+    """At sizes that no finite difference was taken at."""
+    network, rng = NETWORKS[name], np.random.default_rng(0)
+    macs = cost.macs_by_size(network, SHAPE)
+    params = cost.parameters_by_size(network, SHAPE)
+    widths = network.group_widths()
+    for _ in range(3):
+        sizes = {group: int(rng.integers(1, w + 1)) for group, w in widths.items()}
+        narrow = network.narrowed(sizes)
+        shapes = models.shapes(narrow, SHAPE)
+        assert macs.total(sizes) == pytest.approx(cost.macs(narrow, shapes, SHAPE))
+        assert params.total(sizes) == pytest.approx(cost.parameters(shapes))
+    for group, marginal in macs.marginal(sizes).items():
+        less = {**sizes, group: sizes[group] - 1}
+        assert marginal == pytest.approx(macs.total(sizes) - macs.total(less))
+
+
+@pytest.mark.parametrize("name", ["basic", "bottleneck", "mobile", "mlp"])
+def test_curves_as_cut_are_the_residuals_of_their_supports(name):
+    """Without repair, a size's residual is what masking the others does to U."""
+    network, variables = NETWORKS[name], variables_of(NETWORKS[name])
+    images = images_of(12)
+    found = curves.measure_curves(
+        network, variables, [images[:8], images[8:]], repaired=False
+    )
+    assert list(found) == list(network.groups())
+    x = jnp.asarray(images)
+    for part in network.chain():
+        own, block = subtree(variables, part), part.module
+        for i, group in enumerate(group_names(part)):
+            curve, d = found[group], block.widths[i]
+            hidden = block.apply(own, x, i, method="reach")
+
+            def about_mean(h, i=i, own=own, block=block):
+                u = np.asarray(block.apply(own, h, i, method="consumer"), np.float64)
+                return u - u.mean(tuple(range(u.ndim - 1)))
+
+            dense = about_mean(hidden)
+            for s in (1, d // 2, d - 1):
+                kept = np.isin(np.arange(d), curve.order[d - s :])
+                lost = np.linalg.norm(dense - about_mean(hidden * kept))
+                expected = lost / np.linalg.norm(dense)
+                assert curve.relative[s] == pytest.approx(expected, rel=2e-3, abs=1e-3)
+        x = block.apply(own, x)
+
+
+@pytest.mark.parametrize("name", ["basic", "mlp"])
+def test_the_repaired_curve_is_below_and_falls(name):
+    network, variables = NETWORKS[name], variables_of(NETWORKS[name])
+    images = [images_of(32)]
+    repaired = curves.measure_curves(network, variables, images)
+    as_cut = curves.measure_curves(network, variables, images, repaired=False)
+    for group, curve in repaired.items():
+        assert curve.relative[0] == pytest.approx(1, abs=0.02)
+        assert curve.relative[-1] == 0
+        assert (np.diff(curve.relative) <= 1e-6).all()
+        assert sorted(curve.order) == list(range(len(curve.order)))
+        assert curve.relative[1:].sum() < as_cut[group].relative[1:].sum()
+        ratio = curve.damage[1:-1] / curve.relative[1:-1] ** 2
+        np.testing.assert_allclose(ratio, ratio[0], rtol=1e-6)
+
+
+def test_curves_survive_json():
+    rng = np.random.default_rng(0)
+    found = {"a": Curve(rng.random(4), rng.random(4), np.array([2, 0, 1]))}
+    again = curves.from_json(json.loads(json.dumps(curves.to_json(found))))
+    for ours, theirs in zip(found["a"], again["a"], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(InputError, match="not curves"):
+        curves.from_json([{"name": "a", "relative": [1]}])
+
+
+def problem(seed, groups=3, d=6):
+    """Convex curves, and costs with products of sizes."""
+    rng = np.random.default_rng(seed)
+    widths = {f"g{i}": d for i in range(groups)}
+    found = {}
+    for name in widths:
+        steps = np.sort(rng.exponential(size=d))[::-1]
+        damage = np.append(np.cumsum(steps[::-1])[::-1], 0)
+        found[name] = Curve(np.sqrt(damage / damage[0]), damage, np.arange(d))
+    product = np.triu(rng.uniform(0, 1, (groups, groups)), 1)
+    product += product.T
+    slope = rng.uniform(1, 3, groups) + product @ np.full(groups, d)
+    full = 10 + slope.sum() * d
+    return found, cost.BySize(widths, full, slope, product), widths
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_budget_is_met_nearly_as_well_as_can_be(seed):
+    found, macs, widths = problem(seed)
+    _, params, _ = problem(seed + 100)
+    costs = {"macs": macs, "params": params}
+    targets = (budget.target("macs=70%"), budget.target("params=80%"))
+    for wanted in (targets[:1], targets):
+        sizes = budget.solve(found, costs, widths, budget.Asked(wanted))
+        limits = {t.kind: t.limit(costs[t.kind].full) for t in wanted}
+        assert all(costs[kind].total(sizes) <= limits[kind] for kind in limits)
+
+        def damage(sizes):
+            return sum(found[name].damage[size] for name, size in sizes.items())
+
+        options = (
+            dict(zip(widths, combination, strict=True))
+            for combination in itertools.product(range(1, 7), repeat=3)
+        )
+        best = min(
+            damage(option)
+            for option in options
+            if all(costs[k].total(option) <= limits[k] for k in limits)
+        )
+        everything = damage(dict.fromkeys(widths, 1))
+        assert damage(sizes) - best <= 0.06 * everything
+        # Nothing more could be given to any group.
+        for name in widths:
+            more = {**sizes, name: sizes[name] + 1}
+            over = any(costs[k].total(more) > limits[k] for k in limits)
+            assert over or sizes[name] == 6
+
+
+def test_widths_obey_minimum_multiple_and_tolerance():
+    found, macs, widths = problem(0, d=12)
+    asked = budget.Asked((budget.target("macs=80%"),), None, 5, 4)
+    sizes = budget.solve(found, {"macs": macs}, widths, asked)
+    assert set(sizes.values()) <= {8, 12} and macs.total(sizes) <= 0.8 * macs.full
+    by_tolerance = budget.solve(found, {}, widths, budget.Asked((), 0.4))
+    for name, size in by_tolerance.items():
+        assert found[name].relative[size] <= 0.4 < found[name].relative[size - 1]
+
+
+def test_a_budget_out_of_reach_names_the_nearest_that_is_not():
+    found, macs, widths = problem(1)
+    asked = budget.Asked((budget.target("macs=1%"),), None, 3)
+    with pytest.raises(InputError, match="ask for macs=") as error:
+        budget.solve(found, {"macs": macs}, widths, asked)
+    nearest = str(error.value).partition("ask for ")[2].split(" ")[0]
+    met = asked._replace(targets=(budget.target(nearest),))
+    sizes = budget.solve(found, {"macs": macs}, widths, met)
+    assert set(sizes.values()) == {3}
+
+
+@pytest.mark.parametrize(
+    "text", ["macs", "macs=", "macs=0%", "macs=120%", "flops=3", "latency=3M", "x=1%"]
+)
+def test_what_is_no_target_is_refused(text):
+    with pytest.raises(InputError, match="is not a target"):
+        budget.target(text)
+
+
+def test_targets_are_read():
+    assert budget.target("macs=60%") == ("macs", pytest.approx(0.6), True)
+    assert budget.target("params=1.2M") == ("params", 1.2e6, False)
+    assert budget.target("latency=8ms") == ("latency", 8.0, False)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A perceptron trained on digits, by the command."""
+    folder = tmp_path_factory.mktemp("trained") / "mlp"
+    assert train.main(["--model", "mlp", "--epochs", "6", "--out", str(folder)]) == 0
+    return folder
+
+
+def test_the_command_meets_budgets_and_solves_others_from_its_curves(
+    trained, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    shared = ["--model=mlp", "--out=out"]
+    run = [*shared, f"--weights={trained}", "--method=obs"]
+    assert prune.main([*run, "--target", "macs=50%", "params=45%"]) == 0
+    report = json.loads(Path("out/report.json").read_text())
+    for kind, share in (("macs", 0.5), ("params", 0.45)):
+        assert report["pruned"][kind] <= share * report["dense"][kind]
+        assert report["budget"]["reached"][kind] == report["pruned"][kind]
+    assert report["budget"]["curves"] == "measured"
+    assert Path("out/curves.png").stat().st_size > 1000
+    said = capsys.readouterr()
+    assert "feasible" in said.err and "reached" in said.out
+
+    # Another budget from the same curves, without images; then again as a real run.
+    kept = Path("out/curves.json").read_text()
+    assert prune.main([*shared, "--dry-run", "--tolerance=0.5"]) == 0
+    dry = capsys.readouterr().out
+    assert "largest residual" in dry
+    assert prune.main([*run, "--tolerance=0.5"]) == 0
+    report = json.loads(Path("out/report.json").read_text())
+    assert report["budget"]["curves"] == "kept from an earlier run"
+    assert Path("out/curves.json").read_text() == kept
+    assert report["budget"]["largest_relative_residual"] <= 0.5
+    (group,) = report["groups"]
+    assert f" {group['kept']}\n" in dry
+
+    # Curves of other images are measured again.
+    assert prune.main([*run, "--target=macs=30%", "--calibration-images=99"]) == 0
+    report = json.loads(Path("out/report.json").read_text())
+    assert report["budget"]["curves"] == "measured"
+
+
+def test_latency_is_measured_on_the_present_device(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = ["--model=mlp", f"--weights={trained}", "--repair=none"]
+    # Wide enough to be met whatever else the machine does.
+    assert prune.main([*run, "--target", "latency=10s", "macs=60%", "--out=out"]) == 0
+    report = json.loads(Path("out/report.json").read_text())
+    assert 0 < report["budget"]["reached"]["latency"] <= 10_000
+    held = json.loads(Path("out/curves.json").read_text())
+    assert held["latency"]["batch_size"] == 32 and held["latency"]["full"] > 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--target=macs=0.1%"], "can go down to"),
+        (["--target=macs=50%", "--keep=0.5"], "were both given"),
+        (["--target=speed=2"], "is not a target"),
+        (["--curves=none.json"], "is for --target"),
+        (["--target=macs=50%", "--curves=none.json"], "none.json cannot be used"),
+        (["--tolerance=2"], "from 0 to 1"),
+    ],
+)
+def test_a_bad_budget_is_one_sentence(
+    trained, tmp_path, monkeypatch, capsys, flags, words
+):
+    monkeypatch.chdir(tmp_path)
+    assert prune.main(["--model=mlp", f"--weights={trained}", *flags]) == 2
+    said = capsys.readouterr().err
+    assert words in said.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
