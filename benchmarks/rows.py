@@ -60,15 +60,26 @@ def only(rows: Mapping[str, Any], globs: Iterable[str]) -> dict[str, Any]:
     return chosen or sys.exit(f"--only matches no row of {', '.join(rows)}")
 
 
-def prune(flags: list[str]) -> dict[str, Any]:
-    """Runs `prune.py` with these flags; its report, and the command as one types it."""
+def prune(
+    flags: list[str],
+    more: Iterable[str] = (),
+    keep: Callable[[Path], None] = lambda out: None,
+) -> dict[str, Any]:
+    """Runs `prune.py`; its report, and the command as one types it.
+
+    Args:
+      flags: of the row.
+      more: flags that save time and change nothing; not in the command.
+      keep: sees the finished folder before it goes.
+    """
     from ispasp_jax.commands import prune as command
 
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
-        if command.main([*flags, f"--out={out}"]):
+        if command.main([*flags, *more, f"--out={out}"]):
             sys.exit(f"prune.py {' '.join(flags)} failed")
         report = json.loads((out / "report.json").read_text())
+        keep(out)
     folder = str(data_folder())
     typed = " ".join(flags).replace(folder, "$ISPASP_DATA")
     return {"command": f"python prune.py {typed}", **report}

@@ -1,0 +1,123 @@
+"""Networks as they leave prune.py, before any training: every method, as cut and
+repaired, under a budget of multiply-adds and at one ratio for every block.
+
+    ISPASP_DATA=DIR python benchmarks/after_pruning.py [--only 'resnet56*'] [--small]
+
+Every row is a run of prune.py; labels are not used, calibration sees training images
+only, and the curves of a network are measured by its first row and kept for the others.
+resnet32 and resnet44 were looked at once, when all was decided. About 45 minutes on two
+CPU cores; --small does one row. Rows that are in the JSON already are not run again.
+"""
+
+import argparse
+import shutil
+import tempfile
+from pathlib import Path
+
+import rows
+
+from ispasp_jax import report
+
+METHODS = ("random", "l1", "ispasp", "cosamp", "obs")
+
+#: Network -> weights, flags of its data.
+CIFAR = ["--data=npz:{data}/cifar10/cifar10_lossless.npz", "--calibration-images=4000"]
+IMAGENET = [
+    "--data=folder:{data}/imagenet",
+    "--resize=none",
+    "--calibration-images=1000",
+    "--latency-batch-size=8",
+]
+NETWORKS = {
+    "resnet56": ("cifar10_resnet56", CIFAR),
+    "tf_mobilenetv2": ("mobilenet_v2_imagenet_tf", IMAGENET),
+    "resnet32": ("cifar10_resnet32", CIFAR),
+    "resnet44": ("cifar10_resnet44", CIFAR),
+}
+#: (network, how much) -> flags, methods.
+ROWS = {
+    ("resnet56", "60 %"): ("--target=macs=60%", METHODS),
+    ("resnet56", "47 %"): ("--target=macs=47%", METHODS),
+    ("resnet56", "33 %"): ("--target=macs=33%", METHODS),
+    ("resnet56", "keep 0.47"): ("--keep=0.47", METHODS),
+    ("tf_mobilenetv2", "247 M"): ("--target=macs=247M", METHODS),
+    ("tf_mobilenetv2", "223 M"): ("--target=macs=223M", METHODS),
+    ("tf_mobilenetv2", "200 M"): ("--target=macs=200M", METHODS),
+    ("tf_mobilenetv2", "keep 0.7"): ("--keep=0.7", ("l1", "ispasp", "obs")),
+    ("resnet32", "47 %"): ("--target=macs=47%", ("l1", "ispasp", "obs")),
+    ("resnet44", "47 %"): ("--target=macs=47%", ("l1", "ispasp", "obs")),
+}
+
+
+def commands(data: Path) -> dict[str, list[str]]:
+    """The flags of every row."""
+    table = {}
+    for (model, amount), (flag, methods) in ROWS.items():
+        weights, flags = NETWORKS[model]
+        for method in methods:
+            table[f"{model}, {amount}, {method}"] = [
+                f"--model={model}",
+                f"--weights={data}/weights/{weights}.safetensors",
+                *(part.format(data=data) for part in flags),
+                flag,
+                f"--method={method}",
+            ]
+    return table
+
+
+def measure(curves: Path, flags: list[str]) -> dict:
+    """A row: prune.py with the network's curves, which its first row leaves there."""
+    model = flags[0].partition("=")[2]
+    held = curves / f"{model}.json"
+    budget = any(flag.startswith("--target") for flag in flags)
+    known = [f"--curves={held}"] if budget and held.exists() else []
+
+    def keep(out: Path) -> None:
+        if budget and not known:
+            shutil.copy(out / "curves.json", held)
+
+    return rows.prune(flags, known, keep)
+
+
+def table(results: list[dict]) -> list[list[str]]:
+    """The README's columns: a line for each network and amount, methods beside."""
+    heads = ["network", "multiply-adds", "dense"]
+    heads += [f"{method}: cut → repaired" for method in METHODS]
+    lines: dict[str, list[str]] = {}
+    for row in results:
+        name, _, method = row["row"].rpartition(", ")
+        top1 = {s["stage"]: 100 * s["top1"] for s in row["stages"]}
+        share = row["pruned"]["macs"] / row["dense"]["macs"]
+        line = lines.setdefault(
+            name,
+            [
+                name,
+                f"{row['pruned']['macs'] / 1e6:.0f} M ({share:.0%})",
+                f"{top1['dense']:.1f}",
+                *["–"] * len(METHODS),
+            ],
+        )
+        place = 3 + METHODS.index(method)
+        line[place] = f"{top1['pruned']:.1f} → {top1['repaired']:.1f}"
+    return [heads, *lines.values()]
+
+
+def main() -> None:
+    """Runs the rows and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*", default=[], metavar="GLOB")
+    parser.add_argument("--small", action="store_true", help="the first row alone")
+    args = parser.parse_args()
+    chosen = rows.only(commands(rows.data_folder()), args.only)
+    if args.small:
+        chosen = dict(list(chosen.items())[:1])
+    file = rows.RESULTS / "after_pruning.jsonl"
+    with tempfile.TemporaryDirectory() as folder:
+        results = rows.run_rows(
+            file, chosen, lambda flags: measure(Path(folder), flags)
+        )
+    print(report.table(table(results)))
+
+
+if __name__ == "__main__":
+    main()
