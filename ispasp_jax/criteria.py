@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from ispasp_jax.cosamp import cosamp
 from ispasp_jax.ispasp import ispasp
 from ispasp_jax.obs import obs
 from ispasp_jax.problem import Criterion, by_score
@@ -38,6 +39,7 @@ def l1() -> Criterion:
 #: Every criterion by the name that `--method` takes.
 CRITERIA: dict[str, Callable[..., Criterion]] = {
     "ispasp": ispasp,
+    "cosamp": cosamp,
     "obs": obs,
     "random": random,
     "l1": l1,

@@ -32,8 +32,9 @@ def test_the_selection_core_imports_jax_alone():
     allowed = {
         "problem": set(),
         "ispasp": {"problem"},
+        "cosamp": {"problem"},
         "obs": {"problem"},
-        "criteria": {"problem", "ispasp", "obs"},
+        "criteria": {"problem", "ispasp", "cosamp", "obs"},
     }
     for module, neighbours in allowed.items():
         path = ROOT / f"{module}.py"
