@@ -65,10 +65,10 @@ def _elimination(problem, d, ridge):
         W, inverse, gone, order, losses = state
         own = jnp.einsum("cicj->cij", inverse)
         own = jnp.where(gone[:, None, None], jnp.eye(taps, dtype=own.dtype), own)
-        loss = jnp.einsum("cio,cio->c", W, jnp.linalg.solve(own, W))
+        loss = jnp.einsum("cio,cio->c", W, _divide(W, own))
         c = jnp.argmin(jnp.where(gone, jnp.inf, loss))
         column = inverse[:, :, c]  # (d, taps, taps)
-        gain = jnp.einsum("dij,jk->dik", column, jnp.linalg.inv(own[c]))
+        gain = jnp.einsum("dij,jk->dik", column, _divide(jnp.eye(taps, dtype=own.dtype), own[c]))
         W = W - jnp.einsum("dij,jo->dio", gain, W[c])
         inverse = inverse - jnp.einsum("dij,ekj->diek", gain, column)
         W, inverse = W.at[c].set(0), inverse.at[c].set(0).at[:, :, c].set(0)
@@ -84,6 +84,11 @@ def _elimination(problem, d, ridge):
     *_, order, losses = jax.lax.fori_loop(0, d, remove, (W, inverse, *nothing))
     by_size = jnp.cumsum(losses)[::-1]
     return Path(order, jnp.concatenate([by_size, jnp.zeros(1, W.dtype)]))
+
+
+def _divide(a: Float[Array, "... t o"], by: Float[Array, "... t t"]):
+    """by⁻¹ a; one tap needs no solver, which would be called for every channel."""
+    return a / by if by.shape[-1] == 1 else jnp.linalg.solve(by, a)
 
 
 def elimination_as_cut(problem: LeastSquares, d: int) -> Path:
