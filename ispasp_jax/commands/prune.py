@@ -16,7 +16,10 @@ def parser() -> flags.Parser:
     flags.add_shared(parser)
     pruning = parser.add_argument_group("pruning")
     pruning.add_argument(
-        "--method", help="ispasp (the paper's, the default), l1 or random"
+        "--method",
+        help="how to select. Without labels: ispasp (the paper's, the default), "
+        "cosamp, obs, gfs, activation, l1, l2, bn_scale, fpgm or random; with the "
+        "calibration images' labels: taylor or sosp",
     )
     pruning.add_argument(
         "--keep",
