@@ -1,17 +1,27 @@
 """The other ways to select, one small function each, and the table of them all."""
 
+import functools
 import inspect
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from ispasp_jax.cosamp import cosamp
-from ispasp_jax.ispasp import ispasp
+from ispasp_jax.ispasp import ispasp, μ
 from ispasp_jax.obs import obs
-from ispasp_jax.problem import Criterion, by_score
+from ispasp_jax.problem import (
+    Criterion,
+    LeastSquares,
+    Problem,
+    Selection,
+    Unsuited,
+    by_score,
+)
 
 
+@functools.cache
 def random() -> Criterion:
     """Keeps channels drawn uniformly: the floor that a method has to leave behind."""
 
@@ -22,18 +32,162 @@ def random() -> Criterion:
     return Criterion(select, needs=frozenset({"key", "producer"}))
 
 
-def l1() -> Criterion:
-    """The L1 norm of the filter that makes the channel (Li et al., arXiv 1608.08710).
+@functools.cache
+def activation() -> Criterion:
+    """The largest μ(H): i-SpaSP without its candidates, and the same from s >= d/2."""
 
-    The filter is the group's first kernel: of several layers in a row (expansion and
-    depthwise convolution) the one that mixes channels.
+    def select(problem, size):
+        return by_score(μ(problem.hidden.astype(jnp.float32)), size)
+
+    return Criterion(select, needs=frozenset({"hidden"}))
+
+
+def filters(problem: Problem) -> Float[Array, "p d"]:
+    """The filters that make the channels, one a column: the group's first kernel.
+
+    Of several layers in a row (expansion and depthwise convolution) that is the one
+    that mixes channels.
+    """
+    kernel = next(a for p, a in problem.producer.items() if p.endswith("kernel"))
+    return kernel.reshape(-1, kernel.shape[-1])
+
+
+@functools.cache
+def l1() -> Criterion:
+    """The L1 norm of the channel's filter (Li et al., arXiv 1608.08710)."""
+
+    def select(problem, size):
+        return by_score(jnp.abs(filters(problem)).sum(0), size)
+
+    return Criterion(select, needs=frozenset({"producer"}))
+
+
+@functools.cache
+def l2() -> Criterion:
+    """The L2 norm of the channel's filter (soft filter pruning, arXiv 1808.06866)."""
+
+    def select(problem, size):
+        return by_score(jnp.sqrt(jnp.square(filters(problem)).sum(0)), size)
+
+    return Criterion(select, needs=frozenset({"producer"}))
+
+
+@functools.cache
+def fpgm() -> Criterion:
+    """The filter's distance to all others of the group, summed: those nearest to the
+    geometric median go, the others can stand in for them (He et al., arXiv 1811.00250).
     """
 
     def select(problem, size):
-        kernel = next(a for p, a in problem.producer.items() if p.endswith("kernel"))
-        return by_score(jnp.abs(kernel).reshape(-1, kernel.shape[-1]).sum(0), size)
+        W = filters(problem)
+
+        def to_all(w):
+            return jnp.sqrt(jnp.square(W - w[:, None]).sum(0)).sum()
+
+        return by_score(jax.lax.map(to_all, W.T), size)
 
     return Criterion(select, needs=frozenset({"producer"}))
+
+
+@functools.cache
+def bn_scale() -> Criterion:
+    """|γ| of the batch norm that normalises the channels (Liu et al., network slimming,
+    arXiv 1708.06519); of several, the last. Theirs are trained to be sparse first.
+    """
+
+    def select(problem, size):
+        scales = [a for p, a in problem.producer.items() if p.endswith("scale")]
+        if not scales:
+            raise Unsuited(
+                "no batch norm normalises its channels "
+                f"({', '.join(problem.producer)}), and bn_scale ranks them by its "
+                "scale; choose another criterion, l1 for example."
+            )
+        return by_score(jnp.abs(scales[-1]), size)
+
+    return Criterion(select, needs=frozenset({"producer"}))
+
+
+@functools.cache
+def gfs() -> Criterion:
+    """Greedy forward selection on the local objective: whichever channel brings the
+    consumer's output nearest to the whole is next (Ye et al., arXiv 2003.01794, whose
+    objective is the network's loss, and arXiv 2010.15969, local imitation).
+
+    The objective is ‖U − consumer(H_S)‖², both centred, from its Gram matrix; exact, up
+    to the shift, which batch norm or a bias can take.
+    """
+
+    def select(problem, size):
+        (d,) = {array.shape[-1] for array in problem.producer.values()}
+        with jax.default_matmul_precision("highest"):
+            return _greedy(gram(problem.least_squares, d), size)
+
+    return Criterion(select, needs=frozenset({"least_squares", "producer"}))
+
+
+def gram(problem: LeastSquares, d: int) -> Float[Array, "d d"]:
+    """K[c, e] = Σ W_cᵀ A_ce W_e over the taps of channels c and e: with it the error of
+    a mask m, nothing refitted, is (1 − m)ᵀ K (1 − m).
+    """
+    pairs = problem.xx * (problem.start @ problem.start.T)
+    taps = len(pairs) // d
+    return pairs.reshape(taps, d, taps, d).sum((0, 2))
+
+
+def _greedy(K: Float[Array, "d d"], size) -> Selection:
+    d = len(K)
+
+    def add(step, state):
+        m, rank, errors = state
+        # (1 − m − e_c)ᵀ K (1 − m − e_c) less what does not depend on c
+        gain = jnp.diag(K) - 2 * K @ (1 - m)
+        c = jnp.argmin(jnp.where(m > 0, jnp.inf, gain))
+        m = m.at[c].set(1)
+        error = (1 - m) @ K @ (1 - m)
+        return m, rank.at[c].set(step), errors.at[step + 1].set(error)
+
+    nothing = jnp.zeros(d, K.dtype), jnp.zeros(d, jnp.int32)
+    errors = jnp.zeros(d + 1, K.dtype).at[0].set(K.sum())
+    _, rank, errors = jax.lax.fori_loop(0, d, add, (*nothing, errors))
+    return Selection(
+        support=rank < size,
+        residuals=errors[size][None] / 2,
+        iterations=jnp.asarray(size, jnp.int32),
+        finite=jnp.isfinite(K).all(),
+    )
+
+
+@functools.cache
+def taylor() -> Criterion:
+    """What removing the channel does to the loss, to first order: (∂L/∂z_c)², squared
+    for each image and then averaged (Molchanov et al., arXiv 1906.10771, with gates,
+    who square the average of a mini-batch). Needs labels; see gates.py for the cost.
+    """
+
+    def select(problem, size):
+        return by_score(jnp.square(problem.gradient).mean(0), size)
+
+    return Criterion(select, needs=frozenset({"gradient"}))
+
+
+@functools.cache
+def sosp() -> Criterion:
+    """First and second order, correlations included (Nonnenmacher et al., SOSP-H, arXiv
+    2110.11395):
+
+        |∂L/∂z_c| + ½ |(∂²L/∂z² · 1)_c|
+
+    L averaged over the images, 1 the direction in which all channels go; one product
+    with the Hessian. Here all channels are those of the group, in the paper those of
+    the network. Needs labels; see gates.py for the cost.
+    """
+
+    def select(problem, size):
+        first, second = problem.gradient.mean(0), problem.curvature.mean(0)
+        return by_score(jnp.abs(first) + jnp.abs(second) / 2, size)
+
+    return Criterion(select, needs=frozenset({"gradient", "curvature"}))
 
 
 #: Every criterion by the name that `--method` takes.
@@ -41,8 +195,15 @@ CRITERIA: dict[str, Callable[..., Criterion]] = {
     "ispasp": ispasp,
     "cosamp": cosamp,
     "obs": obs,
-    "random": random,
+    "gfs": gfs,
+    "activation": activation,
     "l1": l1,
+    "l2": l2,
+    "bn_scale": bn_scale,
+    "fpgm": fpgm,
+    "taylor": taylor,
+    "sosp": sosp,
+    "random": random,
 }
 
 

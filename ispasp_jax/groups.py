@@ -17,6 +17,7 @@ tree a collection.
 """
 
 import fnmatch
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -91,15 +92,17 @@ def width(tree: Tree, group: Group) -> int:
     return next(iter(found.values()))
 
 
-def producer(params: Tree, group: Group) -> dict[str, Leaf]:
-    """The arrays that make the group's channels, by path, channels on the last axis."""
-    return {
-        path: leaf
+def producer(params: Tree, group: Group) -> OrderedDict[str, Leaf]:
+    """The arrays that make the group's channels, by path, channels on the last axis; in
+    the order of the axes, which (unlike that of a dict) jit keeps.
+    """
+    return OrderedDict(
+        (path, leaf)
         for pattern, axis in group.axes
         if axis == -1
         for path, leaf in leaves(params)
         if fnmatch.fnmatchcase(path, pattern)
-    }
+    )
 
 
 def take(tree: Tree, group: Group, kept: np.ndarray) -> dict:

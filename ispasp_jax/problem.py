@@ -47,6 +47,9 @@ class Problem(NamedTuple):
       key: a random key for this group.
       least_squares: the consumer's regression on the dense network's output; only for
         criteria that know about the repair.
+      gradient: ∂L/∂z of every image, L its cross-entropy and z a gate on every channel,
+        at z = 1: the sum of h · ∂L/∂h over positions. Needs labels.
+      curvature: (∂²L/∂z²) · 1 of every image. Needs labels.
     """
 
     consumer: Consumer | None = None
@@ -54,6 +57,16 @@ class Problem(NamedTuple):
     producer: Mapping[str, Float[Array, "*any d"]] | None = None
     key: Key[Array, ""] | None = None
     least_squares: LeastSquares | None = None
+    gradient: Float[Array, "images d"] | None = None
+    curvature: Float[Array, "images d"] | None = None
+
+
+#: Fields of a Problem that only labelled images give.
+LABELLED = frozenset({"gradient", "curvature"})
+
+
+class Unsuited(ValueError):
+    """A criterion cannot be asked of a group; the message says why."""
 
 
 class Selection(NamedTuple):
@@ -91,6 +104,11 @@ class Criterion:
 
     select: Select
     needs: frozenset[str]
+
+    @property
+    def labels(self) -> bool:
+        """Whether the images have to come with labels."""
+        return bool(self.needs & LABELLED)
 
     def __call__(self, problem: Problem, size: Size) -> Selection:
         return self.select(problem, size)

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ispasp_jax import budget, devices, streams
+from ispasp_jax import budget, devices, gates, streams
 from ispasp_jax import groups as rewriter
+from ispasp_jax.errors import InputError
 from ispasp_jax.ispasp import ispasp
 from ispasp_jax.models.network import (
     Block,
@@ -31,7 +32,7 @@ from ispasp_jax.models.network import (
 )
 from ispasp_jax.moments import measure
 from ispasp_jax.plan import Plan, check
-from ispasp_jax.problem import Criterion
+from ispasp_jax.problem import LABELLED, Criterion
 from ispasp_jax.repair import least_squares, reaches, recalibrate, regression
 from ispasp_jax.selecting import Asked, GroupResult, select, uncut
 from ispasp_jax.streams import Stream
@@ -93,6 +94,7 @@ def walk(
     sizes: dict[str, int],
     criterion: Criterion | None = None,
     *,
+    labels: gates.Labels | None = None,
     plan: Plan | None = None,
     key: Array | None = None,
     repair: Literal["none", "bn", "lsq"] = "none",
@@ -111,6 +113,8 @@ def walk(
         weighs nothing.
       sizes: channels to keep for each group; those not named keep all.
       criterion: how to select; i-SpaSP with T = 20 if None.
+      labels: the images' classes, in batches as long as theirs; only read for a
+        criterion whose `labels` is true.
       plan: which channels to keep, where that is known: nothing is selected then, and
         sizes and criterion are not asked.
       key: for criteria that draw at random; jax.random.key(0) if None.
@@ -127,8 +131,8 @@ def walk(
 
     Raises:
       FloatingPointError: NaN or infinity in a group's activations or importance.
-      InputError: the plan does not fit the network.
-      ValueError: no images.
+      InputError: the plan does not fit the network, or the criterion one of its groups.
+      ValueError: no images, or no labels for a criterion that needs them.
     """
     began = time.perf_counter()
     if repair not in ("none", "bn", "lsq"):
@@ -140,14 +144,18 @@ def walk(
     asked = Asked(sizes, criterion or ispasp(), key, residual_images, plan)
     clocks = {"repair": _Clock(), "tune": _Clock()}
     inputs = streams.start(images, mesh)
+    needs_labels = asked.needs & LABELLED
+    targets = gates.aligned(labels, inputs, mesh) if needs_labels else None
     needs_dense = "least_squares" in asked.needs or repair == "lsq"
     pruned, dense = inputs, inputs if carry_dense or needs_dense else None
     original, results = variables, []
     for index, part in enumerate(progress(network.chain())):
         pruned = pruned.enter(part.module, subtree(variables, part))
         dense = dense and dense.enter(part.module, subtree(original, part))
+        rest = targets and gates.rest(network, variables, index, targets)
+        differs = any(map(_lost, results))
         pruned, dense, found = _prune_part(
-            part, pruned, dense, asked, repair, any(map(_lost, results)), clocks
+            part, pruned, dense, asked, rest, repair, differs, clocks
         )
         own = pruned.own
         for group, result in zip(cuttable(part), found, strict=True):
@@ -168,8 +176,9 @@ def walk(
     return Pruned(network, variables, tuple(results), seconds, clocks["repair"].seconds)
 
 
-def _prune_part(part, here, there, asked, repair, differs, clocks):
-    """Cuts and repairs a part, pair after pair; `differs`: something before was cut.
+def _prune_part(part, here, there, asked, rest, repair, differs, clocks):
+    """Cuts and repairs a part, pair after pair; `rest`: the network behind it, where
+    labels are needed; `differs`: something before was cut.
 
     Gives both streams at the part's output. Arrays keep their width; what was cut is
     zero behind the consumers.
@@ -189,7 +198,7 @@ def _prune_part(part, here, there, asked, repair, differs, clocks):
                 if "least_squares" in asked.needs:
                     folds = _reached(names[group], i, here, hidden, there)
                 problem = folds and regression(i, here, folds)
-                result = select(names[group], i, here, hidden, asked, problem)
+                result = select(names[group], i, here, hidden, asked, problem, rest)
             found.append(result)
             kept, differs = result.cut.kept, differs or _lost(result)
         if repair == "lsq" and differs and reaches(here.module, here.own, i):
@@ -221,10 +230,10 @@ def _reached(name, i, here, hidden, there):
     """Moments of all channels, for criteria that need them.
 
     Raises:
-      ValueError: least squares does not reach this consumer.
+      InputError: least squares does not reach this consumer.
     """
     if not reaches(here.module, here.own, i):
-        raise ValueError(
+        raise InputError(
             f"group {name!r}: its consumer is not one kernel and at most one batch "
             "norm, so no least squares can be asked of it; choose another criterion."
         )

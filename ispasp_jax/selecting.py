@@ -11,9 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ispasp_jax import devices, groups
+from ispasp_jax import devices, gates, groups
+from ispasp_jax.errors import InputError
 from ispasp_jax.plan import Cut, Plan
-from ispasp_jax.problem import Criterion, LeastSquares, Problem, Selection, checked
+from ispasp_jax.problem import (
+    LABELLED,
+    Criterion,
+    LeastSquares,
+    Problem,
+    Selection,
+    Unsuited,
+    checked,
+)
 from ispasp_jax.streams import Activations, Stream
 
 
@@ -67,6 +76,7 @@ def select(
     hidden: Activations,
     asked: Asked,
     least_squares: LeastSquares | None,
+    rest: gates.Rest | None = None,
 ) -> GroupResult:
     """Selects the channels of a block's i-th group that stay.
 
@@ -77,9 +87,11 @@ def select(
       hidden: the group's activations.
       asked: what is asked of every group.
       least_squares: for criteria that need it.
+      rest: the network behind the block and its labels, for criteria that need labels.
 
     Raises:
       FloatingPointError: NaN or infinity in the activations or their importance.
+      InputError: the criterion cannot be asked of this group.
     """
     if asked.plan is not None:
         cut = asked.plan[name]
@@ -98,8 +110,16 @@ def select(
     if "key" in needs:
         key = jax.random.fold_in(asked.key, zlib.crc32(name.encode()))
         problem = problem._replace(key=key)
+    if needs & LABELLED:
+        second = "curvature" in needs
+        gradient, curvature = gates.derivatives(i, stream, hidden, rest, second)
+        gradient = gradient if "gradient" in needs else None
+        problem = problem._replace(gradient=gradient, curvature=curvature)
     size = jnp.int32(asked.sizes[name])  # traced: sizes may differ from block to block
-    selection = _select(asked.criterion, size, block, i, own, problem)
+    try:
+        selection = _select(asked.criterion, size, block, i, own, problem)
+    except Unsuited as error:
+        raise InputError(f"group {name!r}: {error}") from error
     selection = checked(devices.agree(jax.device_get(selection)), name)
     residual = _relative_residual(i, stream, hidden, selection.support, asked)
     cut = Cut(block.widths[i], np.flatnonzero(selection.support))

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import ispasp_jax
-from ispasp_jax import checkpoints, data, plan, training
+from ispasp_jax import checkpoints, criteria, data, plan, training
 from ispasp_jax.commands import prune, train
 from ispasp_jax.groups import leaves
 
@@ -94,6 +94,20 @@ def test_a_saved_pruned_network_gives_the_same_logits_bit_for_bit(trained, here)
     assert again.network.group_widths() == {"hidden.0": 38}
     ispasp_jax.save("small", loaded.replace(again.network, again.variables))
     assert ispasp_jax.load("small").network == again.network
+
+
+@pytest.mark.parametrize("name", criteria.CRITERIA)
+def test_every_method_can_be_asked_for(name, trained, here, capsys):
+    flags = ["--model=mlp", f"--weights={trained}", f"--method={name}", "--out=out"]
+    flags += ["--calibration-images=200", "--repair=none"]
+    code = prune.main(flags)
+    if name == "bn_scale":
+        assert code == 2 and listing(here) == []
+        assert "group 'hidden.0': no batch norm" in capsys.readouterr().err
+        return
+    assert code == 0
+    report = json.loads(Path("out/report.json").read_text())
+    assert report["method"] == name and report["groups"][0]["kept"] == 102
 
 
 def test_digits_from_nothing_at_a_small_size(here, capsys):

@@ -1,13 +1,19 @@
 """The criteria beside i-SpaSP, and what the walk hands to a criterion."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import regressions
+from networks import NETWORKS, images_of, variables_of
 
-from ispasp_jax import criteria, pruning
+from ispasp_jax import budget, criteria, groups, pruning
+from ispasp_jax.commands import prune
+from ispasp_jax.errors import InputError
 from ispasp_jax.models.mlp import MLP
-from ispasp_jax.problem import Criterion, Problem, by_score
+from ispasp_jax.problem import Criterion, Problem, Unsuited, by_score
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -39,6 +45,96 @@ def test_l1_reports_nan():
     arrays, _ = producer(0)
     arrays["conv1/kernel"] = arrays["conv1/kernel"].at[0, 0, 0, 7].set(jnp.nan)
     assert not bool(criteria.l1()(Problem(producer=arrays), 3).finite)
+
+
+def distances(kernel):
+    """Of every filter to all others, summed."""
+    columns = kernel.reshape(-1, 10).T.astype(float)
+    return [sum(np.linalg.norm(a - b) for b in columns) for a in columns]
+
+
+FROM_PRODUCER = {
+    "l2": lambda arrays, kernel: [np.linalg.norm(kernel[..., c]) for c in range(10)],
+    "fpgm": lambda arrays, kernel: distances(kernel),
+    "bn_scale": lambda arrays, kernel: np.abs(arrays["bn1/scale"]),
+}
+
+
+@pytest.mark.parametrize("name", FROM_PRODUCER)
+def test_scores_of_the_arrays_that_make_the_channels(name):
+    for seed in range(3):
+        arrays, kernel = producer(seed)
+        order = np.argsort(FROM_PRODUCER[name](arrays, kernel))[::-1]
+        for size in (1, 4, 9):
+            selection = criteria.create(name)(Problem(producer=arrays), size)
+            assert set(np.flatnonzero(selection.support)) == set(order[:size])
+
+
+def test_bn_scale_takes_the_last_norm_and_says_where_there_is_none():
+    arrays, _ = producer(0)
+    arrays["bn2/scale"] = jnp.arange(10, dtype=jnp.float32) - 3
+    selection = criteria.bn_scale()(Problem(producer=arrays), 2)
+    assert np.flatnonzero(selection.support).tolist() == [8, 9]
+    with pytest.raises(Unsuited, match="no batch norm normalises.*dense.0/kernel"):
+        criteria.bn_scale()(Problem(producer={"dense.0/kernel": jnp.ones((3, 4))}), 2)
+    network = NETWORKS["mlp"]
+    with pytest.raises(InputError, match="group 'hidden.0': no batch norm.*l1"):
+        pruning.walk(
+            network,
+            variables_of(network),
+            [images_of(4)],
+            budget.sizes(network, 0.5),
+            criteria.bn_scale(),
+        )
+
+
+def test_producers_keep_the_axes_order_under_jit():
+    """The first kernel is the one that makes the channels, whatever its name."""
+    axes = (("expand/*", -1), ("a_norm/*", -1), ("depthwise/kernel", -1))
+    group = groups.Group("g", axes=(*axes, ("last/kernel", -2)), consumer=("last",))
+    params = {
+        "a_norm": {"scale": jnp.ones(4)},
+        "depthwise": {"kernel": jnp.ones((3, 3, 1, 4))},
+        "expand": {"kernel": jnp.ones((1, 1, 2, 4)), "bias": jnp.ones(4)},
+        "last": {"kernel": jnp.ones((4, 2))},
+    }
+    seen = []
+    jax.jit(lambda arrays: seen.extend(arrays))(groups.producer(params, group))
+    assert [path.split("/")[0] for path in seen if path.endswith("kernel")] == [
+        "expand",
+        "depthwise",
+    ]
+
+
+def test_activation_keeps_what_is_most_active():
+    H = np.random.default_rng(0).normal(size=(6, 3, 3, 10)).astype(np.float32)
+    expected = np.argsort(H.astype(float).sum((0, 1, 2)))[-4:]
+    selection = criteria.activation()(Problem(hidden=jnp.asarray(H)), 4)
+    assert set(np.flatnonzero(selection.support)) == set(expected)
+
+
+@pytest.mark.parametrize("seed, d, taps", [(0, 12, 1), (1, 12, 1), (2, 7, 9)])
+def test_gfs_adds_whichever_channel_helps_most(seed, d, taps):
+    rng = np.random.default_rng(seed)
+    P = rng.normal(size=(300, taps * d)) @ rng.normal(size=(taps * d, taps * d))
+    P -= P.mean(0)
+    W = rng.normal(size=(taps * d, 5))
+    moments = regressions.single((P.T @ P / 300, P.T @ P @ W / 300, W))
+    channel = np.arange(taps * d) % d
+
+    def error(kept):
+        return np.square(P @ (W * ~np.isin(channel, kept)[:, None])).sum() / 300
+
+    problem = Problem(least_squares=moments, producer={"k": jnp.zeros((2, d))})
+    selections = jax.vmap(lambda s: criteria.gfs()(problem, s))(jnp.arange(d + 1))
+    kept = []
+    for s in range(d + 1):
+        assert set(np.flatnonzero(selections.support[s])) == set(kept)
+        np.testing.assert_allclose(
+            selections.residuals[s, 0], error(kept) / 2, rtol=1e-3, atol=1e-3
+        )
+        left = [c for c in range(d) if c not in kept]
+        kept += [min(left, key=lambda c: error([*kept, c]))] if left else []
 
 
 def test_random_keeps_the_largest_draws():
@@ -73,11 +169,41 @@ def test_create_passes_the_options_that_the_factory_names():
 
 
 def test_create_names_what_there_is():
-    with pytest.raises(ValueError, match="unknown method 'l2'.*ispasp.*random.*l1"):
-        criteria.create("l2")
+    with pytest.raises(ValueError, match="unknown method 'l3'.*ispasp.*l1.*random"):
+        criteria.create("l3")
     assert set(criteria.CRITERIA) >= {"ispasp", "random", "l1"}
     for name in criteria.CRITERIA:
-        assert criteria.create(name).needs <= set(Problem._fields)
+        criterion = criteria.create(name)
+        assert criterion.needs <= set(Problem._fields)
+        assert criterion == criteria.create(name)  # so that nothing compiles again
+        assert criterion.labels == (name in ("taylor", "sosp"))
+
+
+def test_the_help_names_every_method_and_which_need_labels():
+    """`--help` may not import them, so its text is its own."""
+    (flag,) = (a for a in prune.parser()._actions if "--method" in a.option_strings)
+    without, labelled = flag.help.split("labels:")[-2:]
+    for name in criteria.CRITERIA:
+        words = labelled if criteria.create(name).labels else without
+        assert re.search(rf"\b{name}\b", words), name
+
+
+@pytest.mark.parametrize("name", criteria.CRITERIA)
+def test_every_criterion_prunes(name):
+    """On the activations, moments and derivatives that the walk gathers."""
+    network = NETWORKS["basic"]
+    pruned = pruning.prune(
+        network,
+        variables_of(network),
+        np.split(images_of(8), 2),
+        0.5,
+        criterion=criteria.create(name),
+        labels=np.split(np.arange(8) % 4, 2),
+    )
+    widths = network.group_widths()
+    assert pruned.network.group_widths() == {n: w // 2 for n, w in widths.items()}
+    for group in pruned.groups:
+        assert 0 < group.relative_residual < 2
 
 
 @pytest.mark.parametrize("residual_images", [0, 3])
@@ -103,6 +229,12 @@ def test_the_walk_gathers_what_is_needed_and_nothing_else(needs, residual_images
     criterion = Criterion(select, needs=frozenset(needs))
     one = {next(iter(network.group_widths())): 2}
     pruning.walk(
-        network, variables, [images], one, criterion, residual_images=residual_images
+        network,
+        variables,
+        [images],
+        one,
+        criterion,
+        labels=[np.arange(4) % 3],
+        residual_images=residual_images,
     )
     assert seen and all(given == set(needs) for given in seen)

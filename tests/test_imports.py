@@ -56,7 +56,7 @@ def test_models_know_nothing_of_pruning():
 def test_imports_run_one_way():
     """The core, then groups and models, then plans and the walk, then all the rest."""
     upper = {"data", "training", "checkpoints", "report", "commands", "hub", "weights"}
-    for module in ("groups", "plan", "budget", "pruning", "cost"):
+    for module in ("groups", "plan", "budget", "pruning", "cost", "gates"):
         assert not ours(ROOT / f"{module}.py") & upper, module
     assert not ours(ROOT / "groups.py") & {"models", "pruning", "plan"}
     assert "pruning" not in ours(ROOT / "plan.py") | ours(ROOT / "budget.py")

@@ -17,7 +17,10 @@ def parser() -> flags.Parser:
     widths.add_flags(parser)
     pruning = parser.add_argument_group("pruning")
     pruning.add_argument(
-        "--method", help="ispasp (the paper's, the default), l1 or random"
+        "--method",
+        help="how to select. Without labels: ispasp (the paper's, the default), "
+        "cosamp, obs, gfs, activation, l1, l2, bn_scale, fpgm or random; with the "
+        "calibration images' labels: taylor or sosp",
     )
     pruning.add_argument(
         "--num-iters", type=flags.positive, default=20, metavar="T", help="iterations"

@@ -129,7 +129,8 @@ class Run:
         if self.work.resumed and folder.exists():
             say("pruned network: from the stopped run")
             return checkpoints.load(folder)
-        args, batches = self.args, self._calibration(model)
+        args = self.args
+        batches, labels = self._calibration(model)
         mesh = devices.mesh(args.devices)
         sizes = self._sizes(model, batches, mesh)
         self.report["seconds"]["dense_forward"] = _forward_seconds(model, batches, mesh)
@@ -141,6 +142,7 @@ class Run:
                     batches,
                     sizes,
                     criterion,
+                    labels=labels,
                     plan=self.given,
                     key=jax.random.key(args.seed),
                     repair=args.repair,
@@ -214,7 +216,8 @@ class Run:
             if devices.is_first():
                 plots.curves(curves, sizes, self.work.folder / budgets.PLOT)
 
-    def _calibration(self, model: Model) -> list[np.ndarray]:
+    def _calibration(self, model: Model) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Batches of images, and of their labels for criteria that need them."""
         args, split = self.args, self.source.train
         chosen = data.calibration_indices(split, args.calibration_images, args.seed)
         if len(chosen) < args.calibration_images:
@@ -226,10 +229,11 @@ class Run:
         prep = model.preprocessing
         found = data.batches(split, prep, size, indices=chosen)
         total = -(-len(chosen) // size)
-        return [
-            batch.image[batch.weight > 0]
-            for batch in report.track(found, "calibration images", total)
-        ]
+        images, labels = [], []
+        for batch in report.track(found, "calibration images", total):
+            images.append(batch.image[batch.weight > 0])
+            labels.append(batch.label[batch.weight > 0])
+        return images, labels
 
     def _tune(self, model: Model) -> pruning.Tune:
         args = self.args
