@@ -33,7 +33,10 @@ _WHERE = {
     "InputError": "errors",
 }
 
-_MODULES = ("criteria", "data", "models", "plan", "repair", "training", "weights")
+_MODULES = (
+    *("budget", "criteria", "curves", "data", "devices", "models", "plan", "repair"),
+    *("training", "weights"),
+)
 
 __all__ = ["__version__", *_WHERE, *_MODULES]
 
