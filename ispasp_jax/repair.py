@@ -24,6 +24,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg
 from jaxtyping import Float, Int
 
 from ispasp_jax import devices
@@ -35,9 +36,9 @@ from ispasp_jax.streams import Stream
 #: Of every shipped batch norm; a user's own has to have it, too.
 BATCH_NORM_EPSILON = 1e-5
 #: Ridges that compete, as parts of the mean diagonal of the patches' covariance.
-RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-#: Above this size one ridge is used: the hold-out's eigenvalues would cost minutes.
-LARGEST_HELD_OUT, FIXED_RIDGE = 1500, 1e-3
+RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+#: Above this size one ridge is used: the hold-out's solutions would cost minutes.
+LARGEST_HELD_OUT, FIXED_RIDGE = 3000, 1e-3
 
 
 def reaches(block: Block, own: Variables, i: int) -> bool:
@@ -105,22 +106,26 @@ def fit(folds: Folds, start: Float[np.ndarray, "p o"]) -> Float[np.ndarray, "p o
     mean = np.trace(whole.xx) / p
     if not mean > 0:  # every hidden channel is constant: the intercept says it all
         return start
-    A = whole.xx + ridge * mean * np.eye(p)
-    return start + np.linalg.solve(A, whole.xy - whole.xx @ start)
+    return start + _solve(whole.xx, ridge * mean, whole.xy - whole.xx @ start)
 
 
 def _held_out_ridge(folds, start) -> float:
     errors = np.zeros(len(RIDGES))
     for a, b in (folds, folds[::-1]):
-        values, vectors = np.linalg.eigh(a.xx)
-        values = np.maximum(values, 0)
-        mean = values.mean() or 1.0
-        right = vectors.T @ (a.xy - a.xx @ start)
+        error = a.xy - a.xx @ start
+        mean = np.trace(a.xx) / len(start) or 1.0
         # ‖y − xW‖² over the other fold's centred rows, up to a constant.
         for index, ridge in enumerate(RIDGES):
-            W = start + vectors @ (right / (values + ridge * mean)[:, None])
+            W = start + _solve(a.xx, ridge * mean, error)
             errors[index] += (W * (b.xx @ W - 2 * b.xy)).sum()
     return RIDGES[int(errors.argmin())]
+
+
+def _solve(xx, ridge, right):
+    """(xx + ridge · 1)⁻¹ right."""
+    A = xx.copy()
+    A[np.diag_indices_from(A)] += ridge
+    return scipy.linalg.solve(A, right, assume_a="pos", check_finite=False)
 
 
 def _scale(own: Variables, norm: list[str]) -> Float[np.ndarray, " o"] | float:
