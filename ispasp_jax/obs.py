@@ -68,9 +68,7 @@ def _elimination(problem, d, ridge):
         loss = jnp.einsum("cio,cio->c", W, _divide(W, own))
         c = jnp.argmin(jnp.where(gone, jnp.inf, loss))
         column = inverse[:, :, c]  # (d, taps, taps)
-        gain = jnp.einsum(
-            "dij,jk->dik", column, _divide(jnp.eye(taps, dtype=own.dtype), own[c])
-        )
+        gain = jnp.einsum("dij,jk->dik", column, _divide(jnp.eye(taps, dtype=own.dtype), own[c]))
         W = W - jnp.einsum("dij,jo->dio", gain, W[c])
         inverse = inverse - jnp.einsum("dij,ekj->diek", gain, column)
         W, inverse = W.at[c].set(0), inverse.at[c].set(0).at[:, :, c].set(0)
