@@ -6,11 +6,13 @@ network needed.
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import functools
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from jaxtyping import Array, Float
 from ispasp_jax import data, models
 from ispasp_jax.data import Preprocessing
 from ispasp_jax.errors import InputError
-from ispasp_jax.groups import leaves
+from ispasp_jax.groups import leaves, nested
 from ispasp_jax.models.network import Network, Variables
 
 CONFIG, ARRAYS = "config.json", "model.safetensors"
@@ -80,8 +82,6 @@ def save(folder: str | os.PathLike, model: Model) -> None:
 
 def write(folder: Path, model: Model) -> None:
     """Writes config.json and model.safetensors into a folder that is there."""
-    from safetensors.numpy import save_file
-
     config = {
         "format": _FORMAT,
         "model": model.name,
@@ -90,13 +90,32 @@ def write(folder: Path, model: Model) -> None:
         "widths": model.network.group_widths(),
         "preprocessing": data.to_json(model.preprocessing),
     }
+    (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+    write_arrays(folder / ARRAYS, model.variables)
+
+
+def write_arrays(
+    path: Path, variables: Variables, metadata: dict[str, str] | None = None
+) -> None:
+    """Writes every array under its path in the tree, as safetensors."""
+    from safetensors.numpy import save_file
+
     # safetensors silently writes wrong data for arrays that are not C-contiguous.
     arrays = {
         path: np.ascontiguousarray(leaf)
-        for path, leaf in leaves(jax.device_get(model.variables))
+        for path, leaf in leaves(jax.device_get(variables))
     }
-    (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
-    save_file(arrays, folder / ARRAYS)
+    save_file(arrays, path, metadata)
+
+
+def fingerprint(variables: Variables) -> str:
+    """A checksum of every array's path, type and content."""
+    crc = 0
+    for path, leaf in leaves(jax.device_get(variables)):
+        leaf = np.asarray(leaf)
+        crc = zlib.crc32(f"{path} {leaf.dtype} {leaf.shape}".encode(), crc)
+        crc = zlib.crc32(leaf.tobytes(), crc)
+    return f"{crc:08x}"
 
 
 def load(folder: str | os.PathLike) -> Model:
@@ -172,14 +191,7 @@ def _read_arrays(path: Path, shapes: dict) -> dict:
     bad = [address for address, array in arrays.items() if not np.isfinite(array).all()]
     if bad:
         raise InputError(f"{path} holds NaN or infinity in {', '.join(bad[:4])}.")
-    tree: dict = {}
-    for address, array in arrays.items():
-        *folders, name = address.split("/")
-        branch = tree
-        for key in folders:
-            branch = branch.setdefault(key, {})
-        branch[name] = array
-    return jax.device_put(tree)
+    return jax.device_put(nested(arrays))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -188,11 +200,13 @@ def _logits(network, variables, images):
 
 
 @contextlib.contextmanager
-def replacing(folder: str | os.PathLike) -> Iterator[Path]:
-    """A new, empty folder that takes `folder`'s place when the block ends well."""
+def replacing(folder: str | os.PathLike, aside: Path | None = None) -> Iterator[Path]:
+    """A new, empty folder that takes `folder`'s place when the block ends well; until
+    then it lies in the folder `aside`, or beside.
+    """
     folder = Path(folder).absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    new = folder.with_name(f".{folder.name}.new-{os.getpid()}")
+    new = (aside or folder.parent) / f".{folder.name}.new-{os.getpid()}"
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
     try:
@@ -203,12 +217,29 @@ def replacing(folder: str | os.PathLike) -> Iterator[Path]:
 
 
 def move(new: Path, folder: Path) -> None:
-    """Renames a finished folder to its place; the one that was there goes."""
+    """Renames a finished folder to its place; the one that was there goes.
+
+    Where the system cannot swap two folders, there is an instant in which the old one
+    has left and the new one has not come; a kill then leaves both, hidden.
+    """
+    if folder.exists() and _swap(new, folder):
+        shutil.rmtree(new, ignore_errors=True)
+        return
     old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
     if folder.exists():
         folder.rename(old)
     new.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _swap(a: Path, b: Path) -> bool:
+    """Exchanges two folders in one step; False where Linux or the disk cannot."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0
 
 
 class States:

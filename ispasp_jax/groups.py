@@ -166,6 +166,18 @@ def leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield path, value
 
 
+def nested(arrays: Mapping[str, Any]) -> dict:
+    """The nested dict whose `leaves` these are."""
+    tree: dict = {}
+    for path, leaf in arrays.items():
+        *folders, name = path.split("/")
+        branch = tree
+        for key in folders:
+            branch = branch.setdefault(key, {})
+        branch[name] = leaf
+    return tree
+
+
 def _axis(path: str, group: Group) -> int | None:
     for pattern, axis in group.axes:
         if fnmatch.fnmatchcase(path, pattern):

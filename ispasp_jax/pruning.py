@@ -34,6 +34,7 @@ from ispasp_jax.moments import measure
 from ispasp_jax.plan import Plan, check
 from ispasp_jax.problem import LABELLED, Criterion
 from ispasp_jax.repair import least_squares, reaches, recalibrate, regression
+from ispasp_jax.resume import Done, Store, replay
 from ispasp_jax.selecting import Asked, GroupResult, select, uncut
 from ispasp_jax.streams import Stream
 
@@ -52,7 +53,8 @@ class Pruned(NamedTuple):
       network: the narrower network.
       variables: its variables.
       groups: what became of every group.
-      seconds: of the walk without repair and `tune`.
+      seconds: of the walk without repair and `tune`; of a walk that was stopped, all
+        its runs up to their last part together.
       repair_seconds: of the repair.
     """
 
@@ -103,6 +105,7 @@ def walk(
     residual_images: int = 64,
     progress: Callable[[Iterable], Iterable] = iter,
     mesh: jax.sharding.Mesh | None = None,
+    store: Store | None = None,
 ) -> Pruned:
     """Prunes group after group, each on the network as pruned so far.
 
@@ -128,6 +131,8 @@ def walk(
       progress: wraps the iterable of parts, to show how far the walk is.
       mesh: of devices.py; every batch is spread over its devices. None: the batches
         stay where they are.
+      store: of resume.py; every part is kept there when the walk leaves it, and those
+        that are there are not selected, repaired and tuned again.
 
     Raises:
       FloatingPointError: NaN or infinity in a group's activations or importance.
@@ -148,40 +153,56 @@ def walk(
     targets = gates.aligned(labels, inputs, mesh) if needs_labels else None
     needs_dense = "least_squares" in asked.needs or repair == "lsq"
     pruned, dense = inputs, inputs if carry_dense or needs_dense else None
-    original, results = variables, []
+    original, results, before = variables, [], (0.0, 0.0)
+
+    def seconds():
+        walked = time.perf_counter() - began - sum(c.seconds for c in clocks.values())
+        return before[0] + walked, before[1] + clocks["repair"].seconds
+
     for index, part in enumerate(progress(network.chain())):
         pruned = pruned.enter(part.module, subtree(variables, part))
         dense = dense and dense.enter(part.module, subtree(original, part))
-        rest = targets and gates.rest(network, variables, index, targets)
-        differs = any(map(_lost, results))
-        pruned, dense, found = _prune_part(
-            part, pruned, dense, asked, rest, repair, differs, clocks
-        )
-        own = pruned.own
+        done = store and store.read(index)
+        if done:
+            pruned, dense = replay(part, pruned, dense, done)
+            found, before = done.groups, done.seconds
+        else:
+            rest = targets and gates.rest(network, variables, index, targets)
+            differs = any(map(_lost, results))
+            pruned, dense, found, whole = _prune_part(
+                part, pruned, dense, asked, rest, repair, differs, clocks
+            )
+        own = full = pruned.own
         for group, result in zip(cuttable(part), found, strict=True):
             own = rewriter.take(jax.device_get(own), group, result.cut.kept)
         network = network.narrowed({g.name: len(g.cut.kept) for g in found})
         variables = graft(variables, part, own)
-        if tune is not None and any(map(_lost, found)):
+        tuned = done and done.tuned
+        if not done and tune is not None and any(map(_lost, found)):
             with clocks["tune"]:
-                variables = tune(network, jax.device_put(variables))
-            pruned = inputs
-            for before in network.chain()[: index + 1]:
-                own = subtree(variables, before)
-                pruned = pruned.enter(before.module, own).through()
-        drift = _drift(pruned, dense) if dense and found else None
-        results += [group._replace(drift=drift) for group in found]
+                tuned = tune(network, jax.device_put(variables))
+        if tuned is not None:
+            variables, pruned = tuned, inputs
+            for link in network.chain()[: index + 1]:
+                own = subtree(variables, link)
+                pruned = pruned.enter(link.module, own).through()
+        if not done:
+            drift = _drift(pruned, dense) if dense and found else None
+            found = tuple(group._replace(drift=drift) for group in found)
+            if store:
+                store.write(index, Done(found, full, whole, seconds(), tuned))
+        results += found
     variables = jax.block_until_ready(jax.device_put(variables))
-    seconds = time.perf_counter() - began - sum(c.seconds for c in clocks.values())
-    return Pruned(network, variables, tuple(results), seconds, clocks["repair"].seconds)
+    return Pruned(network, variables, tuple(results), *seconds())
 
 
 def _prune_part(part, here, there, asked, rest, repair, differs, clocks):
     """Cuts and repairs a part, pair after pair; `rest`: the network behind it, where
     labels are needed; `differs`: something before was cut.
 
-    Gives both streams at the part's output. Arrays keep their width; what was cut is
-    zero behind the consumers.
+    Gives both streams at the part's output, what was found, and whether the output was
+    computed at once. Arrays keep their width; what was cut is zero behind the
+    consumers.
     """
     names = dict(zip(cuttable(part), group_names(part), strict=True))
     pairs = part.module.groups if isinstance(part.module, Block) else ()
@@ -214,7 +235,8 @@ def _prune_part(part, here, there, asked, rest, repair, differs, clocks):
             missed = True
         mask = np.isin(np.arange(hidden[0].shape[-1]), kept)
         here = here.consume(i, hidden, mask)
-    if differs and (repair == "bn" or (repair == "lsq" and missed)):
+    whole = differs and (repair == "bn" or (repair == "lsq" and missed))
+    if whole:
         with clocks["repair"]:
             own = here.own
             for group, result in zip(cuttable(part), found, strict=True):
@@ -223,7 +245,7 @@ def _prune_part(part, here, there, asked, rest, repair, differs, clocks):
             here = here._replace(own=recalibrate(here)).through()
     else:
         here = here.leave()
-    return here, there and there.leave(), found
+    return here, there and there.leave(), found, whole
 
 
 def _reached(name, i, here, hidden, there):

@@ -51,6 +51,20 @@ def compile_seconds() -> Iterator[list[float]]:
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
+def groups(results: Iterable[Any]) -> list[dict[str, Any]]:
+    """What a walk's GroupResults say, for JSON."""
+    return [
+        {
+            "name": group.name,
+            "width": group.cut.width,
+            "kept": len(group.cut.kept),
+            "relative_residual": group.relative_residual,
+            "iterations": group.iterations,
+        }
+        for group in results
+    ]
+
+
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
     import platform

@@ -182,6 +182,16 @@ def solve(
     }
 
 
+def draw(held: Curves, sizes: Mapping[str, int], path: Path) -> bool:
+    """Draws the curves, where matplotlib is there."""
+    try:
+        from ispasp_jax import plots
+    except ImportError:
+        return False
+    plots.curves(held, sizes, path)
+    return True
+
+
 def _range_table(ranges) -> str:
     rows = [
         [KINDS[kind], f"{least:,.4g}", f"{full:,.4g}", f"{least / full:.1%}"]

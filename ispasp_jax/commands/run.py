@@ -1,6 +1,5 @@
 """One run of prune.py, stage after stage; what is finished is kept in its workspace."""
 
-import json
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -21,7 +20,8 @@ from ispasp_jax import (
 )
 from ispasp_jax import plan as plans
 from ispasp_jax.checkpoints import Model
-from ispasp_jax.commands import budgets, dense, plan_files, train, widths
+from ispasp_jax.commands import budgets, dense, plan_files, train, walk_store, widths
+from ispasp_jax.commands.sizes import choose
 from ispasp_jax.commands.workspace import Workspace, replacing, written
 from ispasp_jax.data import Source
 from ispasp_jax.errors import InputError
@@ -35,7 +35,7 @@ OUTPUTS = (
     *("report.json", "torchvision.safetensors"),
 )
 #: What a run keeps for itself until it is done.
-_PRUNED = "pruned"
+_DENSE, _WALK, _PRUNED = "dense.json", "walk", "pruned"
 
 
 class Run:
@@ -66,10 +66,9 @@ class Run:
         }
         if given is not None:
             self.report["plan"] = str(args.plan)
-        if self.work.resumed and (self.work.folder / _PRUNED).exists():
-            self.report = self.work.read("report.json") or self.report
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
+        """Says something once, on stderr and in the report."""
         if text not in self.report["notes"]:
             say(text)
             self.report["notes"].append(text)
@@ -89,39 +88,30 @@ class Run:
             model = dense.load_weights(args, self.source)
             say(f"dense network: {args.weights}")
         else:
-            model = self._own_dense_network()
+            own = train.dense_network(args, self.source)
+            here = Namespace(**{**vars(args), "weights": str(own)})
+            model = dense.load_weights(here, self.source)
         if self.given is not None:
             plan_files.sizes(args, self.given, model.network)
         elif widths.budget(args):
             budgets.check(args, model.network, model.input_shape)
             budgets.known(args, model, self.out)
-        self.work.begin()
+        self._begin(checkpoints.fingerprint(model.variables))
         if not self.report["stages"]:
             self._stage("dense", model, time.perf_counter() - start)
         return model
 
-    def _own_dense_network(self) -> Model:
-        args, folder = self.args, Path("runs") / dense.run_name(self.args, "dense")
-        wanted = ["--model", args.model, "--data", args.data]
-        flags = train.parser().parse_args(wanted)
-        for name in set(vars(flags)) - {"learning_rate", "epochs", "out"}:
-            setattr(flags, name, getattr(args, name))
-        prep = dense.preprocessing(flags, self.source.preprocessing)
-        model = dense.architecture(flags, self.source.num_classes, prep)
-        if (folder / train.TRAINING).exists():
-            record = json.loads((folder / train.TRAINING).read_text())
-            if record.get("identity") != dense.identity(flags, model):
-                raise InputError(
-                    f"{folder} was trained on other data or with other settings; "
-                    "delete it, or name the weights to prune with --weights."
-                )
-            say(f"dense network: {folder}, kept from an earlier run")
-        else:
-            say(f"no --weights: training {args.model} on {args.data} first")
-            start = train.start(flags, self.source)
-            train.train(flags, self.source, start, folder)
-        here = Namespace(**{**vars(args), "weights": str(folder)})
-        return dense.load_weights(here, self.source)
+    def _begin(self, dense_network: str) -> None:
+        """Goes on with a stopped run if that pruned the very same network."""
+        if self.work.resumed:
+            same = devices.agree(self.work.read(_DENSE) == dense_network)
+            self.work.resumed = bool(same)
+            if not same:
+                say("--resume: the weights are not the stopped run's, starting anew")
+        self.work.begin()
+        self.work.write(_DENSE, dense_network)
+        if self.work.resumed and (self.work.folder / _PRUNED).exists():
+            self.report = self.work.read("report.json") or self.report
 
     def prune(self, model: Model, criterion: Criterion | None) -> Model:
         """Walks the network; the result is also saved, for --resume."""
@@ -132,8 +122,14 @@ class Run:
         args = self.args
         batches, labels = self._calibration(model)
         mesh = devices.mesh(args.devices)
-        sizes = self._sizes(model, batches, mesh)
+        sizes = {} if self.given is not None else choose(self, model, batches, mesh)
         self.report["seconds"]["dense_forward"] = _forward_seconds(model, batches, mesh)
+        store, done = walk_store.open_store(self.work.folder / _WALK, self.work.resumed)
+        if done:
+            self.note(
+                f"{done} of the network's parts are from a stopped run; seconds of "
+                "selection and repair are of both runs"
+            )
         with report.compile_seconds() as compiling:
             try:
                 result = pruning.walk(
@@ -149,6 +145,7 @@ class Run:
                     tune=self._tune(model) if args.block_finetune_epochs else None,
                     progress=lambda parts: report.track(parts, "pruning", len(parts)),
                     mesh=mesh,
+                    store=store,
                 )
             except FloatingPointError as error:
                 raise InputError(str(error)) from error
@@ -157,20 +154,11 @@ class Run:
         seconds = self.report["seconds"]
         seconds["selection"], seconds["repair"] = result.seconds, result.repair_seconds
         seconds["compilation_in_both"] = sum(compiling)
-        self.report["groups"] = [
-            {
-                "name": group.name,
-                "width": group.cut.width,
-                "kept": len(group.cut.kept),
-                "relative_residual": group.relative_residual,
-                "iterations": group.iterations,
-            }
-            for group in result.groups
-        ]
+        self.report["groups"] = report.groups(result.groups)
         pruned = model.replace(result.network, result.variables)
         left_out = plan_files.write(self.work, args.weights, model, result.plan)
         if left_out:
-            self._note(left_out)
+            self.note(left_out)
         with replacing(folder) as new:
             pruned = written(new, pruned)
             if args.block_finetune_epochs:  # what was cut was trained in the same walk
@@ -183,45 +171,12 @@ class Run:
             self.work.write("report.json", self.report)
         return pruned
 
-    def _sizes(self, model, batches, mesh) -> dict[str, int]:
-        """Channels to keep; for a budget, from curves that are kept beside."""
-        args = self.args
-        if self.given is not None:
-            return {}
-        if not widths.budget(args):
-            return widths.kept(args, model.network)
-        start = time.perf_counter()
-        held = budgets.known(args, model, self.out)
-        found = "measured" if held is None else "kept from an earlier run"
-        held = held or budgets.measure(args, model, batches, mesh)
-        self.report["seconds"]["curves"] = time.perf_counter() - start
-        left_out = set(model.network.group_widths()) - set(held["curves"])
-        if left_out:
-            self._note(
-                f"{', '.join(sorted(left_out))}: not cut, since least squares does not "
-                "reach the consumer and there is no curve"
-            )
-        sizes, record = budgets.solve(args, model, held)
-        self.report["budget"] = {"curves": found, **record}
-        self.work.write(budgets.CURVES, budgets.to_json(held))
-        self._draw(held["curves"], sizes)
-        return sizes
-
-    def _draw(self, curves, sizes) -> None:
-        try:
-            from ispasp_jax import plots
-        except ImportError:
-            self._note("no curves.png: install the [plots] extra (matplotlib)")
-        else:
-            if devices.is_first():
-                plots.curves(curves, sizes, self.work.folder / budgets.PLOT)
-
     def _calibration(self, model: Model) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Batches of images, and of their labels for criteria that need them."""
         args, split = self.args, self.source.train
         chosen = data.calibration_indices(split, args.calibration_images, args.seed)
         if len(chosen) < args.calibration_images:
-            self._note(
+            self.note(
                 f"calibration: all {len(chosen)} training images, fewer than the "
                 f"{args.calibration_images} asked for"
             )
@@ -237,7 +192,7 @@ class Run:
 
     def _tune(self, model: Model) -> pruning.Tune:
         args = self.args
-        self._note(
+        self.note(
             f"{args.block_finetune_epochs} epochs of fine-tuning after each block, "
             "activations at the boundary computed again"
         )
@@ -314,7 +269,7 @@ class Run:
                 "batch_size": size,
             }
         if self.report["pruned"]["latency_ms"] > self.report["dense"]["latency_ms"]:
-            self._note(
+            self.note(
                 "the pruned network is slower than the dense one on this device: keep "
                 "more regular widths, or prune more"
             )

@@ -91,7 +91,7 @@ def train(args, source, model, out: Path) -> None:
     try:
         model = dense.train(args, source, model, recipe, f"training {args.model}", work)
         seconds = time.perf_counter() - began
-        with workspace.replacing(out) as new:
+        with workspace.replacing(out, work.folder) as new:
             score = dense.evaluate(args, source, workspace.written(new, model))
             record = {
                 "identity": identity,
@@ -113,6 +113,42 @@ def train(args, source, model, out: Path) -> None:
         f"{args.model} on {args.data}: top-1 {100 * score.top1:.2f} % on the test "
         f"split after {epochs} epochs in {seconds:.0f} s, saved in {out}"
     )
+
+
+def dense_network(args, source) -> Path:
+    """The folder of the dense network that prune.py starts from without --weights: kept
+    from an earlier run, or trained now.
+
+    Args:
+      args: the flags of prune.py.
+      source: its data.
+
+    Raises:
+      InputError: the folder holds another network.
+    """
+    import json
+
+    from ispasp_jax.commands import dense
+    from ispasp_jax.report import say
+
+    folder = Path("runs") / dense.run_name(args, "dense")
+    wanted = parser().parse_args(["--model", args.model, "--data", args.data])
+    for name in set(vars(wanted)) - {"learning_rate", "epochs", "out"}:
+        setattr(wanted, name, getattr(args, name))
+    prep = dense.preprocessing(wanted, source.preprocessing)
+    model = dense.architecture(wanted, source.num_classes, prep)
+    if (folder / TRAINING).exists():
+        record = json.loads((folder / TRAINING).read_text())
+        if record.get("identity") != dense.identity(wanted, model):
+            raise InputError(
+                f"{folder} was trained on other data or with other settings; "
+                "delete it, or name the weights to prune with --weights."
+            )
+        say(f"dense network: {folder}, kept from an earlier run")
+    else:
+        say(f"no --weights: training {args.model} on {args.data} first")
+        train(wanted, source, start(wanted, source), folder)
+    return folder
 
 
 def check_out(out: Path, model: str) -> None:

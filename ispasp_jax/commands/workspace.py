@@ -77,7 +77,7 @@ class Workspace:
 
     def deliver(self, names: Iterable[str], out: Path) -> None:
         """Puts copies of the named files and folders in the result's place, at once."""
-        with replacing(out) as new:
+        with replacing(out, self.folder) as new:
             for name in names if new else ():
                 source = self.folder / name
                 if source.is_dir():
@@ -87,18 +87,19 @@ class Workspace:
         self.remove()
 
     def remove(self) -> None:
-        """Deletes the folder."""
+        """Deletes the folder; what a kill leaves of it is nothing to go on from."""
         if devices.is_first():
+            (self.folder / _SETTINGS).unlink(missing_ok=True)
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def replacing(folder: Path) -> Iterator[Path | None]:
+def replacing(folder: Path, aside: Path | None = None) -> Iterator[Path | None]:
     """checkpoints.replacing in the first process; the others get None and wait until
     the folder is in its place.
     """
     if devices.is_first():
-        with checkpoints.replacing(folder) as new:
+        with checkpoints.replacing(folder, aside) as new:
             yield new
     else:
         yield None
