@@ -126,6 +126,7 @@ def _sums(x, weight):
     w = weight.reshape([-1] + [1] * (x.ndim - 1))
     axes = tuple(range(x.ndim - 1))
     positions = x[0, ..., 0].size
+    x = x.astype(jnp.float32)
     return weight.sum() * positions, (x * w).sum(axes), (jnp.square(x) * w).sum(axes)
 
 

@@ -107,7 +107,8 @@ def _moments(i, last, block, dense_block, own, dense_own, channels, h, x, weight
     z and dense_block are the dense network's.
     """
     with jax.default_matmul_precision("highest"):
-        target = u
+        # In half precision a difference of skips would be lost in their sum.
+        target, x, z = (a.astype(jnp.float32) for a in (u, x, z))
         if last:
             target += dense_block.apply(dense_own, z, method="skip")
             target -= block.apply(own, x, method="skip")

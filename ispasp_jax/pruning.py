@@ -257,4 +257,5 @@ def _drift(pruned: Stream, dense: Stream) -> float:
 @jax.jit
 def _square_distance(x, y, weight):
     weight = weight.reshape([-1] + [1] * (x.ndim - 1))
+    x, y = x.astype(jnp.float32), y.astype(jnp.float32)
     return (jnp.square(x - y) * weight).sum(), (jnp.square(y) * weight).sum()

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ispasp_jax import checkpoints, data, devices, models, training, weights
 from ispasp_jax.checkpoints import Model
@@ -86,6 +87,11 @@ def batch_size(args: Namespace, source: Source) -> int:
             f"of {size}; give a smaller --batch-size."
         )
     return size
+
+
+def activations(args: Namespace, images: np.ndarray) -> np.ndarray:
+    """The images in the dtype of --precision, which all activations then have."""
+    return images.astype(jnp.bfloat16) if args.precision == "bf16" else images
 
 
 def run_name(args: Namespace, method: str) -> str:
@@ -165,7 +171,7 @@ def train(
             say(f"{label}: resuming after epoch {int(state.step) // steps}")
 
     def epoch_batches(epoch):
-        found = data.batches(
+        images = data.batches(
             source.train,
             model.preprocessing,
             size,
@@ -173,6 +179,7 @@ def train(
             seed=args.seed,
             epoch=epoch,
         )
+        found = (b._replace(image=activations(args, b.image)) for b in images)
         return track(found, f"{label}, epoch {epoch + 1}/{recipe.epochs}", steps)
 
     saved = time.perf_counter()

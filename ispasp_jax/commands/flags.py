@@ -185,6 +185,14 @@ def add_shared(parser: Parser) -> None:
         help="evaluate and save the weights' moving average, as 0.999; default: none",
     )
     run = parser.add_argument_group("run")
+    run.add_argument(
+        "--precision",
+        choices=["fp32", "bf16"],
+        default="fp32",
+        help="of activations in calibration and training; weights, statistics and "
+        "scores are always fp32, and so are the networks that are evaluated, timed and "
+        "saved",
+    )
     run.add_argument("--seed", type=seed, default=0, metavar="N", help="of everything")
     run.add_argument(
         "--resume", action="store_true", help="go on where a stopped run left off"

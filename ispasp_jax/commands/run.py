@@ -150,7 +150,7 @@ class Run:
                 )
             except FloatingPointError as error:
                 raise InputError(str(error)) from error
-        images = batches[0][:8]
+        images = batches[0][:8].astype(np.float32)
         plans.verify(result.plan, model.network, model.variables, images)
         seconds = self.report["seconds"]
         seconds["selection"], seconds["repair"] = result.seconds, result.repair_seconds
@@ -227,7 +227,7 @@ class Run:
         found = data.batches(split, prep, size, indices=chosen)
         total = -(-len(chosen) // size)
         return [
-            batch.image[batch.weight > 0]
+            dense.activations(args, batch.image[batch.weight > 0])
             for batch in report.track(found, "calibration images", total)
         ]
 
