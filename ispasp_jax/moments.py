@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ispasp_jax.streams import Activations, Stream
+from ispasp_jax.streams import Activations, Stream, width
 
 #: Positions of a feature map that moments are taken from, about: neighbours see nearly
 #: the same patch.
@@ -81,7 +81,7 @@ def measure(
     """
     last = i == len(pruned.module.groups) - 1
     k = len(channels)
-    padded = np.zeros(_bucket(k, hidden[0].shape[-1]), np.int32)
+    padded = np.zeros(_bucket(k, width(hidden)), np.int32)
     padded[:k] = channels
     folds: list[Moments | None] = [None, None]
     for batch in zip(hidden, pruned.x, pruned.weight, dense.u, dense.x, strict=True):

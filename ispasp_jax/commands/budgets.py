@@ -119,6 +119,7 @@ def measure(
             batches,
             repaired=args.repair == "lsq",
             mesh=mesh,
+            memory=args.calibration_memory,
             progress=lambda parts: report.track(parts, "curves", len(parts)),
         )
     except FloatingPointError as error:

@@ -92,6 +92,11 @@ above = _number(float, lambda x: 0 < x < float("inf"), "a number above 0")
 rate = _number(float, lambda x: 0 <= x < float("inf"), "a number, 0 or more")
 
 
+def gibibytes(text: str) -> int:
+    """GiB, in bytes."""
+    return int(rate(text) * 2**30)
+
+
 _real = _number(float, lambda x: abs(x) < float("inf"), "a number")
 
 

@@ -48,6 +48,7 @@ class Run:
     ):
         self.args, self.source, self.out, self.given = args, source, out, given
         aside = ("resume", "out", "dry_run", "num_classes", "devices", "distributed")
+        aside += ("calibration_memory",)
         settings = {k: v for k, v in vars(args).items() if k not in aside}
         if given is not None:  # what the file says, not where it lies
             settings["plan"] = plans.to_json(given, args.model)
@@ -147,6 +148,7 @@ class Run:
                     tune=self._tune(model) if args.block_finetune_epochs else None,
                     progress=lambda parts: report.track(parts, "pruning", len(parts)),
                     mesh=mesh,
+                    memory=args.calibration_memory,
                 )
             except FloatingPointError as error:
                 raise InputError(str(error)) from error
@@ -334,9 +336,9 @@ def _forward_seconds(
     """Seconds of one dense forward pass over all batches, compilation apart."""
     apply = jax.jit(model.network.apply)
     variables = devices.replicate(mesh, model.variables)
-    placed = [devices.place(mesh, batch) for batch in batches]
 
-    def forward():
-        return [apply(variables, batch) for batch in placed]
+    def forward(batch):
+        placed = devices.place(mesh, batch)
+        return cost.seconds(lambda: apply(variables, placed), repeats=1)
 
-    return cost.seconds(forward, repeats=1)
+    return sum(map(forward, batches))  # one after the other: they may not fit at once
