@@ -27,11 +27,20 @@ DIGITS_EPOCHS, DIGITS_FINETUNE_EPOCHS = 10, 4
 
 
 def start_devices(args: Namespace) -> None:
-    """Joins other hosts where --distributed says so, and checks --devices.
+    """Joins other hosts where --distributed says so, checks --devices, and keeps
+    compiled programs where --compilation-cache says so.
 
     Raises:
       InputError: of devices.py.
+      OSError: the cache cannot be a folder.
     """
+    if args.compilation_cache:
+        args.compilation_cache.mkdir(parents=True, exist_ok=True)
+        folder = str(args.compilation_cache.resolve())
+        jax.config.update("jax_compilation_cache_dir", folder)
+        # Many small programs are most of the time that a run compiles.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     if args.distributed:
         devices.initialise()
     devices.mesh(args.devices)

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from ispasp_jax.errors import InputError
 
@@ -208,6 +209,13 @@ def add_shared(parser: Parser) -> None:
         default="all",
         metavar="N|all",
         help="devices of each host that share every batch",
+    )
+    run.add_argument(
+        "--compilation-cache",
+        type=Path,
+        metavar="DIR",
+        help="folder for compiled programs, so that the next run on the same kind of "
+        "device, with the same versions, compiles nothing; default: none is kept",
     )
     run.add_argument(
         "--distributed",

@@ -48,7 +48,7 @@ class Run:
     ):
         self.args, self.source, self.out, self.given = args, source, out, given
         aside = ("resume", "out", "dry_run", "num_classes", "devices", "distributed")
-        aside += ("calibration_memory",)
+        aside += ("calibration_memory", "compilation_cache")
         settings = {k: v for k, v in vars(args).items() if k not in aside}
         if given is not None:  # what the file says, not where it lies
             settings["plan"] = plans.to_json(given, args.model)
