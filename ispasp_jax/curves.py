@@ -53,6 +53,7 @@ def measure_curves(
     *,
     repaired: bool = True,
     mesh: Mesh | None = None,
+    memory: int | None = None,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> Curves:
     """The curve of every group whose consumer least squares reaches.
@@ -63,13 +64,15 @@ def measure_curves(
       images: calibration batches, preprocessed.
       repaired: what is lost after the least-squares repair; if not, as cut.
       mesh: devices to spread the images over.
+      memory: bytes of the images' activations that each device may keep; see
+        streams.py. None: all of one block's.
       progress: wraps the iterable of parts.
 
     Raises:
       FloatingPointError: NaN or infinity in a group's activations.
       ValueError: no images.
     """
-    stream, found = streams.start(images, mesh), {}
+    stream, found = streams.start(images, mesh, streams.share(memory, mesh, 1)), {}
     for part in progress(network.chain()):
         stream = stream.enter(part.module, own_variables(variables, part))
         if not isinstance(part.module, Block):
@@ -81,7 +84,7 @@ def measure_curves(
             hidden = stream.hidden(i)
             behind = stream.consume(i, hidden)
             if group in names and reaches(part.module, stream.own, i):
-                width = hidden[0].shape[-1]
+                width = streams.width(hidden)
                 folds = measure(i, stream, hidden, behind, np.arange(width))
                 whole = folds[0] + folds[1]
                 variance = float(whole.yy / whole.count)
@@ -90,6 +93,7 @@ def measure_curves(
                 _check(names[group], path)
                 losses[names[group]] = path, variance
             stream = behind
+            del hidden  # before the next ones are made
         stream = stream.leave()
         # An error inside the block counts as much as the same share of its branch.
         share = variance / _variance(stream)
@@ -126,6 +130,7 @@ def _sums(x, weight):
     w = weight.reshape([-1] + [1] * (x.ndim - 1))
     axes = tuple(range(x.ndim - 1))
     positions = x[0, ..., 0].size
+    x = x.astype(jnp.float32)
     return weight.sum() * positions, (x * w).sum(axes), (jnp.square(x) * w).sum(axes)
 
 

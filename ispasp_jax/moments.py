@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ispasp_jax.streams import Activations, Stream
+from ispasp_jax.streams import Activations, Stream, width
 
 #: Positions of a feature map that moments are taken from, about: neighbours see nearly
 #: the same patch.
@@ -81,7 +81,7 @@ def measure(
     """
     last = i == len(pruned.module.groups) - 1
     k = len(channels)
-    padded = np.zeros(_bucket(k, hidden[0].shape[-1]), np.int32)
+    padded = np.zeros(_bucket(k, width(hidden)), np.int32)
     padded[:k] = channels
     folds: list[Moments | None] = [None, None]
     for batch in zip(hidden, pruned.x, pruned.weight, dense.u, dense.x, strict=True):
@@ -107,7 +107,8 @@ def _moments(i, last, block, dense_block, own, dense_own, channels, h, x, weight
     z and dense_block are the dense network's.
     """
     with jax.default_matmul_precision("highest"):
-        target = u
+        # In half precision a difference of skips would be lost in their sum.
+        target, x, z = (a.astype(jnp.float32) for a in (u, x, z))
         if last:
             target += dense_block.apply(dense_own, z, method="skip")
             target -= block.apply(own, x, method="skip")

@@ -106,6 +106,7 @@ def walk(
     progress: Callable[[Iterable], Iterable] = iter,
     mesh: jax.sharding.Mesh | None = None,
     store: Store | None = None,
+    memory: int | None = None,
 ) -> Pruned:
     """Prunes group after group, each on the network as pruned so far.
 
@@ -133,6 +134,10 @@ def walk(
         stay where they are.
       store: of resume.py; every part is kept there when the walk leaves it, and those
         that are there are not selected, repaired and tuned again.
+      memory: bytes of the images' activations that each device may keep; see
+        streams.py. Results are the same. None: all of one block's. A consumer that is
+        not affine is selected on all of its hidden activations at once, whatever this
+        says.
 
     Raises:
       FloatingPointError: NaN or infinity in a group's activations or importance.
@@ -148,11 +153,13 @@ def walk(
         sizes = {name: len(cut.kept) for name, cut in plan.items()}
     asked = Asked(sizes, criterion or ispasp(), key, residual_images, plan)
     clocks = {"repair": _Clock(), "tune": _Clock()}
-    inputs = streams.start(images, mesh)
+    needs_dense = "least_squares" in asked.needs or repair == "lsq" or carry_dense
+    memory = streams.share(memory, mesh, 2 if needs_dense else 1)
+    pruned = streams.start(images, mesh, memory)
     needs_labels = asked.needs & LABELLED
-    targets = gates.aligned(labels, inputs, mesh) if needs_labels else None
-    needs_dense = "least_squares" in asked.needs or repair == "lsq"
-    pruned, dense = inputs, inputs if carry_dense or needs_dense else None
+    targets = gates.aligned(labels, pruned, mesh) if needs_labels else None
+    dense = pruned if needs_dense else None
+    inputs = pruned if tune else None
     original, results, before = variables, [], (0.0, 0.0)
 
     def seconds():
@@ -211,11 +218,12 @@ def _prune_part(part, here, there, asked, rest, repair, differs, clocks):
         hidden = here.hidden(i)
         if there:
             with clocks["repair"]:
-                there = there.consume(i, there.hidden(i))
-        folds, kept = None, np.arange(hidden[0].shape[-1])
+                there = there.pass_pair(i)
+        width = streams.width(hidden)
+        folds, kept = None, np.arange(width)
         if group in names:
-            result = uncut(names[group], len(kept))
-            if asked.sizes.get(names[group], len(kept)) < len(kept):
+            result = uncut(names[group], width)
+            if asked.sizes.get(names[group], width) < width:
                 if "least_squares" in asked.needs:
                     folds = _reached(names[group], i, here, hidden, there)
                 problem = folds and regression(i, here, folds)
@@ -225,7 +233,6 @@ def _prune_part(part, here, there, asked, rest, repair, differs, clocks):
         if repair == "lsq" and differs and reaches(here.module, here.own, i):
             with clocks["repair"]:
                 if folds:
-                    width = hidden[0].shape[-1]
                     folds = folds[0].of(kept, width), folds[1].of(kept, width)
                 else:
                     folds = measure(i, here, hidden, there, kept)
@@ -233,8 +240,8 @@ def _prune_part(part, here, there, asked, rest, repair, differs, clocks):
                 here = here._replace(own=jax.device_put(own))
         elif repair == "lsq" and differs:
             missed = True
-        mask = np.isin(np.arange(hidden[0].shape[-1]), kept)
-        here = here.consume(i, hidden, mask)
+        here = here.consume(i, hidden, np.isin(np.arange(width), kept))
+        del hidden  # before the next ones are made
     whole = differs and (repair == "bn" or (repair == "lsq" and missed))
     if whole:
         with clocks["repair"]:
@@ -259,7 +266,7 @@ def _reached(name, i, here, hidden, there):
             f"group {name!r}: its consumer is not one kernel and at most one batch "
             "norm, so no least squares can be asked of it; choose another criterion."
         )
-    return measure(i, here, hidden, there, np.arange(hidden[0].shape[-1]))
+    return measure(i, here, hidden, there, np.arange(streams.width(hidden)))
 
 
 def _lost(result: GroupResult) -> bool:
@@ -288,4 +295,5 @@ def _drift(pruned: Stream, dense: Stream) -> float:
 @jax.jit
 def _square_distance(x, y, weight):
     weight = weight.reshape([-1] + [1] * (x.ndim - 1))
+    x, y = x.astype(jnp.float32), y.astype(jnp.float32)
     return (jnp.square(x - y) * weight).sum(), (jnp.square(y) * weight).sum()

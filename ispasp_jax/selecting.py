@@ -182,7 +182,8 @@ def _squares(block, i, own, h, weight, support):
 
     def square(difference):
         w = weight.reshape([-1] + [1] * (difference.ndim - 1))
-        return (jnp.square(difference.astype(jnp.float32)) * w).sum()
+        return (jnp.square(difference) * w).sum()
 
+    h = h.astype(jnp.float32)  # half precision would round the difference away
     dense, zero = consumed(h), consumed(jnp.zeros_like(h[:1]))
     return square(dense - consumed(h * support.astype(h.dtype))), square(dense - zero)

@@ -4,21 +4,49 @@ and, inside a block, pair after pair.
 Every step is one jitted function of a static module, so blocks of equal shape compile
 once; channels that a cut took away are zeros until the walk leaves the block, so that
 blocks cut to different widths stay of equal shape, too.
+
+With a limit on memory, activations that would exceed it are `Lazy`: hidden ones are
+computed again whenever they are read, inputs of blocks and pairs lie on the host. The
+same functions run on the same numbers, so the results are the same, bit for bit.
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ispasp_jax import devices
 from ispasp_jax.models.network import Block, Variables
 
-Activations = list[Float[Array, "n ..."]]
+#: A batch each: a list of what is there, or Lazy.
+Activations = Sequence[Float[Array, "n ..."]]
+
+
+class Lazy(Sequence):
+    """Batches that are made each time they are read, and take no device memory.
+
+    Attributes:
+      like: shape and dtype of each.
+    """
+
+    def __init__(self, make: Callable[[int], Array], count: int, like):
+        self._make, self._count, self.like = make, count, like
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, k: int) -> Array:
+        return self._make(range(self._count)[k])
+
+
+def width(activations: Activations) -> int:
+    """How many channels they have."""
+    return _like(activations).shape[-1]
 
 
 class Stream(NamedTuple):
@@ -30,6 +58,8 @@ class Stream(NamedTuple):
       x: activations at the part's input, a batch each.
       weight: of every example; 0 where it is padding.
       u: in a block, activations at the present pair's input.
+      memory: bytes of activations that it may keep on all devices together; None is no
+        limit.
     """
 
     module: nn.Module
@@ -37,60 +67,163 @@ class Stream(NamedTuple):
     x: Activations
     weight: list[Float[Array, " n"]]
     u: Activations
+    memory: int | None = None
 
     def enter(self, module: nn.Module, own: Variables) -> "Stream":
         """The same activations at the input of another part."""
-        return Stream(module, own, self.x, self.weight, self.x)
+        return self._replace(module=module, own=own, u=self.x)
 
     def hidden(self, i: int) -> Activations:
-        """The i-th hidden activations."""
-        return [_hidden(self.module, i, self.own, u) for u in self.u]
+        """The i-th hidden activations; computed at each reading where they and what
+        their consumer makes of them exceed the memory.
+        """
+
+        def make(u):
+            return _hidden(self.module, i, self.own, u)
+
+        if self.memory is not None:
+            like = self._like_hidden(i)
+            behind = self._like_behind(i, like, None)
+            if not self._has_room(like, behind):
+                u = self.u
+                return Lazy(lambda k: make(u[k]), len(u), like)
+        return [make(u) for u in self.u]
 
     def consume(
         self, i: int, hidden: Activations, mask: Float[Array, " d"] | None = None
     ) -> "Stream":
         """The stream behind the i-th consumer, with channels masked before it."""
-        u = [_consumer(self.module, i, self.own, h, mask) for h in hidden]
-        return self._replace(u=u)
+        made = (_consumer(self.module, i, self.own, h, mask) for h in hidden)
+        like = functools.partial(self._like_behind, i, _like(hidden), mask)
+        return self._replace(u=self._keep(made, like, hidden))
+
+    def pass_pair(self, i: int) -> "Stream":
+        """The stream behind the i-th consumer, where nobody asks for the hidden
+        activations: they are dropped batch by batch.
+        """
+        hidden = (_hidden(self.module, i, self.own, u) for u in self.u)
+        made = (_consumer(self.module, i, self.own, h, None) for h in hidden)
+
+        def like():
+            return self._like_behind(i, self._like_hidden(i), None)
+
+        return self._replace(u=self._keep(made, like))
 
     def leave(self) -> "Stream":
         """The stream at the part's output."""
-        if isinstance(self.module, Block):
-            pairs = zip(self.x, self.u, strict=True)
-            y = [_join(self.module, self.own, x, u) for x, u in pairs]
-        else:
-            y = [_apply(self.module, self.own, x) for x in self.x]
+        if not isinstance(self.module, Block):
+            return self.through()
+        pairs = zip(self.x, self.u, strict=True)
+        made = (_join(self.module, self.own, x, u) for x, u in pairs)
+
+        def like():
+            x, u = _like(self.x), _like(self.u)
+            return _join.eval_shape(self.module, self.own, x, u)
+
+        y = self._keep(made, like)
         return self._replace(x=y, u=y)
 
     def through(self) -> "Stream":
         """The stream at the part's output, all pairs at once."""
-        y = [_apply(self.module, self.own, x) for x in self.x]
+        made = (_apply(self.module, self.own, x) for x in self.x)
+
+        def like():
+            return _apply.eval_shape(self.module, self.own, _like(self.x))
+
+        y = self._keep(made, like)
         return self._replace(x=y, u=y)
 
+    def _like_hidden(self, i: int) -> jax.ShapeDtypeStruct:
+        return _hidden.eval_shape(self.module, i, self.own, _like(self.u))
 
-def start(images: Iterable, mesh: jax.sharding.Mesh | None = None) -> Stream:
+    def _like_behind(self, i: int, hidden, mask) -> jax.ShapeDtypeStruct:
+        return _consumer.eval_shape(self.module, i, self.own, hidden, mask)
+
+    def _keep(
+        self,
+        made: Iterator[Array],
+        like: Callable[[], jax.ShapeDtypeStruct],
+        beside: Activations = (),
+    ) -> Activations:
+        """All that is made: on the devices where there is room, else on the host."""
+        if self.memory is None or self._has_room(like(), beside=beside):
+            return list(made)
+        return _on_host(made, like())
+
+    def _has_room(self, *new: jax.ShapeDtypeStruct, beside: Activations = ()) -> bool:
+        """Whether batches of these shapes fit in beside what is there."""
+        there = {id(a): a for a in (self.x, self.u, beside) if isinstance(a, list)}
+        batch = sum(map(_bytes, new)) + sum(_bytes(a[0]) for a in there.values() if a)
+        return batch * len(self.weight) <= self.memory
+
+
+def start(
+    images: Iterable,
+    mesh: jax.sharding.Mesh | None = None,
+    memory: int | None = None,
+) -> Stream:
     """Calibration batches at the network's input, all of the first one's size: a longer
     one is split, a short one padded with examples that weigh nothing. With a mesh (of
-    devices.py) each is spread over its devices.
+    devices.py) each is spread over its devices. With a limit on memory (Stream's) they
+    lie on the host.
 
     Raises:
       ValueError: no images.
     """
-    x, weight, size = [], [], None
-    for array in images:
-        size = size or len(array)
-        for low in range(0, len(array), size):
-            rows = jnp.asarray(array[low : low + size])
-            short = size - len(rows)
-            real = (jnp.arange(size) < len(rows)).astype(jnp.float32)
-            pad = [(0, short)] + [(0, 0)] * (rows.ndim - 1)
-            rows = jnp.pad(rows, pad) if short else rows
-            rows, real = devices.place(mesh, (rows, real))
-            x.append(rows)
-            weight.append(real)
+    weight = []
+
+    def placed():
+        size = None
+        for array in images:
+            size = size or len(array)
+            for low in range(0, len(array), size):
+                rows = jnp.asarray(array[low : low + size])
+                short = size - len(rows)
+                real = (jnp.arange(size) < len(rows)).astype(jnp.float32)
+                pad = [(0, short)] + [(0, 0)] * (rows.ndim - 1)
+                rows = jnp.pad(rows, pad) if short else rows
+                rows, real = devices.place(mesh, (rows, real))
+                weight.append(real)
+                yield rows
+
+    x = list(placed()) if memory is None else _on_host(placed())
     if not x:
         raise ValueError("no calibration images: expected at least one batch.")
-    return Stream(None, {}, x, weight, x)
+    return Stream(None, {}, x, weight, x, memory)
+
+
+def share(memory: int | None, mesh: jax.sharding.Mesh | None, count: int) -> int | None:
+    """What each of `count` streams may keep, of so many bytes on every device."""
+    if memory is None:
+        return None
+    return memory * (1 if mesh is None else mesh.size) // count
+
+
+def _like(activations: Activations) -> jax.ShapeDtypeStruct | Array:
+    """Something of a batch's shape and dtype, without computing any."""
+    return activations.like if isinstance(activations, Lazy) else activations[0]
+
+
+def _bytes(array: jax.ShapeDtypeStruct | Array) -> int:
+    return array.size * array.dtype.itemsize
+
+
+def _on_host(arrays: Iterable[Array], like=None) -> Lazy:
+    """Arrays whose every device's rows lie on the host until they are read."""
+    kept = []
+    for array in arrays:
+        rows = [
+            (shard.device, np.asarray(shard.data)) for shard in array.addressable_shards
+        ]
+        kept.append((array.shape, array.sharding, rows))
+        like = like or jax.ShapeDtypeStruct(array.shape, array.dtype)
+
+    def back(k):
+        shape, sharding, rows = kept[k]
+        parts = [jax.device_put(data, device) for device, data in rows]
+        return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+
+    return Lazy(back, len(kept), like)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

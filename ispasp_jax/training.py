@@ -2,6 +2,9 @@
 
 The recipe is the paper's: SGD with Nesterov momentum, cosine, label smoothing, weight
 decay on kernels alone. A teacher and an average of the weights can be added to it.
+
+Images in bfloat16 make the shipped networks' activations bfloat16; variables, optimizer
+state, averages and losses are float32 whatever the images are.
 """
 
 import dataclasses
@@ -185,6 +188,7 @@ def train_step(
     share = recipe.distill
     if share:
         taught = teacher.network.apply(teacher.variables, batch.image)
+        taught = taught.astype(jnp.float32)
 
     def loss(params):
         logits, moved = network.apply(
@@ -193,6 +197,7 @@ def train_step(
             train=True,
             mutable=list(variables),
         )
+        logits = logits.astype(jnp.float32)
         losses = jnp.zeros(len(logits), logits.dtype)
         if share < 1:
             labelled = cross_entropy(logits, batch.label, recipe.label_smoothing)
@@ -219,7 +224,7 @@ def evaluation_step(
     network: Network, variables: Variables, batch: Batch
 ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
     """Correct predictions, summed loss and examples of a batch."""
-    logits = network.apply(variables, batch.image)
+    logits = network.apply(variables, batch.image).astype(jnp.float32)
     correct = (logits.argmax(-1) == batch.label) * batch.weight
     losses = cross_entropy(logits, batch.label) * batch.weight
     return correct.sum(), losses.sum(), batch.weight.sum()

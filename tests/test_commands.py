@@ -1,6 +1,7 @@
 """train.py and prune.py from the outside: what they print, write and refuse."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -463,3 +464,40 @@ def test_help_needs_no_jax():
     )
     run = [sys.executable, "-c", code]
     subprocess.run(run, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+
+CACHED = """
+import sys
+import jax
+from ispasp_jax.commands import prune
+
+assert jax.config.jax_compilation_cache_dir is None
+events = []
+jax.monitoring.register_event_listener(lambda name, **_: events.append(name))
+assert prune.main(sys.argv[1:]) == 0
+count = {kind: events.count(f"/jax/compilation_cache/cache_{kind}") for kind in KINDS}
+print(count["hits"], count["misses"])
+""".replace("KINDS", '("hits", "misses")')
+
+
+def test_a_second_run_takes_its_programs_from_the_compilation_cache(trained, here):
+    cache = here / "cache" / "programs"
+    flags = ["--model=mlp", f"--weights={trained}", "--calibration-images=100"]
+    flags += ["--latency-batch-size=1", f"--compilation-cache={cache}"]
+    counts, files = [], []
+    for out in ("a", "b"):
+        done = subprocess.run(
+            [sys.executable, "-c", CACHED, *flags, f"--out={out}"],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        counts.append(tuple(map(int, done.stdout.split()[-2:])))
+        files.append({p.name for p in cache.iterdir() if p.name.endswith("-cache")})
+    assert files[0] and files[1] == files[0]
+    assert counts[0][1] >= len(files[0]) and counts[1] == (sum(counts[0]), 0)
+    assert arrays(Path("a/model")).keys() == arrays(Path("b/model")).keys()
+    Path("file").touch()
+    assert prune.main([*flags[:2], "--compilation-cache=file"]) == 2

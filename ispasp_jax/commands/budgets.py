@@ -38,6 +38,7 @@ def identity(args: Namespace, model: Model) -> dict[str, Any]:
     found = {
         **dense.identity(args, model),
         "calibration_images": args.calibration_images,
+        "precision": args.precision,
         "repaired": args.repair == "lsq",
         "widths": model.network.group_widths(),
     }
@@ -118,6 +119,7 @@ def measure(
             batches,
             repaired=args.repair == "lsq",
             mesh=mesh,
+            memory=args.calibration_memory,
             progress=lambda parts: report.track(parts, "curves", len(parts)),
         )
     except FloatingPointError as error:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ispasp_jax import checkpoints, data, devices, models, training, weights
 from ispasp_jax.checkpoints import Model
@@ -26,11 +27,20 @@ DIGITS_EPOCHS, DIGITS_FINETUNE_EPOCHS = 10, 4
 
 
 def start_devices(args: Namespace) -> None:
-    """Joins other hosts where --distributed says so, and checks --devices.
+    """Joins other hosts where --distributed says so, checks --devices, and keeps
+    compiled programs where --compilation-cache says so.
 
     Raises:
       InputError: of devices.py.
+      OSError: the cache cannot be a folder.
     """
+    if args.compilation_cache:
+        args.compilation_cache.mkdir(parents=True, exist_ok=True)
+        folder = str(args.compilation_cache.resolve())
+        jax.config.update("jax_compilation_cache_dir", folder)
+        # Many small programs are most of the time that a run compiles.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     if args.distributed:
         devices.initialise()
     devices.mesh(args.devices)
@@ -86,6 +96,11 @@ def batch_size(args: Namespace, source: Source) -> int:
             f"of {size}; give a smaller --batch-size."
         )
     return size
+
+
+def activations(args: Namespace, images: np.ndarray) -> np.ndarray:
+    """The images in the dtype of --precision, which all activations then have."""
+    return images.astype(jnp.bfloat16) if args.precision == "bf16" else images
 
 
 def run_name(args: Namespace, method: str) -> str:
@@ -165,7 +180,7 @@ def train(
             say(f"{label}: resuming after epoch {int(state.step) // steps}")
 
     def epoch_batches(epoch):
-        found = data.batches(
+        images = data.batches(
             source.train,
             model.preprocessing,
             size,
@@ -173,6 +188,7 @@ def train(
             seed=args.seed,
             epoch=epoch,
         )
+        found = (b._replace(image=activations(args, b.image)) for b in images)
         return track(found, f"{label}, epoch {epoch + 1}/{recipe.epochs}", steps)
 
     saved = time.perf_counter()

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from ispasp_jax.errors import InputError
 
@@ -90,6 +91,11 @@ share = _number(float, lambda x: 0 <= x < 1, "a number from 0 to below 1")
 portion = _number(float, lambda x: 0 <= x <= 1, "a number from 0 to 1")
 above = _number(float, lambda x: 0 < x < float("inf"), "a number above 0")
 rate = _number(float, lambda x: 0 <= x < float("inf"), "a number, 0 or more")
+
+
+def gibibytes(text: str) -> int:
+    """GiB, in bytes."""
+    return int(rate(text) * 2**30)
 
 
 _real = _number(float, lambda x: abs(x) < float("inf"), "a number")
@@ -185,6 +191,14 @@ def add_shared(parser: Parser) -> None:
         help="evaluate and save the weights' moving average, as 0.999; default: none",
     )
     run = parser.add_argument_group("run")
+    run.add_argument(
+        "--precision",
+        choices=["fp32", "bf16"],
+        default="fp32",
+        help="of activations in calibration and training; weights, statistics and "
+        "scores are always fp32, and so are the networks that are evaluated, timed and "
+        "saved",
+    )
     run.add_argument("--seed", type=seed, default=0, metavar="N", help="of everything")
     run.add_argument(
         "--resume", action="store_true", help="go on where a stopped run left off"
@@ -195,6 +209,13 @@ def add_shared(parser: Parser) -> None:
         default="all",
         metavar="N|all",
         help="devices of each host that share every batch",
+    )
+    run.add_argument(
+        "--compilation-cache",
+        type=Path,
+        metavar="DIR",
+        help="folder for compiled programs, so that the next run on the same kind of "
+        "device, with the same versions, compiles nothing; default: none is kept",
     )
     run.add_argument(
         "--distributed",

@@ -40,6 +40,14 @@ def parser() -> flags.Parser:
         help="training images that the selection sees",
     )
     pruning.add_argument(
+        "--calibration-memory",
+        type=flags.gibibytes,
+        metavar="GIB",
+        help="of those images' activations on each device; what exceeds it is computed "
+        "again or lies on the host, with the same result; default: no limit, all that "
+        "the images make at one block's input and inside it",
+    )
+    pruning.add_argument(
         "--dry-run",
         action="store_true",
         help="print the plan, touching neither weights nor data",

@@ -48,6 +48,7 @@ class Run:
     ):
         self.args, self.source, self.out, self.given = args, source, out, given
         aside = ("resume", "out", "dry_run", "num_classes", "devices", "distributed")
+        aside += ("calibration_memory", "compilation_cache")
         settings = {k: v for k, v in vars(args).items() if k not in aside}
         if given is not None:  # what the file says, not where it lies
             settings["plan"] = plans.to_json(given, args.model)
@@ -146,10 +147,11 @@ class Run:
                     progress=lambda parts: report.track(parts, "pruning", len(parts)),
                     mesh=mesh,
                     store=store,
+                    memory=args.calibration_memory,
                 )
             except FloatingPointError as error:
                 raise InputError(str(error)) from error
-        images = batches[0][:8]
+        images = batches[0][:8].astype(np.float32)
         plans.verify(result.plan, model.network, model.variables, images)
         seconds = self.report["seconds"]
         seconds["selection"], seconds["repair"] = result.seconds, result.repair_seconds
@@ -186,7 +188,7 @@ class Run:
         total = -(-len(chosen) // size)
         images, labels = [], []
         for batch in report.track(found, "calibration images", total):
-            images.append(batch.image[batch.weight > 0])
+            images.append(dense.activations(args, batch.image[batch.weight > 0]))
             labels.append(batch.label[batch.weight > 0])
         return images, labels
 
@@ -293,9 +295,9 @@ def _forward_seconds(
     """Seconds of one dense forward pass over all batches, compilation apart."""
     apply = jax.jit(model.network.apply)
     variables = devices.replicate(mesh, model.variables)
-    placed = [devices.place(mesh, batch) for batch in batches]
 
-    def forward():
-        return [apply(variables, batch) for batch in placed]
+    def forward(batch):
+        placed = devices.place(mesh, batch)
+        return cost.seconds(lambda: apply(variables, placed), repeats=1)
 
-    return cost.seconds(forward, repeats=1)
+    return sum(map(forward, batches))  # one after the other: they may not fit at once

@@ -84,7 +84,8 @@ def train(args, source, model, out: Path) -> None:
     recipe = dense.recipe(args, source, epochs, 0.08, warmup_epochs=epochs / 10)
     identity = dense.identity(args, model)
     size = dense.batch_size(args, source)
-    settings = {**identity, **recipe._asdict(), "batch_size": size}
+    how = {"batch_size": size, "precision": args.precision}
+    settings = {**identity, **recipe._asdict(), **how}
     work = workspace.Workspace(out, settings, args.resume)
     work.begin()
     began = time.perf_counter()
@@ -96,7 +97,7 @@ def train(args, source, model, out: Path) -> None:
             record = {
                 "identity": identity,
                 "recipe": recipe._asdict(),
-                "batch_size": size,
+                **how,
                 "top1": score.top1,
                 "loss": score.loss,
                 "seconds": seconds,

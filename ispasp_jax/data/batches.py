@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int, Int32
+from jaxtyping import Float, Float32, Int, Int32
 
 from ispasp_jax.data import preprocessing as pixels
 from ispasp_jax.data.preprocessing import Preprocessing
@@ -22,12 +22,12 @@ class Batch(NamedTuple):
     """Images ready for a network.
 
     Attributes:
-      image: preprocessed; zeros where padded.
+      image: preprocessed; zeros where padded. float32, until somebody casts it.
       label: classes; 0 where padded.
       weight: 1, and 0 where padded.
     """
 
-    image: Float32[np.ndarray, "n h w c"]
+    image: Float[np.ndarray, "n h w c"]
     label: Int32[np.ndarray, " n"]
     weight: Float32[np.ndarray, " n"]
 

@@ -3,6 +3,9 @@
 XLA's CPU backend is two orders of magnitude slow at depthwise convolutions and at
 kernels larger than their output map. There, both are sums of shifted products, one a
 tap; every other backend runs the plain convolution (jax.lax.platform_dependent).
+
+Every layer computes in its input's dtype, so images in bfloat16 make all activations
+bfloat16; parameters and batch statistics stay in float32.
 """
 
 import functools
@@ -12,9 +15,24 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
 Padding = Sequence[tuple[int, int]]
+
+
+def as_input(x: Array, *parameters: Array | None, **options) -> list[Array | None]:
+    """The input, and parameters cast to its dtype: for nn.Conv's and nn.Dense's hook
+    promote_dtype, which would raise a half-precision input to the parameters' dtype.
+    """
+    if options.get("dtype") is None and jnp.issubdtype(x.dtype, jnp.floating):
+        options["dtype"] = x.dtype
+    return promote_dtype(x, *parameters, **options)
+
+
+def is_half(x: Array) -> bool:
+    """Whether sums of it are taken in float32."""
+    return jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).bits < 32
 
 
 def convolve(
@@ -69,6 +87,9 @@ def _mix_channels(precision, x: Float[Array, "n h w c"], tap: Float[Array, "c o"
 
 
 def _shifted(product, strides, padding, out, x, kernel):
+    dtype = x.dtype
+    if is_half(x):  # as the plain convolution adds up
+        x, kernel = x.astype(jnp.float32), kernel.astype(jnp.float32)
     padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     total = None
     for place in itertools.product(*map(range, kernel.shape[:2])):
@@ -87,7 +108,7 @@ def _shifted(product, strides, padding, out, x, kernel):
         window = padded[:, i : i_end : strides[0], j : j_end : strides[1]]
         term = product(window, kernel[place])
         total = term if total is None else total + term
-    return total
+    return total.astype(dtype)
 
 
 def Conv(
@@ -122,8 +143,14 @@ def Conv(
         use_bias=use_bias,
         kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
         conv_general_dilated=convolve,
+        promote_dtype=as_input,
         **options,
     )
+
+
+def Dense(features: int, **options) -> nn.Dense:
+    """nn.Dense that computes in its input's dtype."""
+    return nn.Dense(features, promote_dtype=as_input, **options)
 
 
 def patches(
@@ -162,10 +189,11 @@ def patches(
 
 class BatchNorm(nn.BatchNorm):
     """Batch norm as torch's: eps 1e-5, a tenth of each batch into the running
-    moments.
+    moments. Its arithmetic is float32's at least, its output of the input's dtype.
     """
 
     momentum: float = 0.9
 
     def __call__(self, x: Float[Array, "n ... c"], train: bool = False):
-        return super().__call__(x, use_running_average=not train)
+        raised = x.astype(jnp.float32) if is_half(x) else x
+        return super().__call__(raised, use_running_average=not train).astype(x.dtype)

@@ -7,6 +7,7 @@ what layer k made.
 import flax.linen as nn
 
 from ispasp_jax.groups import Group
+from ispasp_jax.models.layers import Dense
 from ispasp_jax.models.network import Block, Network, Part
 
 
@@ -37,7 +38,7 @@ class Layers(Block):
 
     def setup(self):
         self.dense = [
-            nn.Dense(size, name=f"dense.{i}")
+            Dense(size, name=f"dense.{i}")
             for i, size in enumerate((*self.widths, self.features))
         ]
 

@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ispasp_jax.groups import Group
+from ispasp_jax.models.layers import Dense
 
 Variables = Mapping[str, Mapping]
 
@@ -102,7 +103,7 @@ class Head(Block):
         return (Group("", axes=(), consumer=(self.name_of_dense,)),)
 
     def setup(self):
-        self.dense = nn.Dense(self.num_classes, name=self.name_of_dense)
+        self.dense = Dense(self.num_classes, name=self.name_of_dense)
 
     def hidden(self, x, i, train=False):
         return x.mean((1, 2))
