@@ -85,7 +85,8 @@ def check(args) -> None:
         given = ["--plan", "--method"]
     if len(given) > 1:
         raise InputError(
-            f"{' and '.join(given)} were both given; each says what is kept, give one."
+            f"{' and '.join(given)} were both given; each says what is kept, give one "
+            "of them."
         )
     if args.curves and not budget(args):
         raise InputError("--curves is for --target and --tolerance; give one of them.")
