@@ -34,6 +34,7 @@ NETWORKS = {
     "resnet32": ("cifar10_resnet32", CIFAR),
     "resnet44": ("cifar10_resnet44", CIFAR),
 }
+ALL = "--calibration-images=4000"
 TWO = ("ispasp", "obs")
 #: Ten epochs over the 4,000 training images at hand, without their labels.
 TUNED = ["--target=macs=47%", "--distill", "--finetune-epochs=10"]
@@ -49,6 +50,9 @@ ROWS = {
     ("tf_mobilenetv2", "keep 0.7"): (["--keep=0.7"], ("l1", "obs")),
     ("resnet32", "47 %"): (["--target=macs=47%"], TWO),
     ("resnet44", "47 %"): (["--target=macs=47%"], TWO),
+    ("resnet56", "60 %, 4,000 images"): (["--target=macs=60%", ALL], ("obs",)),
+    ("resnet56", "47 %, 4,000 images"): (["--target=macs=47%", ALL], ("obs",)),
+    ("resnet56", "33 %, 4,000 images"): (["--target=macs=33%", ALL], ("obs",)),
     ("resnet56", "47 %, distilled"): (TUNED, ("obs",)),
 }
 
@@ -72,7 +76,7 @@ def commands(data: Path) -> dict[str, list[str]]:
 def measure(curves: Path, flags: list[str]) -> dict:
     """A row: prune.py with the network's curves, which its first row leaves there."""
     model = flags[0].partition("=")[2]
-    held = curves / f"{model}.json"
+    held = curves / f"{model}-{ALL in flags}.json"
     budget = any(flag.startswith("--target") for flag in flags)
     known = [f"--curves={held}"] if budget and held.exists() else []
 
