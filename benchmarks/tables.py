@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import after_pruning
 import real_networks
 import rows
 
@@ -16,6 +17,7 @@ README = Path(__file__).parents[1] / "README.md"
 
 #: Name in README.md -> file of JSON lines, and the function that makes its columns.
 TABLES: dict[str, tuple[str, Callable]] = {
+    "after_pruning": ("after_pruning.jsonl", after_pruning.table),
     "real_networks": ("real_networks.jsonl", real_networks.table),
 }
 
