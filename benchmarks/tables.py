@@ -12,12 +12,14 @@ from pathlib import Path
 import after_pruning
 import real_networks
 import rows
+import supports
 
 README = Path(__file__).parents[1] / "README.md"
 
 #: Name in README.md -> file of JSON lines, and the function that makes its columns.
 TABLES: dict[str, tuple[str, Callable]] = {
     "after_pruning": ("after_pruning.jsonl", after_pruning.table),
+    "supports": ("supports.jsonl", supports.table),
     "real_networks": ("real_networks.jsonl", real_networks.table),
 }
 

@@ -178,16 +178,21 @@ def curve(*top1):
 @pytest.mark.parametrize(
     ("theirs", "macs", "cheaper", "same"),
     [
-        ((0.5, 0.9), 1e9, "cheaper confirmed", "quality confirmed"),
-        ((0.8, 0.9), 1e9, "cheaper confirmed", "quality not confirmed"),
-        ((0.5, 0.9), 5e7, "cheaper not confirmed", "quality confirmed"),
+        ((0.5, 0.9), 1e9, "cheaper confirmed", "quality confirmed,"),
+        ((0.8, 0.9), 1e9, "cheaper confirmed", "quality not confirmed,"),
+        ((0.5, 0.9), 5e7, "cheaper not confirmed", "quality confirmed,"),
+        ((0.1, 0.1), 1e9, "cheaper confirmed", "quality confirmed (random channels"),
     ],
 )
 def test_verdicts(theirs, macs, cheaper, same):
     spent = {"ispasp": {"multiply_adds": 1e6}, "gfs": {"multiply_adds": macs}}
     row = {
         "row": "layer",
-        "curves": {"ispasp": curve(0.5, 0.9), "gfs": curve(*theirs)},
+        "curves": {
+            "ispasp": curve(0.5, 0.9),
+            "gfs": curve(*theirs),
+            "random": curve(0.1, 0.2),
+        },
         "sizes": [4, 8],
         "one_size": 4,
         "costs": {"one_size": spent},
