@@ -6,8 +6,9 @@ p-compressible, pruned by i-SpaSP to every size.
 H has ten examples, its rows are exponential draws scaled so that the i-th largest entry
 of μ(H), the sum over examples, is R · i^(−1/p), with R = 1; the neurons are shuffled.
 W1 is square with entries N(0, 1/d_hid). The paper does not say how it normalises; this
-scale was chosen to start and end where the paper's curves do. One seed draws the same numbers for every p. All of it is in float64: the tail at p = 0.3 is
-sixteen orders below the head.
+scale was chosen to start and end where the paper's curves do. One seed draws the same
+numbers for every p. All of it is in float64: the tail at p = 0.3 is sixteen orders
+below the head.
 
 Theory: the best s-term tail of such a signal is ‖tail‖² ~ R² s^(1 − 2/p), and so is the
 square of what CoSaMP's bounds (‖tail‖ and ‖tail‖₁/√s) allow, which the paper's theorem
