@@ -54,13 +54,16 @@ def initialise() -> None:
         ) from error
 
 
-def mesh(count: int | Literal["all"] = "all") -> Mesh:
-    """A mesh of one axis over the first `count` devices of every process.
+def mesh(count: int | Literal["all"] | None = "all") -> Mesh:
+    """A mesh of one axis over the first `count` devices of every process; None is all
+    of them, and one where they are CPUs, which share the same cores anyway.
 
     Raises:
       InputError: a process has fewer.
     """
     present = jax.local_device_count()
+    if count is None:
+        count = 1 if jax.default_backend() == "cpu" else "all"
     if count != "all" and count > present:
         raise InputError(
             f"--devices {count}: {jax.default_backend()} has {present} here; give "

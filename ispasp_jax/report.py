@@ -80,7 +80,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def device(count: int | Literal["all"] = "all") -> str:
+def device(count: int | Literal["all"] | None = None) -> str:
     """The devices in use, `count` of every process, in words."""
     import os
 

@@ -206,9 +206,8 @@ def add_shared(parser: Parser) -> None:
     run.add_argument(
         "--devices",
         type=device_count,
-        default="all",
         metavar="N|all",
-        help="devices of each host that share every batch",
+        help="devices of each host that share every batch; default: all, but one CPU",
     )
     run.add_argument(
         "--compilation-cache",
