@@ -118,14 +118,15 @@ def depthwise_rows(case: Case, repeats: int) -> list[dict]:
     report.say(f"depthwise: {case.model}")
     network = models.create(case.model, CLASSES)
     variables = timing.random_variables(network, case.shape)
-    transformation = training.optimizer(training.Recipe(1), 100)
-    state = training.start(transformation, variables)
+    recipe = training.Recipe(1)
+    transformation = training.optimizer(recipe, 100)
+    state = training.start(recipe, transformation, variables)
     rows = []
     for batch in case.batches:
         (images,) = timing.random_batches(batch, batch, case.shape)
         labelled = Batch(images, jnp.arange(batch) % CLASSES, jnp.ones(batch))
         step = functools.partial(
-            training.train_step.__wrapped__, network, transformation, 0.1
+            training.train_step.__wrapped__, network, transformation, recipe
         )
         for what, function, arguments in (
             ("forward", network.apply, (variables, images)),

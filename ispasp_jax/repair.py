@@ -38,7 +38,7 @@ BATCH_NORM_EPSILON = 1e-5
 #: Ridges that compete, as parts of the mean diagonal of the patches' covariance.
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 #: Above this size one ridge is used: the hold-out's solutions would cost minutes.
-LARGEST_HELD_OUT, FIXED_RIDGE = 3000, 1e-3
+LARGEST_HELD_OUT, FIXED_RIDGE = 1500, 1e-3
 
 
 def reaches(block: Block, own: Variables, i: int) -> bool:
