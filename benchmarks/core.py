@@ -13,7 +13,6 @@ at d = 128.
 """
 
 import functools
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -179,13 +178,7 @@ def table(result: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measures, writes, prints."""
-    args = timing.arguments(__doc__, Path(__file__).stem)
-    result = {
-        **timing.header("core", args.small),
-        **measure(SMALL if args.small else FULL),
-    }
-    timing.write(args.out, result)
-    print(table(result))
+    timing.main(__file__, __doc__, measure, (FULL, SMALL), table)
 
 
 if __name__ == "__main__":

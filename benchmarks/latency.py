@@ -13,7 +13,6 @@ eight minutes on two CPU cores; --small, half a minute, takes small networks.
 """
 
 import functools
-from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -208,13 +207,7 @@ def tables(result: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measures, writes, prints."""
-    args = timing.arguments(__doc__, Path(__file__).stem)
-    result = {
-        **timing.header("latency", args.small),
-        **measure(SMALL if args.small else FULL),
-    }
-    timing.write(args.out, result)
-    print(tables(result))
+    timing.main(__file__, __doc__, measure, (FULL, SMALL), tables)
 
 
 if __name__ == "__main__":

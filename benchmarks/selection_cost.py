@@ -27,7 +27,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -336,13 +335,7 @@ def main() -> None:
     if sys.argv[1:2] == ["--memory-of"]:  # a process of peak_memory's
         print(json.dumps(memory_here(Case(*json.loads(sys.argv[2])))))
         return
-    args = timing.arguments(__doc__, Path(__file__).stem)
-    result = {
-        **timing.header("selection_cost", args.small),
-        **measure(SMALL if args.small else FULL),
-    }
-    timing.write(args.out, result)
-    print(tables(result))
+    timing.main(__file__, __doc__, measure, (FULL, SMALL), tables)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,29 @@ def arguments(doc: str, name: str, argv: Sequence[str] | None = None):
     return args
 
 
+def main(
+    file: str,
+    doc: str,
+    measure: Callable[[Any], dict[str, Any]],
+    settings: tuple[Any, Any],
+    table: Callable[[dict[str, Any]], str],
+) -> None:
+    """A timing benchmark's command: measures, writes, prints.
+
+    Args:
+      file: its __file__.
+      doc: its docstring.
+      measure: settings -> what it found.
+      settings: of a full run, and of a small one.
+      table: of the result.
+    """
+    name = Path(file).stem
+    args = arguments(doc, name)
+    result = {**header(name, args.small), **measure(settings[args.small])}
+    write(args.out, result)
+    print(table(result))
+
+
 def header(name: str, small: bool = False) -> dict[str, Any]:
     """What the numbers depend on."""
     return {

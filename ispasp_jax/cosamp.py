@@ -26,7 +26,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from ispasp_jax.problem import Criterion, LeastSquares, Selection, Size
+from ispasp_jax.problem import (
+    Criterion,
+    LeastSquares,
+    Selection,
+    Size,
+    channels,
+    regularised,
+)
 from ispasp_jax.problem import largest as D
 
 
@@ -43,8 +50,7 @@ def cosamp_selection(
       ridge: pulls towards `problem.start`, in parts of the patches' mean variance.
     """
     p = problem.xx.shape[0]
-    λ = ridge * jnp.maximum(jnp.trace(problem.xx) / p, 1e-30)
-    A = problem.xx + λ * jnp.eye(p, dtype=problem.xx.dtype)
+    A, λ = regularised(problem, ridge)
     B = problem.xy + λ * problem.start
 
     def by_channel(rows: Float[Array, "p o"]) -> Float[Array, " d"]:
@@ -102,7 +108,7 @@ def cosamp(num_iters: int = 20, ridge: float = 1e-3) -> Criterion:
     """`cosamp_selection` against the dense network's target, with T = num_iters."""
 
     def select(problem, size):
-        (d,) = {array.shape[-1] for array in problem.producer.values()}
+        d = channels(problem)
         return cosamp_selection(problem.least_squares, d, size, num_iters, ridge)
 
     return Criterion(select, needs=frozenset({"least_squares", "producer"}))

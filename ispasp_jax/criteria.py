@@ -13,11 +13,12 @@ from ispasp_jax.ispasp import ispasp, μ
 from ispasp_jax.obs import obs
 from ispasp_jax.problem import (
     Criterion,
-    LeastSquares,
     Problem,
     Selection,
     Unsuited,
     by_score,
+    channels,
+    gram,
 )
 
 
@@ -26,7 +27,7 @@ def random() -> Criterion:
     """Keeps channels drawn uniformly: the floor that a method has to leave behind."""
 
     def select(problem, size):
-        (d,) = {array.shape[-1] for array in problem.producer.values()}
+        d = channels(problem)
         return by_score(jax.random.uniform(problem.key, (d,)), size)
 
     return Criterion(select, needs=frozenset({"key", "producer"}))
@@ -119,20 +120,11 @@ def gfs() -> Criterion:
     """
 
     def select(problem, size):
-        (d,) = {array.shape[-1] for array in problem.producer.values()}
+        d = channels(problem)
         with jax.default_matmul_precision("highest"):
             return _greedy(gram(problem.least_squares, d), size)
 
     return Criterion(select, needs=frozenset({"least_squares", "producer"}))
-
-
-def gram(problem: LeastSquares, d: int) -> Float[Array, "d d"]:
-    """K[c, e] = Σ W_cᵀ A_ce W_e over the taps of channels c and e: with it the error of
-    a mask m, nothing refitted, is (1 − m)ᵀ K (1 − m).
-    """
-    pairs = problem.xx * (problem.start @ problem.start.T)
-    taps = len(pairs) // d
-    return pairs.reshape(taps, d, taps, d).sum((0, 2))
 
 
 def _greedy(K: Float[Array, "d d"], size) -> Selection:

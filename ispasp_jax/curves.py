@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from ispasp_jax import obs, streams
 from ispasp_jax.errors import InputError
@@ -23,9 +23,7 @@ from ispasp_jax.models.network import Block, Network, Variables, cuttable, group
 from ispasp_jax.models.network import subtree as own_variables
 from ispasp_jax.moments import measure
 from ispasp_jax.repair import reaches, regression
-from ispasp_jax.streams import Stream
-
-Images = Iterable[Float[Array, "_ ..."] | Float[np.ndarray, "_ ..."]]
+from ispasp_jax.streams import Images, Stream, across
 
 
 class Curve(NamedTuple):
@@ -127,7 +125,7 @@ def _variance(stream: Stream) -> float:
 
 @jax.jit
 def _sums(x, weight):
-    w = weight.reshape([-1] + [1] * (x.ndim - 1))
+    w = across(weight, x)
     axes = tuple(range(x.ndim - 1))
     positions = x[0, ..., 0].size
     x = x.astype(jnp.float32)

@@ -21,7 +21,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ispasp_jax.problem import Criterion, LeastSquares, Selection, Size
+from ispasp_jax.problem import (
+    Criterion,
+    LeastSquares,
+    Selection,
+    Size,
+    channels,
+    gram,
+    regularised,
+)
 
 #: Of the mean variance of the patches; what the repair's hold-out mostly chooses.
 RIDGE = 1e-3
@@ -53,7 +61,9 @@ def elimination(problem: LeastSquares, d: int, ridge: float = RIDGE) -> Path:
 
 
 def _elimination(problem, d, ridge):
-    A, W = _optimum(problem, ridge)
+    A, _ = regularised(problem, ridge)
+    error = problem.xy - problem.xx @ problem.start
+    W = problem.start + jnp.linalg.solve(A, error)  # the best at full width
     p, o = W.shape
     taps = p // d
     inverse = jnp.linalg.inv(A)
@@ -97,10 +107,8 @@ def elimination_as_cut(problem: LeastSquares, d: int) -> Path:
     """The same where nothing makes up for a cut: the squared error of the kernel as it
     is, from the Gram matrix K of the channels' contributions, ‖V‖² = (1−m)ᵀ K (1−m).
     """
-    p = problem.xx.shape[0]
     with jax.default_matmul_precision("highest"):
-        K = problem.xx * (problem.start @ problem.start.T)
-    K = K.reshape(p // d, d, p // d, d).sum((0, 2))
+        K = gram(problem, d)
 
     def remove(step, state):
         gone, order, losses = state
@@ -113,15 +121,6 @@ def elimination_as_cut(problem: LeastSquares, d: int) -> Path:
     _, order, losses = jax.lax.fori_loop(0, d, remove, nothing)
     losses = jnp.maximum(losses, 0)[::-1]
     return Path(order, jnp.concatenate([losses, jnp.zeros(1, K.dtype)]))
-
-
-def _optimum(problem, ridge):
-    """The regularised moments, and the kernel that is best at full width."""
-    p = problem.xx.shape[0]
-    strength = ridge * jnp.maximum(jnp.trace(problem.xx) / p, 1e-30)
-    A = problem.xx + strength * jnp.eye(p, dtype=problem.xx.dtype)
-    error = problem.xy - problem.xx @ problem.start
-    return A, problem.start + jnp.linalg.solve(A, error)
 
 
 def support(path: Path, size: Size) -> Selection:
@@ -141,7 +140,7 @@ def obs(ridge: float = RIDGE) -> Criterion:
     """Backward elimination with compensation, against the dense network's target."""
 
     def select(problem, size):
-        (d,) = {array.shape[-1] for array in problem.producer.values()}
-        return support(elimination(problem.least_squares, d, ridge), size)
+        path = elimination(problem.least_squares, channels(problem), ridge)
+        return support(path, size)
 
     return Criterion(select, needs=frozenset({"least_squares", "producer"}))

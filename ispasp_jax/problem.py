@@ -114,6 +114,32 @@ class Criterion:
         return self.select(problem, size)
 
 
+def channels(problem: Problem) -> int:
+    """How many channels the group has; from the producer's arrays."""
+    (d,) = {array.shape[-1] for array in problem.producer.values()}
+    return d
+
+
+def regularised(
+    problem: LeastSquares, ridge: float
+) -> tuple[Float[Array, "p p"], Float[Array, ""]]:
+    """The patches' second moments plus the ridge, and the ridge: `ridge` times the mean
+    variance.
+    """
+    p = problem.xx.shape[0]
+    λ = ridge * jnp.maximum(jnp.trace(problem.xx) / p, 1e-30)
+    return problem.xx + λ * jnp.eye(p, dtype=problem.xx.dtype), λ
+
+
+def gram(problem: LeastSquares, d: int) -> Float[Array, "d d"]:
+    """K[c, e] = Σ W_cᵀ A_ce W_e over the taps of channels c and e: with it the error of
+    a mask m, nothing refitted, is (1 − m)ᵀ K (1 − m).
+    """
+    pairs = problem.xx * (problem.start @ problem.start.T)
+    taps = len(pairs) // d
+    return pairs.reshape(taps, d, taps, d).sum((0, 2))
+
+
 def batch_sum(
     hidden: Float[Array, "n *positions d"],
 ) -> Float[Array, "1 *positions d"]:

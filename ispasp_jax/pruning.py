@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from ispasp_jax import budget, devices, gates, streams
 from ispasp_jax import groups as rewriter
@@ -36,10 +36,7 @@ from ispasp_jax.problem import LABELLED, Criterion
 from ispasp_jax.repair import least_squares, reaches, recalibrate, regression
 from ispasp_jax.resume import Done, Store, replay
 from ispasp_jax.selecting import Asked, GroupResult, select, uncut
-from ispasp_jax.streams import Stream
-
-#: Calibration batches, preprocessed, (n, height, width, channels) each.
-Images = Iterable[Float[Array, "_ ..."] | Float[np.ndarray, "_ ..."]]
+from ispasp_jax.streams import Images, Stream, across
 
 #: Called by the walk after each block that was cut, with the network so far: trains it
 #: and returns the new variables.
@@ -294,6 +291,6 @@ def _drift(pruned: Stream, dense: Stream) -> float:
 
 @jax.jit
 def _square_distance(x, y, weight):
-    weight = weight.reshape([-1] + [1] * (x.ndim - 1))
+    weight = across(weight, x)
     x, y = x.astype(jnp.float32), y.astype(jnp.float32)
     return (jnp.square(x - y) * weight).sum(), (jnp.square(y) * weight).sum()

@@ -164,12 +164,14 @@ def stage_table(stages: Sequence[Mapping[str, Any]]) -> str:
 
 def budget_table(record: Mapping[str, Any]) -> str:
     """What a budget asked and what its widths reach."""
+    from ispasp_jax.budget import KINDS
+
     rows = [["budget", "asked", "reached", "of dense"]]
     for kind, value in record["reached"].items():
         full = record["feasible"][kind][1]
         asked = record["limits"].get(kind)
         asked = asked if asked is None else f"{asked:,.4g}"
-        rows.append([_KINDS[kind], asked, f"{value:,.4g}", f"{value / full:.1%}"])
+        rows.append([KINDS[kind], asked, f"{value:,.4g}", f"{value / full:.1%}"])
     rows.append(
         [
             "largest residual",
@@ -179,10 +181,6 @@ def budget_table(record: Mapping[str, Any]) -> str:
         ]
     )
     return table(rows)
-
-
-#: Kinds of targets, in words.
-_KINDS = {"macs": "multiply-adds", "params": "parameters", "latency": "ms"}
 
 
 def summary(report: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ispasp_jax.models.network import Block, Part, Variables, cuttable
 from ispasp_jax.selecting import GroupResult
-from ispasp_jax.streams import Stream
+from ispasp_jax.streams import Stream, width
 
 
 class Done(NamedTuple):
@@ -64,10 +64,10 @@ def replay(
     kept = {g: r.cut.kept for g, r in zip(cuttable(part), done.groups, strict=True)}
     pairs = part.module.groups if isinstance(part.module, Block) else ()
     for i, group in enumerate(pairs):
-        there = there and there.consume(i, there.hidden(i))
+        there = there and there.pass_pair(i)
         if not done.whole:
             hidden = here.hidden(i)
-            channels = np.arange(hidden[0].shape[-1])
+            channels = np.arange(width(hidden))
             here = here.consume(i, hidden, np.isin(channels, kept.get(group, channels)))
     here = here.through() if done.whole else here.leave()
     return here, there and there.leave()

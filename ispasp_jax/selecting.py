@@ -23,7 +23,7 @@ from ispasp_jax.problem import (
     Unsuited,
     checked,
 )
-from ispasp_jax.streams import Activations, Stream
+from ispasp_jax.streams import Activations, Stream, across
 
 
 class GroupResult(NamedTuple):
@@ -138,8 +138,7 @@ def _summed(hidden: Activations, weights: Activations) -> Array:
 
 @jax.jit
 def _sum(h, weight):
-    weight = weight.reshape([-1] + [1] * (h.ndim - 1))
-    return (h.astype(jnp.float32) * weight).sum(0, keepdims=True)
+    return (h.astype(jnp.float32) * across(weight, h)).sum(0, keepdims=True)
 
 
 def _together(hidden: Activations, weights: Activations) -> Array:
@@ -181,7 +180,7 @@ def _squares(block, i, own, h, weight, support):
         return block.apply(own, h, i, method="consumer")
 
     def square(difference):
-        w = weight.reshape([-1] + [1] * (difference.ndim - 1))
+        w = across(weight, difference)
         return (jnp.square(difference) * w).sum()
 
     h = h.astype(jnp.float32)  # half precision would round the difference away

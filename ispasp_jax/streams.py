@@ -23,6 +23,9 @@ from jaxtyping import Array, Float
 from ispasp_jax import devices
 from ispasp_jax.models.network import Block, Variables
 
+#: Calibration batches, preprocessed, (n, height, width, channels) each.
+Images = Iterable[Float[Array, "_ ..."] | Float[np.ndarray, "_ ..."]]
+
 #: A batch each: a list of what is there, or Lazy.
 Activations = Sequence[Float[Array, "n ..."]]
 
@@ -42,6 +45,11 @@ class Lazy(Sequence):
 
     def __getitem__(self, k: int) -> Array:
         return self._make(range(self._count)[k])
+
+
+def across(weight: Float[Array, " n"], x: Float[Array, "n ..."]) -> Array:
+    """The examples' weights in a shape that multiplies x."""
+    return weight.reshape([-1] + [1] * (x.ndim - 1))
 
 
 def width(activations: Activations) -> int:

@@ -5,6 +5,7 @@ curves.json, in a run's folder, holds the curves and what they were measured on;
 another budget is solved without images.
 """
 
+import functools
 import json
 import math
 from argparse import Namespace
@@ -47,14 +48,18 @@ def identity(args: Namespace, model: Model) -> dict[str, Any]:
 
 def check(args: Namespace, network: Network, input_shape: tuple[int, ...]) -> None:
     """Raises InputError where no curves could meet the targets of the flags."""
-    asked = _asked(args)
-    costs = {
+    asked = _asked(args)._replace(tolerance=None)
+    allowed = budget.candidates(None, network.group_widths(), asked)
+    budget.feasible(_counted(network, input_shape), allowed, asked.targets)
+
+
+@functools.cache
+def _counted(network: Network, input_shape: tuple[int, ...]) -> dict[str, BySize]:
+    """Costs that need no timing, counted once a process."""
+    return {
         "macs": cost.macs_by_size(network, input_shape),
         "params": cost.parameters_by_size(network, input_shape),
     }
-    asked = asked._replace(tolerance=None)
-    allowed = budget.candidates(None, network.group_widths(), asked)
-    budget.feasible(costs, allowed, asked.targets)
 
 
 def dry_run(args: Namespace, model: Model, out: Path):
@@ -144,11 +149,8 @@ def solve(
       InputError: the budget cannot be met, with the nearest that can.
     """
     asked = _asked(args)
-    network, shape = model.network, model.input_shape
-    costs = {
-        "macs": cost.macs_by_size(network, shape),
-        "params": cost.parameters_by_size(network, shape),
-    }
+    network = model.network
+    costs = dict(_counted(network, model.input_shape))
     wants_latency = any(target.kind == "latency" for target in asked.targets)
     if wants_latency:
         costs["latency"] = _latency(args, model, held)

@@ -212,15 +212,14 @@ def prune(args) -> None:
     source = data.open_source(args.data)
     dense.batch_size(args, source)
     prep = dense.preprocessing(args, source.preprocessing)
-    own = dense.architecture(args, source.num_classes, prep).network
+    own = dense.architecture(args, source.num_classes, prep)
     if given is None and asked is None:
-        widths.kept(args, own)
+        widths.kept(args, own.network)
     elif not args.weights:  # weights may be narrower than the architecture
         if asked is not None:
-            shape = dense.architecture(args, source.num_classes, prep).input_shape
-            budgets.check(args, own, shape)
+            budgets.check(args, own.network, own.input_shape)
         else:
-            plan_files.sizes(args, given, own)
+            plan_files.sizes(args, given, own.network)
 
     run = Run(args, source, out, given)
     try:
