@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+from scipy.linalg import blas
 
 from ispasp_jax.streams import Activations, Stream, width
 
@@ -29,19 +30,8 @@ class Moments(NamedTuple):
     yy: Float[np.ndarray, ""]
 
     def __add__(self, other: "Moments") -> "Moments":
-        """Of both sets together, without cancellation (Chan et al. 1983)."""
-        count = self.count + other.count
-        dx, dy = other.x - self.x, other.y - self.y
-        weight = self.count * other.count / max(count, 1)
-        share = other.count / max(count, 1)
-        return Moments(
-            count,
-            self.x + share * dx,
-            self.y + share * dy,
-            self.xx + other.xx + weight * np.outer(dx, dx),
-            self.xy + other.xy + weight * np.outer(dx, dy),
-            self.yy + other.yy + weight * dy @ dy,
-        )
+        """Of both sets together."""
+        return _accumulated(Moments(*(np.array(m) for m in self)), other)
 
     def of(self, channels: Int[np.ndarray, " k"], d: int) -> "Moments":
         """Of some of the d channels' patches alone."""
@@ -85,16 +75,38 @@ def measure(
     k = len(channels)
     padded = np.zeros(_bucket(k, width(hidden)), np.int32)
     padded[:k] = channels
-    folds: list[Moments | None] = [None, None]
+    folds: list[Moments] = []
     for batch in zip(hidden, pruned.x, pruned.weight, dense.u, dense.x, strict=True):
         halves = _moments(
             i, last, pruned.module, dense.module, pruned.own, dense.own, padded, *batch
         )
-        for fold, half in enumerate(jax.device_get(halves)):
-            half = Moments(*(np.asarray(m, np.float64) for m in half))
-            folds[fold] = half if folds[fold] is None else folds[fold] + half
+        halves = [Moments(*half) for half in jax.device_get(halves)]
+        if folds:
+            folds = [*map(_accumulated, folds, halves)]
+        else:  # copies, in double precision
+            folds = [Moments(*(np.array(m, np.float64) for m in h)) for h in halves]
     places = np.arange(k)
     return folds[0].of(places, len(padded)), folds[1].of(places, len(padded))
+
+
+def _accumulated(total: Moments, batch: Moments) -> Moments:
+    """Of both sets together, without cancellation (Chan et al. 1983), in the memory of
+    `total`: the products are large.
+    """
+    count = total.count + batch.count
+    dx, dy = batch.x - total.x, batch.y - total.y
+    weight = total.count * batch.count / max(count, 1)
+    share = batch.count / max(count, 1)
+    for products, of_batch, d in ((total.xx, batch.xx, dx), (total.xy, batch.xy, dy)):
+        products += of_batch
+        # products += weight · dx dᵀ; BLAS has columns where numpy has rows.
+        blas.dger(weight, d, dx, a=products.T, overwrite_a=True)
+    return total._replace(
+        count=count,
+        x=total.x + share * dx,
+        y=total.y + share * dy,
+        yy=total.yy + batch.yy + weight * dy @ dy,
+    )
 
 
 def _bucket(k: int, d: int) -> int:

@@ -90,7 +90,9 @@ def device(count: int | Literal["all"] | None = None) -> str:
 
     first, count = jax.devices()[0], devices.mesh(count).size
     if first.platform == "cpu":
-        return f"{os.cpu_count()} CPU cores"
+        allowed = getattr(os, "sched_getaffinity", None)  # not on every system
+        cores = len(allowed(0)) if allowed else os.cpu_count()
+        return "1 CPU core" if cores == 1 else f"{cores} CPU cores"
     return f"{count} × {first.device_kind}" if count > 1 else first.device_kind
 
 
