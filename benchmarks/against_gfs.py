@@ -27,6 +27,7 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
+import cifar
 import gfs_report
 import greedy
 import jax
@@ -37,7 +38,7 @@ import rows
 import timing
 from gfs_report import DRAWS, FEW
 
-from ispasp_jax import algorithm_1, batch_sum, cost, data, models, report, weights
+from ispasp_jax import algorithm_1, batch_sum, cost, data, models, report
 
 SEED, CALIBRATION, T = 0, 1280, 20
 
@@ -74,13 +75,9 @@ def mnist(small: bool) -> Case:
     return Case(network, variables, "hidden", source, sizes, steps, batch_size)
 
 
-def cifar(name: str, part: str, d: int, small: bool) -> Case:
+def resnet(name: str, part: str, d: int, small: bool) -> Case:
     """A block of a public ResNet."""
-    folder = rows.data_folder()
-    source = data.open_source(f"npz:{folder}/cifar10/cifar10_lossless.npz")
-    network = models.create(name, 10)
-    arrays, _ = weights.read(folder / f"weights/cifar10_{name}.safetensors")
-    variables = weights.to_variables(arrays, network, source.preprocessing.shape)
+    network, variables, source = cifar.load(name)
     sizes = (4, 8) if small else tuple(range(2, d + 1, 2))
     steps, batch_size = (8, 32) if small else (d, 128)
     return Case(network, variables, part, source, sizes, steps, batch_size)
@@ -88,7 +85,7 @@ def cifar(name: str, part: str, d: int, small: bool) -> Case:
 
 CASES = {
     "mnist, 512 neurons": mnist,
-    "cifar10 resnet56, layer3.4": functools.partial(cifar, "resnet56", "layer3.4", 64),
+    "cifar10 resnet56, layer3.4": functools.partial(resnet, "resnet56", "layer3.4", 64),
 }
 
 

@@ -3,8 +3,10 @@ benchmark that was stopped goes on with the next row.
 """
 
 import fnmatch
+import hashlib
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -72,6 +74,8 @@ def prune(
       more: flags that save time and change nothing; not in the command.
       keep: sees the finished folder before it goes.
     """
+    import jax
+
     from ispasp_jax.commands import prune as command
 
     with tempfile.TemporaryDirectory() as folder:
@@ -80,6 +84,25 @@ def prune(
             sys.exit(f"prune.py {' '.join(flags)} failed")
         report = json.loads((out / "report.json").read_text())
         keep(out)
+    jax.clear_caches()  # a hundred rows' programs are more than a process may map
     folder = str(data_folder())
     typed = " ".join(flags).replace(folder, "$ISPASP_DATA")
     return {"command": f"python prune.py {typed}", **report}
+
+
+#: Flags that curves do not depend on.
+_NOT_OF_CURVES = ("--method", "--target", "--finetune", "--distill")
+
+
+def prune_with_curves(folder: Path, flags: list[str]) -> dict[str, Any]:
+    """The same; curves that a budget needs are measured by the first row that needs
+    them, and wait in the folder for the others.
+    """
+    if not any(flag.startswith("--target") for flag in flags):
+        return prune(flags)
+    of_curves = [flag for flag in flags if not flag.startswith(_NOT_OF_CURVES)]
+    name = hashlib.sha256(" ".join(of_curves).encode()).hexdigest()
+    held = folder / f"{name}.json"
+    if held.exists():
+        return prune(flags, [f"--curves={held}"])
+    return prune(flags, keep=lambda out: shutil.copy(out / "curves.json", held))

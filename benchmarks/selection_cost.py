@@ -252,13 +252,13 @@ def measure(settings: Settings) -> dict[str, Any]:
     }
 
 
-def tables(result: dict[str, Any]) -> str:
-    """For people."""
+def walk_table(result: dict[str, Any]) -> list[list[str]]:
+    """Columns of the walk's cost, for several networks and numbers of images."""
 
     def over(row, name="walk"):
         return timing.spread(*row["over_dense"][name].values())
 
-    heads = ["walk", "images", "dense s", "walk s", "walk/dense (range)"]
+    heads = ["network", "images", "dense s", "walk s", "walk/dense (range)"]
     heads += ["without residual", "compile s dense", "walk", "peak MB dense", "walk"]
     lines = [heads]
     for row in [*result["walk"], *result["images"]]:
@@ -266,7 +266,7 @@ def tables(result: dict[str, Any]) -> str:
         lines.append(
             [
                 f"{row['model']}, {row['pixels']}",
-                row["images"],
+                str(row["images"]),
                 f"{row['dense']['seconds']:.2f}",
                 f"{row['walk']['seconds']:.2f}",
                 over(row),
@@ -274,46 +274,58 @@ def tables(result: dict[str, Any]) -> str:
                 f"{row['dense']['compile_s']:.1f}",
                 f"{row['walk']['compile_s']:.1f}",
                 *(
-                    f"{memory[name] / 1e6:.0f}" if memory else None
+                    f"{memory[name] / 1e6:.0f}" if memory else "–"
                     for name in ("dense", "walk")
                 ),
             ]
         )
-    sweep, loop = result["iterations"], result["naive"]
-    iterations = [["T", "most iterations", "walk s", "walk/dense (range)"]]
-    for row in sweep["rows"]:
-        iterations.append(
+    return lines
+
+
+def iteration_table(result: dict[str, Any]) -> list[list[str]]:
+    """Columns of the walk's cost by T."""
+    lines = [["T", "most iterations", "walk s", "walk/dense (range)"]]
+    for row in result["iterations"]["rows"]:
+        lines.append(
             [
                 str(row["num_iters"]),
-                row["most_iterations"],
+                str(row["most_iterations"]),
                 f"{row['seconds']:.2f}",
                 timing.spread(*row["over_dense"].values()),
             ]
         )
+    return lines
+
+
+def naive_table(result: dict[str, Any]) -> list[list[str]]:
+    """Columns of the walk against the naive loop."""
+    loop = result["naive"]
     measured, far = loop["measured_seconds"], loop["extrapolated"]
-    naive_lines = [
-        [
-            f"{loop['model']}, {loop['images']} images",
-            "measured s",
-            "times the walk",
-            f"extrapolated to {far['to_images']} images, s",
-        ]
-    ]
+    heads = [f"{loop['model']}, {loop['images']} images", "measured s"]
+    heads += ["times the walk", f"extrapolated to {far['to_images']} images, s"]
+    lines = [heads]
     for name, seconds in measured.items():
         extrapolated = far["seconds"].get(name)
-        naive_lines.append(
+        lines.append(
             [
                 name.replace("_", " "),
                 f"{seconds:.2f}",
                 f"{seconds / measured['walk']:.1f}",
-                None if extrapolated is None else f"{extrapolated:.0f}",
+                "–" if extrapolated is None else f"{extrapolated:.0f}",
             ]
         )
+    return lines
+
+
+def tables(result: dict[str, Any]) -> str:
+    """For people."""
+    sweep, loop = result["iterations"], result["naive"]
     return "\n\n".join(
         [
-            report.table(lines),
-            f"{sweep['model']}, {sweep['images']} images\n{report.table(iterations)}",
-            report.table(naive_lines),
+            report.table(walk_table(result)),
+            f"{sweep['model']}, {sweep['images']} images\n"
+            + report.table(iteration_table(result)),
+            report.table(naive_table(result)),
             *(
                 f"supports of walk and {name.replace('_', ' ')}: equal in "
                 f"{loop['groups'] - len(found)} of {loop['groups']} groups"

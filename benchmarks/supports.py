@@ -9,27 +9,20 @@ that blocks can be compared. A minute on two CPU cores.
 
 import json
 
+import cifar
 import jax
 import numpy as np
 import rows
 
-from ispasp_jax import data, models, moments, obs, repair, report, streams, weights
+from ispasp_jax import moments, obs, repair, report
 from ispasp_jax.models.network import group_names, subtree
 from ispasp_jax.moments import rows as rows_of
-
-SHAPE = (32, 32, 3)
 
 
 def measure() -> list[dict]:
     """Mean over blocks of ‖V‖/‖U‖ by score."""
-    folder = rows.data_folder()
-    network = models.create("resnet56", 10)
-    arrays, _ = weights.read(str(folder / "weights/cifar10_resnet56.safetensors"))
-    variables = weights.to_variables(arrays, network, SHAPE, source="resnet56")
-    source = data.open_source(f"npz:{folder}/cifar10/cifar10_lossless.npz")
-    chosen = data.calibration_indices(source.train, 1000, 0)
-    found = data.batches(source.train, source.preprocessing, 250, indices=chosen)
-    stream, lost = streams.start(batch.image for batch in found), {}
+    network, variables, stream = cifar.calibrate("resnet56", 1000)
+    lost = {}
     for part in network.chain():
         stream = stream.enter(part.module, subtree(variables, part))
         if not group_names(part):

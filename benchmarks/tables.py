@@ -1,27 +1,69 @@
-"""Puts the benchmarks' tables into README.md, from their JSON.
+"""Puts the benchmarks' tables into the READMEs, and draws the pictures, from JSON.
 
-python benchmarks/tables.py            write
-python benchmarks/tables.py --check    exit 1 where README.md and JSON disagree
+python benchmarks/tables.py            write tables and pictures
+python benchmarks/tables.py --check    exit 1 where READMEs and JSON disagree
 """
 
+import functools
+import json
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import after_pruning
+import figures
+import gfs_report
+import methods
+import mnist_two_layer
 import real_networks
+import reported
 import rows
+import selection_cost
 import supports
+import synthetic_decay
+import traces
 
-README = Path(__file__).parents[1] / "README.md"
+HERE = Path(__file__).parent
+READMES = (HERE.parent / "README.md", HERE / "README.md")
 
-#: Name in README.md -> file of JSON lines, and the function that makes its columns.
-TABLES: dict[str, tuple[str, Callable]] = {
-    "after_pruning": ("after_pruning.jsonl", after_pruning.table),
-    "supports": ("supports.jsonl", supports.table),
-    "real_networks": ("real_networks.jsonl", real_networks.table),
+
+def lines(file: str) -> list[dict]:
+    """The rows of results/FILE."""
+    return rows.read(rows.RESULTS / file)
+
+
+def whole(file: str) -> dict:
+    """What results/FILE holds."""
+    return json.loads((rows.RESULTS / file).read_text())
+
+
+#: Name in one of the READMEs -> its columns.
+TABLES: dict[str, Callable[[], list[list[str]]]] = {
+    "after_pruning": lambda: after_pruning.table(lines("after_pruning.jsonl")),
+    "supports": lambda: supports.table(lines("supports.jsonl")),
+    "real_networks": lambda: real_networks.table(lines("real_networks.jsonl")),
+    "selection_cost": lambda: selection_cost.walk_table(whole("selection_cost.json")),
+    "naive": lambda: selection_cost.naive_table(whole("selection_cost.json")),
+    "traces": lambda: traces.table(lines("traces.jsonl")),
+    "reported": reported.table,
+    **{
+        f"methods {name}": functools.partial(
+            lambda name: methods.table(lines(methods.FILE), name), name
+        )
+        for name in ("resnet20", "digits")
+    },
 }
+
+#: What draws a picture in results/.
+PICTURES: tuple[Callable[[], None], ...] = (
+    lambda: mnist_two_layer.plot(whole("mnist_two_layer.json")),
+    lambda: synthetic_decay.plot(whole("synthetic_decay.json")),
+    lambda: gfs_report.plot(lines("against_gfs.jsonl")),
+    lambda: traces.plot(lines("traces.jsonl")),
+    lambda: figures.accuracy(lines(methods.FILE)),
+    lambda: figures.widths(lines("after_pruning.jsonl")),
+)
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
@@ -31,28 +73,35 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join([head, rule, *body])
 
 
-def filled(text: str) -> str:
-    """README.md's text with every table as the JSON has it."""
-    for name, (file, columns) in TABLES.items():
-        table = markdown(columns(rows.read(rows.RESULTS / file)))
-        text, count = re.subn(
-            rf"(<!-- table {name} -->\n).*?(<!-- end -->)",
-            lambda found, table=table: f"{found[1]}{table}\n{found[2]}",
-            text,
-            flags=re.DOTALL,
-        )
-        if count != 1:
-            raise ValueError(f"README.md has {count} places for table {name}, not one.")
-    return text
+def filled(texts: Sequence[str]) -> list[str]:
+    """The READMEs' texts with every table as the JSON has it."""
+    for name, columns in TABLES.items():
+        mark = f"<!-- table {name} -->\n"
+        if sum(text.count(mark) for text in texts) != 1:
+            raise ValueError(f"The READMEs do not have one place for table {name}.")
+        table = markdown(columns())
+        texts = [
+            re.sub(
+                f"({re.escape(mark)}).*?(<!-- end -->)",
+                lambda found, table=table: f"{found[1]}{table}\n{found[2]}",
+                text,
+                flags=re.DOTALL,
+            )
+            for text in texts
+        ]
+    return list(texts)
 
 
 def main() -> int:
     """Writes or checks; the exit code."""
-    text = README.read_text()
-    new = filled(text)
+    texts = [path.read_text() for path in READMES]
+    new = filled(texts)
     if "--check" in sys.argv:
-        return int(text != new)
-    README.write_text(new)
+        return int(texts != new)
+    for path, text in zip(READMES, new, strict=True):
+        path.write_text(text)
+    for draw in PICTURES:
+        draw()
     return 0
 
 
