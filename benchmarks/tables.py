@@ -14,6 +14,7 @@ from pathlib import Path
 import after_pruning
 import figures
 import gfs_report
+import latency
 import methods
 import mnist_two_layer
 import real_networks
@@ -45,6 +46,8 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "real_networks": lambda: real_networks.table(lines("real_networks.jsonl")),
     "selection_cost": lambda: selection_cost.walk_table(whole("selection_cost.json")),
     "naive": lambda: selection_cost.naive_table(whole("selection_cost.json")),
+    "latency": lambda: latency.latency_table(whole("latency.json")),
+    "depthwise": lambda: latency.depthwise_table(whole("latency.json")),
     "traces": lambda: traces.table(lines("traces.jsonl")),
     "reported": reported.table,
     **{

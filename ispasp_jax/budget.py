@@ -21,9 +21,10 @@ Keep = float | int | Mapping[str, float | int]
 #: Targets, and what a number without a percent sign counts.
 KINDS = {"macs": "multiply-adds", "params": "parameters", "latency": "ms"}
 
-#: What `--round-to auto` means on a backend: the tile of its matrix unit. On CPUs a
-#: convolution's time grows evenly with its width; rounding up gains nothing there.
-ROUND_TO = {"cpu": 1, "gpu": 8, "tpu": 128}
+#: What `--round-to auto` means on a backend: the width of a vector register or tile. On
+#: a CPU, ResNet56 with 8, 16 and 32 channels is faster than with 6, 12 and 25
+#: (benchmarks/latency.py); above about 48, a width costs what it has.
+ROUND_TO = {"cpu": 8, "gpu": 8, "tpu": 128}
 
 
 def sizes(network: Network, keep: Keep) -> dict[str, int]:
