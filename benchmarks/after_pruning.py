@@ -80,7 +80,7 @@ def table(results: list[dict]) -> list[list[str]]:
     order = [f"{model}, {amount}" for model, amount in ROWS]
     for row in sorted(results, key=lambda row: order.index(_what(row))):
         name, method = _what(row), row["method"]
-        top1 = {s["stage"]: 100 * s["top1"] for s in row["stages"]}
+        top1 = rows.top1(row)
         share = row["pruned"]["macs"] / row["dense"]["macs"]
         line = lines.setdefault(
             name,

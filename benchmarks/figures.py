@@ -16,13 +16,10 @@ FIRST = ("ispasp", "cosamp", "obs", "gfs")
 def accuracy(results: list[dict]) -> None:
     """Top-1 as cut and repaired against multiply-adds, a line for each method."""
     import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(
-        1, 2, figsize=(10, 4.2), layout="constrained", sharex=True
-    )
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2, sharex=True)
     weak = [name for name in criteria.CRITERIA if name not in FIRST]
     styles = {name: {"color": f"C{i}", "lw": 2} for i, name in enumerate(FIRST)}
     shades = matplotlib.colormaps["tab20b"](np.linspace(0, 1, len(weak)))
@@ -36,9 +33,9 @@ def accuracy(results: list[dict]) -> None:
         found.sort(key=lambda row: row["pruned"]["macs"])
         dense = found[0]["dense"]["macs"]
         shares = [100 * row["pruned"]["macs"] / dense for row in found] + [100]
-        whole = methods.top1(found[0], "dense")
+        whole = rows.top1(found[0])["dense"]
         for panel, stage in zip(panels, ("pruned", "repaired"), strict=True):
-            scores = [methods.top1(row, stage) for row in found] + [whole]
+            scores = [rows.top1(row)[stage] for row in found] + [whole]
             panel.plot(shares, scores, label=method, **styles[method])
     for panel, title in zip(panels, ("as cut", "repaired, no training"), strict=True):
         panel.set(title=title, xlabel="multiply-adds, % of dense", ylabel="top-1 %")
@@ -59,15 +56,11 @@ def widths(results: list[dict]) -> None:
     """The channels that stay in every block, a panel for each network, a line for each
     budget.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     networks = ("resnet56", "tf_mobilenetv2")
-    figure, panels = pyplot.subplots(
-        len(networks), 1, figsize=(10, 6.2), layout="constrained"
-    )
+    figure = Figure(figsize=(10, 6.2), layout="constrained")
+    panels = figure.subplots(len(networks), 1)
     for network, panel in zip(networks, panels, strict=True):
         budgets = [
             amount
@@ -79,12 +72,11 @@ def widths(results: list[dict]) -> None:
             found = [row["groups"] for row in results if row["row"] == name]
             if not found:
                 continue
-            groups = [g for g in found[0] if g["width"] and g["name"]]
+            (groups,) = found
             places = np.arange(len(groups))
             share = np.array([g["kept"] / g["width"] for g in groups])
             width = 0.8 / len(budgets)
-            panel.bar(places + (i - 1) * width, share, width, color=f"C{i}")
-            panel.bar(0, 0, color=f"C{i}", label=amount)
+            panel.bar(places + (i - 1) * width, share, width, label=amount)
         names = [g["name"] for g in groups]
         panel.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
         panel.set(ylabel="channels kept, of all", title=network, ylim=(0, 1.02))

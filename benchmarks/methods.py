@@ -70,12 +70,6 @@ def commands(data: Path) -> dict[str, list[str]]:
     return table
 
 
-def top1(row: dict, stage: str) -> float | None:
-    """In per cent."""
-    found = [s["top1"] for s in row["stages"] if s["stage"] == stage]
-    return 100 * found[0] if found else None
-
-
 def selection_seconds(row: dict) -> float:
     """Of a row without repair: all but compilation, which the first row has more of;
     second moments that the method asks for are booked as repair's.
@@ -95,15 +89,16 @@ def table(results: list[dict], name: str) -> list[list[str]]:
         repaired = by_name.get(f"{name}, {method}, repaired")
         if plain is None or repaired is None:
             continue
-        scores = [(plain, "pruned"), (repaired, "repaired")]
-        scores += [(plain, "finetuned"), (repaired, "finetuned")]
+        before, after = rows.top1(plain), rows.top1(repaired)
+        scores = [before["pruned"], after["repaired"]]
+        scores += [before["finetuned"], after["finetuned"]]
         dense, pruned = repaired["dense"], repaired["pruned"]
         labels = criteria.create(method).labels
         lines.append(
             [
                 method,
                 "yes" if labels else "–",
-                *(f"{top1(*score):.1f}" for score in scores),
+                *(f"{score:.1f}" for score in scores),
                 f"{pruned['macs'] / 1e6:.3g} M",
                 f"{pruned['params'] / 1e6:.2f} M",
                 f"{pruned['latency_ms'] / dense['latency_ms']:.0%}",

@@ -59,15 +59,13 @@ def table(results: list[dict]) -> list[list[str]]:
         twin = by_name.get(f"{name}, repaired")
         if twin is None:
             continue
-        top1 = {
-            stage["stage"]: f"{100 * stage['top1']:.2f}"
-            for stage in [*twin["stages"], *row["stages"]]
-        }
+        top1 = rows.top1(twin) | rows.top1(row)
+        stages = ("dense", "pruned", "finetuned", "repaired")
         dense, pruned = row["dense"], row["pruned"]
         lines.append(
             [
                 name,
-                *(top1[s] for s in ("dense", "pruned", "finetuned", "repaired")),
+                *(f"{top1[stage]:.2f}" for stage in stages),
                 f"{dense['macs'] / 1e6:.0f} → {pruned['macs'] / 1e6:.0f} M",
                 f"{dense['params'] / 1e6:.2f} → {pruned['params'] / 1e6:.2f} M",
                 f"{twin['pruned']['latency_ms'] / twin['dense']['latency_ms']:.0%}",

@@ -51,6 +51,11 @@ def read(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+def top1(row: Mapping[str, Any]) -> dict[str, float]:
+    """Top-1 of a run of prune.py by stage, in per cent."""
+    return {stage["stage"]: 100 * stage["top1"] for stage in row["stages"]}
+
+
 def only(rows: Mapping[str, Any], globs: Iterable[str]) -> dict[str, Any]:
     """The rows whose names match a glob; all of them without globs."""
     globs = list(globs)

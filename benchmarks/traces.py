@@ -56,7 +56,6 @@ def block(part, own, H) -> list[dict]:
     """A row for each keep ratio: the residual after every iteration, as a share of the
     whole's, and how many channels are not among the s largest of μ(H).
     """
-
     d, by_sum = H.shape[-1], np.argsort(-np.asarray(μ(H)), kind="stable")
     lines = []
     for keep in KEEPS:
@@ -105,14 +104,10 @@ def table(results: list[dict]) -> list[list[str]]:
 
 def plot(results: list[dict]) -> None:
     """A panel for each block."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(
-        1, len(DRAWN), figsize=(9.5, 3.2), layout="constrained", sharey=True
-    )
+    figure = Figure(figsize=(9.5, 3.2), layout="constrained")
+    panels = figure.subplots(1, len(DRAWN), sharey=True)
     for block, panel in zip(DRAWN, panels, strict=True):
         here = [r for r in results if r["block"] == block and r["keep"] < 0.5]
         for i, row in enumerate(here):
