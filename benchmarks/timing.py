@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import rows
 
-from ispasp_jax import models, report
+from ispasp_jax import devices, models, report
 
 SEED = 0
 
@@ -52,6 +52,7 @@ def main(
       settings: of a full run, and of a small one.
       table: of the result.
     """
+    devices.keep_freed_memory()  # as the commands do
     name = Path(file).stem
     args = arguments(doc, name)
     result = {**header(name, args.small), **measure(settings[args.small])}

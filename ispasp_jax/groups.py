@@ -118,12 +118,16 @@ def take(tree: Tree, group: Group, kept: np.ndarray) -> dict:
 
 def mask(tree: Tree, group: Group, kept: np.ndarray) -> dict:
     """Zeroes every channel of the group but `kept`: `take`'s twin, for checking it."""
+    return gate(tree, group, jnp.zeros(width(tree, group)).at[kept].set(1))
 
-    def zero(leaf, axis):
-        keep = jnp.zeros(leaf.shape[axis], leaf.dtype).at[kept].set(1)
-        return leaf * keep.reshape([-1] + [1] * (-axis - 1))
 
-    return _map_channels(tree, group, zero)
+def gate(tree: Tree, group: Group, factors: Shaped[Array, " d"]) -> dict:
+    """Multiplies every channel of the group by its factor; traceable."""
+
+    def scale(leaf, axis):
+        return leaf * factors.astype(leaf.dtype).reshape([-1] + [1] * (-axis - 1))
+
+    return _map_channels(tree, group, scale)
 
 
 def take_optimizer(

@@ -99,7 +99,7 @@ def walk(
     repair: Literal["none", "bn", "lsq"] = "none",
     tune: Tune | None = None,
     carry_dense: bool = False,
-    residual_images: int = 64,
+    residual_images: int = 32,
     progress: Callable[[Iterable], Iterable] = iter,
     mesh: jax.sharding.Mesh | None = None,
     store: Store | None = None,
@@ -211,6 +211,10 @@ def _prune_part(part, here, there, asked, rest, repair, differs, clocks):
     names = dict(zip(cuttable(part), group_names(part), strict=True))
     pairs = part.module.groups if isinstance(part.module, Block) else ()
     found, missed = [], not pairs
+
+    def recalibrated():
+        return differs and (repair == "bn" or (repair == "lsq" and missed))
+
     for i, group in enumerate(pairs):
         hidden = here.hidden(i)
         if there:
@@ -237,9 +241,10 @@ def _prune_part(part, here, there, asked, rest, repair, differs, clocks):
                 here = here._replace(own=jax.device_put(own))
         elif repair == "lsq" and differs:
             missed = True
-        here = here.consume(i, hidden, np.isin(np.arange(width), kept))
+        if i < len(pairs) - 1 or not recalibrated():
+            here = here.advance(i, hidden, np.isin(np.arange(width), kept))
         del hidden  # before the next ones are made
-    whole = differs and (repair == "bn" or (repair == "lsq" and missed))
+    whole = recalibrated()
     if whole:
         with clocks["repair"]:
             own = here.own
@@ -247,8 +252,8 @@ def _prune_part(part, here, there, asked, rest, repair, differs, clocks):
                 own = rewriter.mask(own, group, result.cut.kept)
             here = here._replace(own=own)
             here = here._replace(own=recalibrate(here)).through()
-    else:
-        here = here.leave()
+    elif not pairs:
+        here = here.through()
     return here, there and there.leave(), found, whole
 
 

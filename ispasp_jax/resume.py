@@ -68,6 +68,7 @@ def replay(
         if not done.whole:
             hidden = here.hidden(i)
             channels = np.arange(width(hidden))
-            here = here.consume(i, hidden, np.isin(channels, kept.get(group, channels)))
-    here = here.through() if done.whole else here.leave()
+            here = here.advance(i, hidden, np.isin(channels, kept.get(group, channels)))
+    if done.whole or not pairs:
+        here = here.through()
     return here, there and there.leave()

@@ -18,9 +18,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ispasp_jax import devices
+from ispasp_jax import groups as rewriter
 from ispasp_jax.models.network import Block, Variables
 
 #: Calibration batches, preprocessed, (n, height, width, channels) each.
@@ -91,29 +92,58 @@ class Stream(NamedTuple):
 
         if self.memory is not None:
             like = self._like_hidden(i)
-            behind = self._like_behind(i, like, None)
+            behind = self._like_behind(i, like)
             if not self._has_room(like, behind):
                 u = self.u
                 return Lazy(lambda k: make(u[k]), len(u), like)
         return [make(u) for u in self.u]
 
-    def consume(
-        self, i: int, hidden: Activations, mask: Float[Array, " d"] | None = None
-    ) -> "Stream":
-        """The stream behind the i-th consumer, with channels masked before it."""
-        made = (_consumer(self.module, i, self.own, h, mask) for h in hidden)
-        like = functools.partial(self._like_behind, i, _like(hidden), mask)
+    def consume(self, i: int, hidden: Activations) -> "Stream":
+        """The stream behind the i-th consumer."""
+        made = (_consumer(self.module, i, self.own, h) for h in hidden)
+        like = functools.partial(self._like_behind, i, _like(hidden))
         return self._replace(u=self._keep(made, like, hidden))
+
+    def advance(
+        self, i: int, hidden: Activations, support: Bool[np.ndarray, " d"]
+    ) -> "Stream":
+        """The stream behind the i-th pair, nothing coming from channels outside the
+        support: at the next pair, or behind the last one at the block's output, in one
+        program, as the dense network has it.
+        """
+        masked = self.masked(i, support)
+        if i < len(self.module.groups) - 1:
+            return masked.consume(i, hidden)._replace(own=self.own)
+        pairs = zip(self.x, hidden, strict=True)
+        made = (_finish(self.module, masked.own, x, h) for x, h in pairs)
+
+        def like():
+            x, h = _like(self.x), _like(hidden)
+            return _finish.eval_shape(self.module, self.own, x, h)
+
+        y = self._keep(made, like, hidden)
+        return self._replace(x=y, u=y)
+
+    def masked(self, i: int, support: Bool[np.ndarray, " d"]) -> "Stream":
+        """The stream with variables whose i-th group has zeros outside the support:
+        cheaper than zeros in every image's activations, and the consumer gives the
+        same.
+        """
+        return self._replace(own=_masked(self.module, i, self.own, support))
+
+    def consumed(self, i: int, h: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
+        """What the i-th consumer makes of any hidden activations."""
+        return _consumer(self.module, i, self.own, h)
 
     def pass_pair(self, i: int) -> "Stream":
         """The stream behind the i-th consumer, where nobody asks for the hidden
         activations: they are dropped batch by batch.
         """
         hidden = (_hidden(self.module, i, self.own, u) for u in self.u)
-        made = (_consumer(self.module, i, self.own, h, None) for h in hidden)
+        made = (_consumer(self.module, i, self.own, h) for h in hidden)
 
         def like():
-            return self._like_behind(i, self._like_hidden(i), None)
+            return self._like_behind(i, self._like_hidden(i))
 
         return self._replace(u=self._keep(made, like))
 
@@ -144,8 +174,8 @@ class Stream(NamedTuple):
     def _like_hidden(self, i: int) -> jax.ShapeDtypeStruct:
         return _hidden.eval_shape(self.module, i, self.own, _like(self.u))
 
-    def _like_behind(self, i: int, hidden, mask) -> jax.ShapeDtypeStruct:
-        return _consumer.eval_shape(self.module, i, self.own, hidden, mask)
+    def _like_behind(self, i: int, hidden) -> jax.ShapeDtypeStruct:
+        return _consumer.eval_shape(self.module, i, self.own, hidden)
 
     def _keep(
         self,
@@ -240,9 +270,19 @@ def _hidden(block, i, own, u):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _consumer(block, i, own, h, mask):
-    h = h if mask is None else h * mask.astype(h.dtype)
+def _consumer(block, i, own, h):
     return block.apply(own, h, i, method="consumer")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _finish(block, own, x, h):
+    u = block.apply(own, h, len(block.groups) - 1, method="consumer")
+    return block.apply(own, x, u, method="join")
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _masked(block, i, own, support):
+    return rewriter.gate(own, block.groups[i], support)
 
 
 @functools.partial(jax.jit, static_argnums=0)

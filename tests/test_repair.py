@@ -25,7 +25,7 @@ def fitted_pair(i, pruned, dense, kept=None):
     dense = dense.consume(i, dense.hidden(i))
     folds = moments.measure(i, pruned, hidden, dense, kept)
     pruned = pruned._replace(own=repair.least_squares(i, pruned, folds, kept))
-    return pruned.consume(i, hidden, np.isin(np.arange(width), kept)), dense
+    return pruned.consume(i, hidden), dense
 
 
 def moments_of(x, y):

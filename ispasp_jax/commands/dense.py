@@ -27,13 +27,14 @@ DIGITS_EPOCHS, DIGITS_FINETUNE_EPOCHS = 10, 4
 
 
 def start_devices(args: Namespace) -> None:
-    """Joins other hosts where --distributed says so, checks --devices, and keeps
-    compiled programs where --compilation-cache says so.
+    """Joins other hosts where --distributed says so, checks --devices, keeps freed
+    memory, and compiled programs where --compilation-cache says so.
 
     Raises:
       InputError: of devices.py.
       OSError: the cache cannot be a folder.
     """
+    devices.keep_freed_memory()
     if args.compilation_cache:
         args.compilation_cache.mkdir(parents=True, exist_ok=True)
         folder = str(args.compilation_cache.resolve())
