@@ -144,8 +144,8 @@ def keep_answer(answers: dict, name: str, call) -> Any:
     return answers[name]
 
 
-def table(result: dict[str, Any]) -> str:
-    """For people: milliseconds."""
+def columns(result: dict[str, Any]) -> list[list[Any]]:
+    """Milliseconds."""
     heads = ["consumer", "d", "keep", "iterations", "batch sum ms", "all of H ms"]
     lines = [[*heads, "ratio", "every size ms", "compile s", "differ"]]
     for row in result["rows"]:
@@ -173,12 +173,12 @@ def table(result: dict[str, Any]) -> str:
                 row["channels_different"],
             ]
         )
-    return report.table(lines)
+    return lines
 
 
 def main() -> None:
     """Measures, writes, prints."""
-    timing.main(__file__, __doc__, measure, (FULL, SMALL), table)
+    timing.main(__file__, __doc__, measure, (FULL, SMALL), columns)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,10 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import after_pruning
+import core
 import figures
 import gfs_report
 import latency
@@ -24,6 +26,7 @@ import selection_cost
 import supports
 import synthetic_decay
 import traces
+import walk_steps
 
 HERE = Path(__file__).parent
 READMES = (HERE.parent / "README.md", HERE / "README.md")
@@ -40,12 +43,15 @@ def whole(file: str) -> dict:
 
 
 #: Name in one of the READMEs -> its columns.
-TABLES: dict[str, Callable[[], list[list[str]]]] = {
+TABLES: dict[str, Callable[[], list[list[Any]]]] = {
     "after_pruning": lambda: after_pruning.table(lines("after_pruning.jsonl")),
     "supports": lambda: supports.table(lines("supports.jsonl")),
     "real_networks": lambda: real_networks.table(lines("real_networks.jsonl")),
     "selection_cost": lambda: selection_cost.walk_table(whole("selection_cost.json")),
+    "iterations": lambda: selection_cost.iteration_table(whole("selection_cost.json")),
     "naive": lambda: selection_cost.naive_table(whole("selection_cost.json")),
+    "walk_steps": lambda: walk_steps.columns(whole("walk_steps.json")),
+    "core": lambda: core.columns(whole("core.json")),
     "latency": lambda: latency.latency_table(whole("latency.json")),
     "depthwise": lambda: latency.depthwise_table(whole("latency.json")),
     "traces": lambda: traces.table(lines("traces.jsonl")),
@@ -54,7 +60,7 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
         f"methods {name}": functools.partial(
             lambda name: methods.table(lines(methods.FILE), name), name
         )
-        for name in ("resnet20", "digits")
+        for name in ("resnet20", "resnet56", "tf_mobilenetv2", "digits")
     },
 }
 
@@ -69,9 +75,10 @@ PICTURES: tuple[Callable[[], None], ...] = (
 )
 
 
-def markdown(lines: Sequence[Sequence[str]]) -> str:
+def markdown(lines: Sequence[Sequence[Any]]) -> str:
     """A table in Markdown; all columns but the first to the right."""
-    head, *body = ["| " + " | ".join(line) + " |" for line in lines]
+    cells = [["–" if cell is None else str(cell) for cell in line] for line in lines]
+    head, *body = ["| " + " | ".join(line) + " |" for line in cells]
     rule = "|---|" + "---:|" * (len(lines[0]) - 1)
     return "\n".join([head, rule, *body])
 

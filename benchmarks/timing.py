@@ -41,7 +41,7 @@ def main(
     doc: str,
     measure: Callable[[Any], dict[str, Any]],
     settings: tuple[Any, Any],
-    table: Callable[[dict[str, Any]], str],
+    table: Callable[[dict[str, Any]], str | list[list[Any]]],
 ) -> None:
     """A timing benchmark's command: measures, writes, prints.
 
@@ -50,14 +50,15 @@ def main(
       doc: its docstring.
       measure: settings -> what it found.
       settings: of a full run, and of a small one.
-      table: of the result.
+      table: of the result, or its lines.
     """
     devices.keep_freed_memory()  # as the commands do
     name = Path(file).stem
     args = arguments(doc, name)
     result = {**header(name, args.small), **measure(settings[args.small])}
     write(args.out, result)
-    print(table(result))
+    found = table(result)
+    print(found if isinstance(found, str) else report.table(found))
 
 
 def header(name: str, small: bool = False) -> dict[str, Any]:

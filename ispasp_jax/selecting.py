@@ -21,6 +21,7 @@ from ispasp_jax.problem import (
     Problem,
     Selection,
     Unsuited,
+    batch_sum,
     checked,
 )
 from ispasp_jax.streams import Activations, Stream, across
@@ -138,9 +139,7 @@ def _summed(hidden: Activations, weights: Activations) -> Array:
 
 @jax.jit
 def _sum(h, weight):
-    # As a product of matrices it runs as fast as memory is read, on every backend.
-    with jax.default_matmul_precision("highest"):
-        return jnp.tensordot(weight, h.astype(jnp.float32), 1)[None]
+    return batch_sum(h.astype(jnp.float32), weight)
 
 
 def _together(hidden: Activations, weights: Activations) -> Array:

@@ -15,6 +15,7 @@ import core  # noqa: E402
 import latency  # noqa: E402
 import selection_cost  # noqa: E402
 import timing  # noqa: E402
+import walk_steps  # noqa: E402
 
 
 def basic(num_classes):
@@ -64,7 +65,19 @@ def test_core():
     for row in result["rows"]:
         assert row["channels_different"] == 0
         assert all(row[kind].keys() == TIMED for kind in core.KINDS)
-    assert core.table(result).count("\n") == 3
+    assert [line[-1] for line in core.columns(result)[1:]] == [0, 0]
+
+
+def test_the_steps_are_the_walk():
+    case = selection_cost.Case(BASIC, 8, 8, 4)
+    settings = walk_steps.Settings((case,))
+    result = json.loads(json.dumps(walk_steps.measure(settings)))
+    (row,) = result["rows"]
+    assert row["steps"].keys() == walk_steps.STEPS.keys()
+    # A basic block is one pair: no consumer but the last. All other steps ran.
+    assert [name for name, s in row["steps"].items() if s == 0] == ["inner consumer"]
+    assert 0 < sum(row["steps"].values()) < row["waited_for"]
+    assert len(walk_steps.columns(result)[1]) == 4 + len(walk_steps.STEPS) + 1
 
 
 def test_latency():
