@@ -14,7 +14,10 @@ FIRST = ("ispasp", "cosamp", "obs", "gfs")
 
 
 def accuracy(results: list[dict]) -> None:
-    """Top-1 as cut and repaired against multiply-adds, a line for each method."""
+    """Top-1 against multiply-adds, a line for each method: repaired, and what the
+    channels chosen there give as cut. (Chosen without repair, as in the tables' "as
+    cut", they differ: later blocks then see damaged inputs.)
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -37,7 +40,8 @@ def accuracy(results: list[dict]) -> None:
         for panel, stage in zip(panels, ("pruned", "repaired"), strict=True):
             scores = [rows.top1(row)[stage] for row in found] + [whole]
             panel.plot(shares, scores, label=method, **styles[method])
-    for panel, title in zip(panels, ("as cut", "repaired, no training"), strict=True):
+    titles = "the same channels, as cut", "repaired, no training"
+    for panel, title in zip(panels, titles, strict=True):
         panel.set(title=title, xlabel="multiply-adds, % of dense", ylabel="top-1 %")
         panel.grid(alpha=0.3)
     panels[1].set(ylim=(58, None))
@@ -81,5 +85,6 @@ def widths(results: list[dict]) -> None:
         panel.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
         panel.set(ylabel="channels kept, of all", title=network, ylim=(0, 1.02))
         panel.margins(x=0.01)
-        panel.legend(title="multiply-adds", fontsize=8, title_fontsize=8)
+        beside = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
+        panel.legend(title="multiply-adds", fontsize=8, title_fontsize=8, **beside)
     figure.savefig(rows.RESULTS / "widths.png", dpi=110)
