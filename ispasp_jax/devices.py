@@ -19,9 +19,10 @@ from ispasp_jax.errors import InputError
 
 _AXIS = "batch"
 
-#: mallopt's parameters and values: M_MMAP_MAX, so that large arrays come from the heap;
+#: mallopt's parameters and values: M_MMAP_THRESHOLD, so that arrays up to 256 MB come
+#: from the heap (larger ones would leave holes that the next do not fit in);
 #: M_TRIM_THRESHOLD, so that the heap keeps its end; M_ARENA_MAX, for one heap.
-_KEEP_FREED_MEMORY = ((-4, 0), (-1, -1), (-8, 1))
+_KEEP_FREED_MEMORY = ((-3, 2**28), (-1, -1), (-8, 1))
 
 #: How long a process that ends waits for the others before it gives them up.
 _SECONDS_TO_END = 60
@@ -64,9 +65,8 @@ def keep_freed_memory() -> None:
     commands, not for libraries, as it is the whole process's.
 
     XLA's arrays on a CPU are malloc's, and glibc gives those above 32 MB back to the
-    system at once, which hands every page out anew: that takes longer than computing
-    what is written there (MobileNetV2's forward pass at 224 pixels: twice as long).
-    Changes nothing where the C library is another one.
+    system at once, which hands every page out anew: that can take longer than computing
+    what is written there. Changes nothing where the C library is another one.
     """
     library = ctypes.CDLL(None) if os.name == "posix" else None
     mallopt = getattr(library, "mallopt", None)
