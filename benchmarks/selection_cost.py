@@ -17,9 +17,9 @@ at keep 0.4 in every group, without repair:
 
 Compile time is that of a first call on two batches, apart from the medians; what one
 row has compiled, the next one finds. Memory is the peak beyond what was held before
-(weights, images), for at most 256 images: of a CPU the resident set, what compiling needs included. Weights and
-images are random. About 25 minutes on two CPU cores; --small, half a minute, takes
-small networks.
+(weights, images), for at most 256 images: of a CPU the resident set, what compiling
+needs included. Weights and images are random. About 25 minutes on two CPU cores;
+--small, half a minute, takes small networks.
 """
 
 import functools
