@@ -2,7 +2,7 @@
 
 import argparse
 import json
-import resource
+import re
 import statistics
 import sys
 import time
@@ -158,7 +158,9 @@ def _peak() -> int | None:
         return stats["peak_bytes_in_use"]
     if jax.default_backend() != "cpu" or sys.platform != "linux":
         return None
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Not getrusage's: a process starts with its parent's there.
+    (peak,) = re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    return 1024 * int(peak)
 
 
 def random_variables(network: models.Network, shape: tuple[int, ...]) -> dict:
