@@ -134,8 +134,8 @@ def walk_rows(cases: Iterable[Case], repeats: int, memory: bool) -> list[dict]:
     rows = []
     for case in cases:
         report.say(f"walk: {case.model}, {case.images} images")
-        few = case._replace(images=min(case.images, MEMORY_IMAGES))
-        used = peak_memory(few) if memory else None
+        some = case._replace(images=min(case.images, MEMORY_IMAGES))
+        used = peak_memory(some) if memory else None
         criterion = ispasp(T)
         few = case._replace(images=min(case.images, 2 * case.batch))
         timed = timing.turns(

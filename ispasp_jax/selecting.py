@@ -160,6 +160,8 @@ def _select(criterion, size, block, i, own, problem) -> Selection:
 
 def _relative_residual(i, stream, hidden, support, asked):
     missing, squares = asked.residual_images, []
+    if missing <= 0:
+        return None
     cut = stream.masked(i, support)
     for h, weight in zip(hidden, stream.weight, strict=True):
         if missing <= 0:
@@ -170,8 +172,6 @@ def _relative_residual(i, stream, hidden, support, asked):
         U, zero = stream.consumed(i, h), stream.consumed(i, jnp.zeros_like(h[:1]))
         squares.append(_squares(U, cut.consumed(i, h), zero, weight))
         missing -= int(weight.sum())
-    if not squares:
-        return None
     lost, all_of_it = np.sum(jax.device_get(squares), axis=0)
     return float(np.sqrt(lost / all_of_it)) if all_of_it > 0 else 0.0
 
