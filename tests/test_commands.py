@@ -382,6 +382,17 @@ def test_tuning_a_pruned_network_leaves_the_dense_one_alone(trained, here, capsy
     assert "would be replaced" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("rate, harmed", [("0.001", False), ("3", True)])
+def test_fine_tuning_that_harms_is_named(rate, harmed, trained, here, capsys):
+    flags = ["--model=mlp", f"--weights={trained}", "--out=out", "--finetune-epochs=1"]
+    assert prune.main([*flags, f"--learning-rate={rate}"]) == 0
+    report = json.loads(Path("out/report.json").read_text())
+    *_, before, after = (stage["top1"] for stage in report["stages"])
+    said = f"fine-tuning lowered top-1 from {100 * before:.2f} to {100 * after:.2f} %"
+    assert any(said in note for note in report["notes"]) is harmed
+    assert (said in capsys.readouterr().out) is harmed
+
+
 def test_resuming_training_with_other_settings_is_refused(here, monkeypatch, capsys):
     flags = ["--model=mlp", "--epochs=2", "--out=a"]
     with monkeypatch.context() as patch:

@@ -1,5 +1,6 @@
 """One run of prune.py, stage after stage; what is finished is kept in its workspace."""
 
+import math
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -241,6 +242,17 @@ class Run:
         self._finetuned = time.perf_counter() - start
         return tuned
 
+    def _note_if_tuning_harmed(self) -> None:
+        """Says so where fine-tuning lost more than a standard error of top-1."""
+        before, after = (stage["top1"] for stage in self.report["stages"][-2:])
+        error = math.sqrt(before * (1 - before) / len(self.source.test))
+        if before - after > error:
+            self.note(
+                f"fine-tuning lowered top-1 from {100 * before:.2f} to "
+                f"{100 * after:.2f} %: give it more images or a lower "
+                "--learning-rate, or leave it out (--finetune-epochs 0)"
+            )
+
     def finish(self, model: Model, final: Model) -> dict[str, Any]:
         """Saves the model, measures it as loaded from disk, and puts all in place."""
         with replacing(self.work.folder / "model") as new:
@@ -258,6 +270,7 @@ class Run:
             )
         if self._finetuned is not None:
             self._stage("finetuned", loaded, self._finetuned)
+            self._note_if_tuning_harmed()
         size = self.args.latency_batch_size
         both = {"dense": model, "pruned": loaded}
         times = cost.latencies(
