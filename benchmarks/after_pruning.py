@@ -1,12 +1,12 @@
-"""Networks as they leave prune.py, before any training: every method, as cut and
+"""Networks as they leave prune.py, before any training: five methods, as cut and
 repaired, under a budget of multiply-adds and at one ratio for every block.
 
     ISPASP_DATA=DIR python benchmarks/after_pruning.py [--only 'resnet56*'] [--small]
 
 Every row is a run of prune.py; labels are not used, calibration sees training images
 only, and the curves of a network are measured by its first row and kept for the others.
-resnet32 and resnet44 were looked at once, when all was decided. About an hour on two
-CPU cores; --small does one row. Rows that are in the JSON already are not run again.
+No method or budget was decided on resnet32 and resnet44. About two hours on two CPU
+cores; --small does one row. Rows that are in the JSON already are not run again.
 """
 
 import argparse

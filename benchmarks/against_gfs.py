@@ -85,6 +85,7 @@ def resnet(name: str, part: str, d: int, small: bool) -> Case:
 
 CASES = {
     "mnist, 512 neurons": mnist,
+    "cifar10 resnet20, layer2.0": functools.partial(resnet, "resnet20", "layer2.0", 32),
     "cifar10 resnet56, layer3.4": functools.partial(resnet, "resnet56", "layer3.4", 64),
 }
 

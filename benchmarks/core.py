@@ -8,7 +8,7 @@ d -> min(d, 512) on 16 examples of 14x14, for d = 64 to 4,096 and three keep rat
 most 20 iterations. Taking the batch sum is inside what is timed. "Every size" is one
 vmap over s = 1 ... d on the batch sum. What would need more than 1e10 multiply-adds for
 a call of the consumer is left out. Activations (uniform, non-negative) and weights
-(normal) are random. About ten minutes on two CPU cores; --small, half a minute, stops
+(normal) are random. About four minutes on two CPU cores; --small, half a minute, stops
 at d = 128.
 """
 

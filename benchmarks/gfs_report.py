@@ -69,7 +69,7 @@ def _gap(ours: dict, theirs: dict) -> np.ndarray:
 
 def table(result: list[dict]) -> list[list[str]]:
     """Cost to one size, and top-1 and residual at four sizes."""
-    lines = [["layer", "method", "images", "multiply-adds", "shared", "seconds"]]
+    lines = [["layer", "method", "image passes", "multiply-adds", "shared", "seconds"]]
     quarters = ("d/8", "d/4", "d/2", "3d/4")
     lines[0] += [f"top-1 % at {q}" for q in quarters]
     lines[0] += [f"residual at {q}" for q in quarters[1:3]]

@@ -1,11 +1,12 @@
-"""Public networks pruned on real data: CIFAR ResNets and MobileNetV2.
+"""Public networks pruned on real data, CIFAR ResNets and MobileNetV2; and the ResNet34
+that prune.py trains on the digits by itself.
 
     ISPASP_DATA=DIR python benchmarks/real_networks.py [--only 'resnet56*'] [--small]
 
 Every row is a run of prune.py, two for each network and ratio: the paper's procedure
 (as cut, and after a short fine-tuning on the few training images that the folder has,
 4,000 of CIFAR-10 and 1,000 of ImageNet), and the repair by least squares without any
-training. Calibration sees training images only. About 30 minutes on two CPU cores;
+training. Calibration sees training images only. About 40 minutes on two CPU cores;
 --small does the first ratio. Rows that are in the JSON already are not run again.
 """
 
@@ -35,7 +36,11 @@ def commands(data: Path) -> dict[str, list[str]]:
     }
     ratios = {"paper": "--preset=paper", **RATIOS}
     networks["tf_mobilenetv2"] = "mobilenet_v2_imagenet_tf", IMAGENET, ratios, 1
-    table = {}
+    digits = ["--model=resnet34", "--data=digits"]
+    table = {
+        "resnet34 on the digits": [*digits, "--repair=none"],
+        "resnet34 on the digits, repaired": [*digits, "--finetune-epochs=0"],
+    }
     for model, (weights, flags, ratios, epochs) in networks.items():
         for name, ratio in ratios.items():
             shared = [

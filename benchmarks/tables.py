@@ -57,6 +57,8 @@ TABLES: dict[str, Callable[[], list[list[Any]]]] = {
     "latency": lambda: latency.latency_table(whole("latency.json")),
     "depthwise": lambda: latency.depthwise_table(whole("latency.json")),
     "traces": lambda: traces.table(lines("traces.jsonl")),
+    "synthetic_decay": lambda: synthetic_decay.table(whole("synthetic_decay.json")),
+    "against_gfs": lambda: gfs_report.table(lines("against_gfs.jsonl")),
     "reported": reported.table,
     **{
         f"methods {name}": functools.partial(

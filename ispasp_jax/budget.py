@@ -22,8 +22,9 @@ Keep = float | int | Mapping[str, float | int]
 KINDS = {"macs": "multiply-adds", "params": "parameters", "latency": "ms"}
 
 #: What `--round-to auto` means on a backend: the width of a vector register or tile. On
-#: a CPU, ResNet56 with 8, 16 and 32 channels is faster than with 6, 12 and 25
-#: (benchmarks/latency.py); above about 48, a width costs what it has.
+#: a CPU, ResNet56 with 8, 16 and 32 channels is faster than with 6, 12 and 25, and
+#: ResNet34 with 64, 128 and 256 as fast as with 51, 102 and 204
+#: (benchmarks/latency.py).
 ROUND_TO = {"cpu": 8, "gpu": 8, "tpu": 128}
 
 

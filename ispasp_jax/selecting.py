@@ -1,5 +1,5 @@
 """Selecting the channels of one group: gather what the criterion needs, ask it, and
-measure what the cut loses.
+measure what the cut will lose.
 """
 
 import functools

@@ -21,7 +21,7 @@ from ispasp_jax.errors import InputError
 from ispasp_jax.pruning import prune
 
 SIZE, CLASSES = 64, 7
-DEPTHS = {"18": (2, 2, 2, 2), "50": (3, 4, 6, 3), "20": (3, 3, 3)}
+DEPTHS = {"18": (2, 2, 2, 2), "34": (3, 4, 6, 3), "50": (3, 4, 6, 3), "20": (3, 3, 3)}
 
 
 def make_state(model):
@@ -127,7 +127,7 @@ def nested(arrays):
 
 
 @pytest.mark.parametrize(
-    "model", ["resnet18", "resnet50", "resnet20", "mobilenetv2", "tf_mobilenetv2"]
+    "model", ["resnet34", "resnet50", "resnet20", "mobilenetv2", "tf_mobilenetv2"]
 )
 def test_torchvision_names_and_numbers(model):
     state = make_state(model)

@@ -124,7 +124,8 @@ def add_shared(parser: Parser) -> None:
         default="resnet34",
         metavar="NAME",
         help="architecture: mlp, resnet18/34/50/101, resnet20/32/44/56/110 (CIFAR), "
-        "mobilenetv2, tf_mobilenetv2, or package.module:function",
+        "mobilenetv2, tf_mobilenetv2, flax_resnet18/34/50/101, or "
+        "package.module:function",
     )
     network.add_argument(
         "--weights",
