@@ -64,7 +64,7 @@ TABLES: dict[str, Callable[[], list[list[Any]]]] = {
         f"methods {name}": functools.partial(
             lambda name: methods.table(lines(methods.FILE), name), name
         )
-        for name in ("resnet20", "resnet56", "digits")
+        for name in methods.CASES
     },
 }
 
