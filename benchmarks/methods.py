@@ -10,8 +10,8 @@ accuracy against multiply-adds. Calibration and fine-tuning see training images 
 
 The curves of a network are measured by its first row and kept for the others, so that
 all methods have the same widths. --small does one method on the digits. Rows that are
-in the JSON already are not run again. About three hours of one CPU core, and an hour and
-a half of two for tf_mobilenetv2, whose fine-tuning takes 11 GB.
+in the JSON already are not run again. About three hours of one CPU core, and an hour
+and a half of two for tf_mobilenetv2, whose fine-tuning takes 11 GB.
 """
 
 import argparse
