@@ -34,6 +34,7 @@ NETWORKS = {
     "resnet44": ("cifar10_resnet44", CIFAR),
 }
 ALL = "--calibration-images=4000"
+ROUNDED = "--round-to=auto"
 TWO, L1_TOO = ("ispasp", "obs"), ("l1", "obs")
 #: Ten epochs over the 4,000 training images at hand, without their labels.
 TUNED = ["--target=macs=47%", "--distill", "--finetune-epochs=10"]
@@ -53,6 +54,8 @@ ROWS = {
     ("resnet56", "47 %, 4,000 images"): (["--target=macs=47%", ALL], L1_TOO),
     ("resnet56", "33 %, 4,000 images"): (["--target=macs=33%", ALL], L1_TOO),
     ("resnet56", "47 %, distilled"): (TUNED, ("obs",)),
+    ("resnet56", "47 %, rounded"): (["--target=macs=47%", ROUNDED], ("obs",)),
+    ("tf_mobilenetv2", "247 M, rounded"): (["--target=macs=247M", ROUNDED], ("obs",)),
 }
 
 
@@ -95,6 +98,29 @@ def table(results: list[dict]) -> list[list[str]]:
         stages = ("pruned", "repaired", "finetuned")
         line[place] = " → ".join(f"{top1[s]:.1f}" for s in stages if s in top1)
     return [heads, *lines.values()]
+
+
+def rounding_table(results: list[dict]) -> list[list[str]]:
+    """What `--round-to auto` does to a budget's networks: each beside its twin."""
+    heads = ["network", "method", "widths", "as cut", "repaired", "multiply-adds"]
+    lines, by_name = [[*heads, "latency"]], {row["row"]: row for row in results}
+    for model, amount in ROWS:
+        plain = amount.removesuffix(", rounded")
+        for name in (plain, amount) if plain != amount else ():
+            row = by_name.get(f"{model}, {name}, obs")
+            if row is None:
+                continue
+            top1, dense, pruned = rows.top1(row), row["dense"], row["pruned"]
+            widths = "multiples of 8" if name == amount else "any"
+            lines.append(
+                [
+                    *(f"{model}, {plain}", row["method"], widths),
+                    *(f"{top1[stage]:.1f}" for stage in ("pruned", "repaired")),
+                    f"{pruned['macs'] / dense['macs']:.0%}",
+                    f"{pruned['latency_ms'] / dense['latency_ms']:.0%}",
+                ]
+            )
+    return lines
 
 
 def _what(row: dict) -> str:

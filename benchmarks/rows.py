@@ -96,7 +96,7 @@ def prune(
 
 
 #: Flags that curves do not depend on.
-_NOT_OF_CURVES = ("--method", "--target", "--finetune", "--distill")
+_NOT_OF_CURVES = ("--method", "--target", "--round-to", "--finetune", "--distill")
 
 
 def prune_with_curves(folder: Path, flags: list[str]) -> dict[str, Any]:
