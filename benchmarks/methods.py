@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import rows
-from after_pruning import CIFAR, IMAGENET
+from after_pruning import CIFAR, IMAGENET, target
 
 from ispasp_jax import criteria, report
 
@@ -62,11 +62,11 @@ def commands(data: Path) -> dict[str, list[str]]:
         shared += [flag.format(data=data) for flag in case.flags]
         tuned = ["--distill", f"--finetune-epochs={case.epochs}"]
         for method in criteria.CRITERIA:
-            row = [*shared, f"--target=macs={case.macs}", f"--method={method}"]
+            row = [*shared, *target(case.macs), f"--method={method}"]
             table[f"{name}, {method}"] = [*row, "--repair=none", *tuned]
             table[f"{name}, {method}, repaired"] = [*row, "--repair=lsq", *tuned]
             for macs in BUDGETS if name == SWEPT else ():
-                less = [*shared, f"--target=macs={macs}", f"--method={method}"]
+                less = [*shared, *target(macs), f"--method={method}"]
                 table[f"{name} {macs}, {method}"] = [*less, "--finetune-epochs=0"]
     return table
 

@@ -194,22 +194,24 @@ def test_the_command_meets_budgets_and_solves_others_from_its_curves(
         assert report["pruned"][kind] <= share * report["dense"][kind]
         assert report["budget"]["reached"][kind] == report["pruned"][kind]
     assert report["budget"]["curves"] == "measured"
+    assert report["budget"]["round_to"] == 8 and report["groups"][0]["kept"] % 8 == 0
     assert Path("out/curves.png").stat().st_size > 1000
     said = capsys.readouterr()
     assert "feasible" in said.err and "reached" in said.out
 
     # Another budget from the same curves, without images; then again as a real run.
     kept = Path("out/curves.json").read_text()
-    assert prune.main([*shared, "--dry-run", "--tolerance=0.5"]) == 0
+    any_width = ["--tolerance=0.5", "--round-to=1"]
+    assert prune.main([*shared, "--dry-run", *any_width]) == 0
     dry = capsys.readouterr().out
     assert "largest residual" in dry
-    assert prune.main([*run, "--tolerance=0.5"]) == 0
+    assert prune.main([*run, *any_width]) == 0
     report = json.loads(Path("out/report.json").read_text())
     assert report["budget"]["curves"] == "kept from an earlier run"
     assert Path("out/curves.json").read_text() == kept
     assert report["budget"]["largest_relative_residual"] <= 0.5
     (group,) = report["groups"]
-    assert f" {group['kept']}\n" in dry
+    assert f" {group['kept']}\n" in dry and report["budget"]["round_to"] == 1
 
     # Curves of other images are measured again.
     assert prune.main([*run, "--target=macs=30%", "--calibration-images=99"]) == 0

@@ -14,12 +14,23 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
+import after_pruning  # noqa: E402
 import against_gfs  # noqa: E402
 import gfs_report  # noqa: E402
 import greedy  # noqa: E402
+import methods  # noqa: E402
+import rows  # noqa: E402
 import synthetic_decay  # noqa: E402
 
 from ispasp_jax import data, models  # noqa: E402
+
+
+@pytest.mark.parametrize("benchmark", [after_pruning, methods])
+def test_results_are_of_the_commands_that_the_benchmark_has_now(benchmark):
+    flags = benchmark.commands(Path("$ISPASP_DATA"))
+    commands = {k: f"python prune.py {' '.join(v)}" for k, v in flags.items()}
+    file = rows.RESULTS / f"{benchmark.__name__}.jsonl"
+    assert {row["row"]: row["command"] for row in rows.read(file)} == commands
 
 
 def test_the_synthetic_networks_are_compressible():

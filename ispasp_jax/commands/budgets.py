@@ -48,7 +48,7 @@ def identity(args: Namespace, model: Model) -> dict[str, Any]:
 
 def check(args: Namespace, network: Network, input_shape: tuple[int, ...]) -> None:
     """Raises InputError where no curves could meet the targets of the flags."""
-    asked = _asked(args)._replace(tolerance=None)
+    asked = widths.budget(args)._replace(tolerance=None)
     allowed = budget.candidates(None, network.group_widths(), asked)
     budget.feasible(_counted(network, input_shape), allowed, asked.targets)
 
@@ -75,11 +75,6 @@ def dry_run(args: Namespace, model: Model, out: Path):
             "--curves FILE or the --out of an earlier run, or leave --dry-run out."
         )
     return solve(args, model, held)
-
-
-def _asked(args: Namespace) -> Asked:
-    asked = widths.budget(args)
-    return asked._replace(round_to=asked.round_to or widths.rounding(args))
 
 
 def known(args: Namespace, model: Model, out: Path) -> dict[str, Any] | None:
@@ -148,7 +143,7 @@ def solve(
     Raises:
       InputError: the budget cannot be met, with the nearest that can.
     """
-    asked = _asked(args)
+    asked = widths.budget(args)
     network = model.network
     costs = dict(_counted(network, model.input_shape))
     wants_latency = any(target.kind == "latency" for target in asked.targets)

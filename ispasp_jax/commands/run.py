@@ -95,7 +95,7 @@ class Run:
             model = dense.load_weights(here, self.source)
         if self.given is not None:
             plan_files.sizes(args, self.given, model.network)
-        elif widths.budget(args):
+        elif widths.has_budget(args):
             budgets.check(args, model.network, model.input_shape)
             budgets.known(args, model, self.out)
         self._begin(checkpoints.fingerprint(model.variables))
@@ -285,9 +285,8 @@ class Run:
             }
         if self.report["pruned"]["latency_ms"] > self.report["dense"]["latency_ms"]:
             self.note(
-                "the pruned network is slower than the dense one on this device: with "
-                "a budget give --round-to auto, for widths that suit the device; or "
-                "prune more"
+                "the pruned network is slower than the dense one on this device: give "
+                "--round-to auto, for widths that suit it, or prune more"
             )
         self.report["seconds"]["total"] = time.perf_counter() - self.began
         self.work.write("report.json", self.report)

@@ -32,7 +32,7 @@ def choose(
     Raises:
       InputError: the budget cannot be met.
     """
-    if not widths.budget(run.args):
+    if not widths.has_budget(run.args):
         return widths.kept(run.args, model.network)
     held, found = _curves(run, model, batches, mesh)
     left_out = set(model.network.group_widths()) - set(held["curves"])

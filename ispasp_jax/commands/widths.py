@@ -7,6 +7,10 @@ from pathlib import Path
 from ispasp_jax.commands import flags
 from ispasp_jax.errors import InputError
 
+#: What a budget's widths are multiples of without --round-to: on a CPU such networks
+#: are much faster than those of any widths, and as accurate (benchmarks/README.md).
+BUDGET_ROUND_TO = 8
+
 
 def add_flags(parser: flags.Parser) -> None:
     """The flags; ratios, plan and budget exclude each other."""
@@ -49,9 +53,9 @@ def add_flags(parser: flags.Parser) -> None:
     group.add_argument(
         "--round-to",
         type=_multiple,
-        default=1,
         metavar="N|auto",
-        help="widths are multiples of N; auto: what suits this device",
+        help="widths are multiples of N, or the dense one; auto: what suits this "
+        f"device; default: {BUDGET_ROUND_TO} with --target or --tolerance, else 1",
     )
     group.add_argument(
         "--curves",
@@ -119,18 +123,19 @@ def keep(args):
 
 
 def budget(args):
-    """What --target and --tolerance ask for; None without them. `round_to` is 0 for
-    auto.
-    """
-    if not args.target and args.tolerance is None:
+    """What --target and --tolerance ask for; None without them."""
+    if not has_budget(args):
         return None
     from ispasp_jax import budget
 
     texts = [text for items in args.target or [] for text in items]
-    round_to = 0 if args.round_to == "auto" else args.round_to
-    return budget.Asked(
-        tuple(map(budget.target, texts)), args.tolerance, args.min_channels, round_to
-    )
+    targets = tuple(map(budget.target, texts))
+    return budget.Asked(targets, args.tolerance, args.min_channels, rounding(args))
+
+
+def has_budget(args) -> bool:
+    """Whether --target or --tolerance is given."""
+    return bool(args.target) or args.tolerance is not None
 
 
 def kept(args, network) -> dict[str, int]:
@@ -142,7 +147,9 @@ def kept(args, network) -> dict[str, int]:
 
 
 def rounding(args) -> int:
-    """--round-to as a number."""
+    """--round-to, or its default, as a number."""
+    if args.round_to is None:
+        return BUDGET_ROUND_TO if has_budget(args) else 1
     if args.round_to != "auto":
         return args.round_to
     import jax
