@@ -19,7 +19,7 @@ from ispasp_jax import report
 
 METHODS = ("random", "l1", "ispasp", "cosamp", "obs")
 
-#: Network -> weights, flags of its data.
+#: Flags of the data; ImageNet's images are 227 pixels already, so only cropped.
 CIFAR = ["--data=npz:{data}/cifar10/cifar10_lossless.npz", "--calibration-images=2048"]
 IMAGENET = [
     "--data=folder:{data}/imagenet",
@@ -27,6 +27,7 @@ IMAGENET = [
     "--calibration-images=1000",
     "--latency-batch-size=8",
 ]
+#: Network -> weights, flags of its data.
 NETWORKS = {
     "resnet56": ("cifar10_resnet56", CIFAR),
     "tf_mobilenetv2": ("mobilenet_v2_imagenet_tf", IMAGENET),
@@ -110,19 +111,16 @@ def table(results: list[dict]) -> list[list[str]]:
 
 def rounding_table(results: list[dict]) -> list[list[str]]:
     """What `--round-to auto` does to a budget's networks: each beside its twin."""
-    heads = ["network", "method", "widths", "as cut", "repaired", "multiply-adds"]
-    lines, by_name = [[*heads, "latency"]], {row["row"]: row for row in results}
-    for model, amount in ROWS:
-        plain = amount.removesuffix(", rounded")
-        for name in (plain, amount) if plain != amount else ():
-            row = by_name.get(f"{model}, {name}, obs")
-            if row is None:
-                continue
+    heads = ["network", "method", "multiples of", "as cut", "repaired"]
+    lines = [[*heads, "multiply-adds", "latency"]]
+    by_name = {_what(row): row for row in results if row["method"] == "obs"}
+    for rounded in (name for name in by_name if name.endswith(", rounded")):
+        plain = rounded.removesuffix(", rounded")
+        for row in (by_name[plain], by_name[rounded]):
             top1, dense, pruned = rows.top1(row), row["dense"], row["pruned"]
-            widths = "multiples of 8" if name == amount else "any"
             lines.append(
                 [
-                    *(f"{model}, {plain}", row["method"], widths),
+                    *(plain, row["method"], row["budget"]["round_to"]),
                     *(f"{top1[stage]:.1f}" for stage in ("pruned", "repaired")),
                     f"{pruned['macs'] / dense['macs']:.0%}",
                     f"{pruned['latency_ms'] / dense['latency_ms']:.0%}",

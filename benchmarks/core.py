@@ -144,11 +144,13 @@ def keep_answer(answers: dict, name: str, call) -> Any:
     return answers[name]
 
 
-def columns(result: dict[str, Any]) -> list[list[Any]]:
-    """Milliseconds."""
+def columns(result: dict[str, Any], keep: float | None = None) -> list[list[Any]]:
+    """Milliseconds; of one keep ratio where one is given."""
     heads = ["consumer", "d", "keep", "iterations", "batch sum ms", "all of H ms"]
     lines = [[*heads, "ratio", "every size ms", "compile s", "differ"]]
     for row in result["rows"]:
+        if keep not in (None, row["keep"]):
+            continue
 
         def ms(name, row=row):
             timed = row[name]

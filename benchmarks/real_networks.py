@@ -14,17 +14,12 @@ import argparse
 from pathlib import Path
 
 import rows
+from after_pruning import IMAGENET
 
 from ispasp_jax import report
 
-#: Flags for the data; MobileNetV2's images are 227 pixels already, so only cropped.
+#: Flags for the data.
 CIFAR = ["--data=npz:{data}/cifar10/cifar10_lossless.npz"]
-IMAGENET = [
-    "--data=folder:{data}/imagenet",
-    "--resize=none",
-    "--calibration-images=1000",
-    "--latency-batch-size=8",
-]
 RATIOS = {"keep 0.7": "--keep=0.7", "keep 0.5": "--keep=0.5"}
 
 

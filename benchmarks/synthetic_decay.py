@@ -14,9 +14,9 @@ Theory: the best s-term tail of such a signal is ‖tail‖² ~ R² s^(1 − 2/p
 square of what CoSaMP's bounds (‖tail‖ and ‖tail‖₁/√s) allow, which the paper's theorem
 follows: polynomial, of a degree without bound as p → 0. At finite width the tail ends
 at i = d_hid and is no power law; its slope, fitted over the same sizes, stands between
-theory and measurement in the table. The dashed line of the plot
-keeps the s largest of μ(H), which is what i-SpaSP approximates below s = d_hid/2 and
-what it is above. A few seconds on two CPU cores; writes JSON and a plot.
+theory and measurement in the table. The dashed line of the plot keeps the s largest of
+μ(H), which is what i-SpaSP approximates below s = d_hid/2 and what it is above. A few
+seconds on two CPU cores; writes JSON and a plot.
 """
 
 import argparse

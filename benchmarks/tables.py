@@ -4,7 +4,6 @@ python benchmarks/tables.py            write tables and pictures
 python benchmarks/tables.py --check    exit 1 where READMEs and JSON disagree
 """
 
-import functools
 import json
 import re
 import sys
@@ -52,9 +51,7 @@ TABLES: dict[str, Callable[[], list[list[Any]]]] = {
     "iterations": lambda: selection_cost.iteration_table(whole("selection_cost.json")),
     "naive": lambda: selection_cost.naive_table(whole("selection_cost.json")),
     "walk_steps": lambda: walk_steps.columns(whole("walk_steps.json")),
-    "core": lambda: [
-        line for line in core.columns(whole("core.json")) if line[2] in ("keep", "0.1")
-    ],
+    "core": lambda: core.columns(whole("core.json"), keep=0.1),
     "latency": lambda: latency.latency_table(whole("latency.json")),
     "depthwise": lambda: latency.depthwise_table(whole("latency.json")),
     "traces": lambda: traces.table(lines("traces.jsonl")),
@@ -62,9 +59,7 @@ TABLES: dict[str, Callable[[], list[list[Any]]]] = {
     "against_gfs": lambda: gfs_report.table(lines("against_gfs.jsonl")),
     "reported": reported.table,
     **{
-        f"methods {name}": functools.partial(
-            lambda name: methods.table(lines(methods.FILE), name), name
-        )
+        f"methods {name}": lambda name=name: methods.table(lines(methods.FILE), name)
         for name in methods.CASES
     },
 }

@@ -19,13 +19,14 @@ import against_gfs  # noqa: E402
 import gfs_report  # noqa: E402
 import greedy  # noqa: E402
 import methods  # noqa: E402
+import real_networks  # noqa: E402
 import rows  # noqa: E402
 import synthetic_decay  # noqa: E402
 
 from ispasp_jax import data, models  # noqa: E402
 
 
-@pytest.mark.parametrize("benchmark", [after_pruning, methods])
+@pytest.mark.parametrize("benchmark", [after_pruning, methods, real_networks])
 def test_results_are_of_the_commands_that_the_benchmark_has_now(benchmark):
     flags = benchmark.commands(Path("$ISPASP_DATA"))
     commands = {k: f"python prune.py {' '.join(v)}" for k, v in flags.items()}

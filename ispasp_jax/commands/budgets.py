@@ -167,7 +167,7 @@ def solve(
         default=0.0,
     )
     return sizes, {
-        "asked": [text for items in args.target or [] for text in items],
+        "asked": widths.targets(args),
         "limits": {t.kind: t.limit(ranges[t.kind][1]) for t in asked.targets},
         "tolerance": asked.tolerance,
         "min_channels": asked.min_channels,

@@ -285,8 +285,8 @@ class Run:
             }
         if self.report["pruned"]["latency_ms"] > self.report["dense"]["latency_ms"]:
             self.note(
-                "the pruned network is slower than the dense one on this device: give "
-                "--round-to auto, for widths that suit it, or prune more"
+                "the pruned network is slower than the dense one on this device: keep "
+                "more regular widths (--round-to), or prune more"
             )
         self.report["seconds"]["total"] = time.perf_counter() - self.began
         self.work.write("report.json", self.report)

@@ -128,9 +128,13 @@ def budget(args):
         return None
     from ispasp_jax import budget
 
-    texts = [text for items in args.target or [] for text in items]
-    targets = tuple(map(budget.target, texts))
-    return budget.Asked(targets, args.tolerance, args.min_channels, rounding(args))
+    wanted = tuple(map(budget.target, targets(args)))
+    return budget.Asked(wanted, args.tolerance, args.min_channels, rounding(args))
+
+
+def targets(args) -> list[str]:
+    """What --target says, of all times that it is given."""
+    return [text for items in args.target or [] for text in items]
 
 
 def has_budget(args) -> bool:
@@ -156,4 +160,4 @@ def rounding(args) -> int:
 
     from ispasp_jax import budget
 
-    return budget.ROUND_TO.get(jax.default_backend(), 8)
+    return budget.ROUND_TO.get(jax.default_backend(), BUDGET_ROUND_TO)
