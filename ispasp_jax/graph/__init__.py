@@ -1,0 +1,31 @@
+"""What a jaxpr says of channels: which axes of which arrays carry the same ones, what
+reads them, and how any function of the same variables runs when they are fewer.
+
+    traced = trace(model, variables, x)         groups, by name; print(traced)
+    small = traced.take(plan, variables)        the arrays that are left
+    narrow(function, traced, plan)(small, x)    any function of them
+
+Knows nothing of selection, of the walk or of any model.
+"""
+
+from ispasp_jax.graph.check import check
+from ispasp_jax.graph.cut import Cut, Plan
+from ispasp_jax.graph.groups import Axis, Group, Whole
+from ispasp_jax.graph.narrowing import narrow
+from ispasp_jax.graph.rules import RULES, rule
+from ispasp_jax.graph.traced import Traced, key_path, trace
+
+__all__ = [
+    "RULES",
+    "Axis",
+    "Cut",
+    "Group",
+    "Plan",
+    "Traced",
+    "Whole",
+    "check",
+    "key_path",
+    "narrow",
+    "rule",
+    "trace",
+]

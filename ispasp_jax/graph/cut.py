@@ -1,0 +1,133 @@
+"""A plan, and what it does to arrays: `take` makes them smaller, `mask` writes zeros,
+and a function gives the same on both (check.py).
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Int
+
+from ispasp_jax.errors import InputError
+from ispasp_jax.graph.atoms import Atom, root
+
+#: Leaf atom -> which of its places stay, (width,), or (layers, width) where every
+#: layer of a scan has channels of its own.
+Masks = Mapping[Atom, Bool[np.ndarray, "*layers width"]]
+
+
+class Cut(NamedTuple):
+    """What stays of one group.
+
+    Attributes:
+      width: channels before the cut.
+      kept: indices of those that stay, ascending; of scanned layers a row each.
+    """
+
+    width: int
+    kept: Int[np.ndarray, "*layers kept"]
+
+
+#: Group name -> Cut, in coordinates of the network that the plan is applied to.
+Plan = Mapping[str, Cut]
+
+
+def places(name: str, width: int, layers: int, cut: Any) -> Bool[np.ndarray, "..."]:
+    """What stays of a group, as a mask over its channels.
+
+    Raises:
+      InputError: the cut does not fit the group.
+    """
+    before, kept = cut
+    kept = np.asarray(kept)
+    rows = (layers,) if layers else ()
+    if before != width:
+        raise InputError(
+            f"the plan expects {before} channels in group {name!r}, this network has "
+            f"{width}; apply it to the network that it was made for."
+        )
+    fits = kept.size and kept.shape[:-1] == rows and kept.dtype.kind in "iu"
+    if not fits or not _ascending(kept, width):
+        each = f"{layers} rows of them, " if layers else ""
+        raise InputError(
+            f"the plan's indices for group {name!r} must be ascending integers in "
+            f"[0, {width}), {each}at least one; got {kept.tolist()}."
+        )
+    found = np.zeros((*rows, width), bool)
+    np.put_along_axis(found, kept.astype(np.int64), True, -1)
+    return found
+
+
+def _ascending(kept: np.ndarray, width: int) -> bool:
+    inside = kept.min() >= 0 and kept.max() < width
+    return bool(inside and (np.diff(kept, axis=-1) > 0).all())
+
+
+def of(atom: Atom, masks: Masks) -> Bool[np.ndarray, "*layers size"] | None:
+    """Which places of a dimension stay; None where all do."""
+    atom = root(atom)
+    if atom.kind is None:
+        return masks.get(atom)
+    found = [of(part, masks) for part in atom.parts]
+    if all(mask is None for mask in found):
+        return None
+    whole = [
+        np.ones(part.size, bool) if mask is None else mask
+        for mask, part in zip(found, atom.parts, strict=True)
+    ]
+    rows = np.broadcast_shapes(*(mask.shape[:-1] for mask in whole))
+    if atom.kind == "sum":
+        return np.concatenate(
+            [np.broadcast_to(m, (*rows, m.shape[-1])) for m in whole], -1
+        )
+    result = whole[0]
+    for mask in whole[1:]:
+        both = result[..., :, None] & mask[..., None, :]
+        result = both.reshape(*both.shape[:-2], -1)
+    return result
+
+
+def size(atom: Atom, masks: Masks) -> int:
+    """How many places stay."""
+    mask = of(atom, masks)
+    if mask is None:
+        return atom.size
+    return int(mask.reshape(-1, mask.shape[-1])[0].sum())
+
+
+def taken(array, dims, masks: Masks):
+    """The array with what stays of every dimension; jax's or numpy's, or a shape."""
+    if isinstance(array, jax.ShapeDtypeStruct):
+        shape = tuple(size(atom, masks) for atom in dims)
+        return jax.ShapeDtypeStruct(shape, array.dtype)
+    xp = jnp if isinstance(array, jax.Array) else np
+    for axis, atom in enumerate(dims):
+        mask = of(atom, masks)
+        if mask is None:
+            continue
+        array = xp.asarray(array)
+        if mask.ndim == 1:
+            array = xp.take(array, np.flatnonzero(mask), axis=axis)
+        else:  # of every layer, which is the first axis, its own
+            kept = np.nonzero(mask)[1].reshape(len(mask), -1)
+            index = [1] * array.ndim
+            index[0], index[axis] = kept.shape
+            array = xp.take_along_axis(array, kept.reshape(index), axis=axis)
+    return array
+
+
+def masked(array, dims, masks: Masks):
+    """The array with zeros at what goes."""
+    xp = jnp if isinstance(array, jax.Array) else np
+    for axis, atom in enumerate(dims):
+        mask = of(atom, masks)
+        if mask is None:
+            continue
+        index = [1] * array.ndim
+        index[axis] = mask.shape[-1]
+        if mask.ndim == 2:
+            index[0] = len(mask)
+        array = xp.where(mask.reshape(index), array, xp.zeros((), array.dtype))
+    return array

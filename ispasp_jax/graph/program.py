@@ -1,0 +1,206 @@
+"""A jaxpr as a flat list of equations between values with identity.
+
+A jaxpr object may be called many times, so its variables say nothing of who called it:
+every call is inlined with fresh values. What has to stay whole (a scan, a branch that
+the platform decides) keeps its body as a program of its own.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from jax._src import source_info_util
+from jax.extend.core import ClosedJaxpr, Literal
+
+from ispasp_jax.graph.atoms import Atom
+
+#: Calls that are nothing but their jaxpr, by the parameter that holds it.
+CALLS: Mapping[str, str] = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "remat": "jaxpr",
+    "remat2": "jaxpr",
+    "checkpoint": "jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_vjp_call_jaxpr": "fun_jaxpr",
+}
+#: Calls that a derivative treats in a way of their own.
+DERIVATIVES = ("remat", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call")
+
+
+class Value:
+    """An array on its way through a program.
+
+    Attributes:
+      aval: its shape and dtype.
+      dims: the atom of every dimension.
+      constant: the array, where it is known: a literal, or closed over.
+      live: it depends on the inputs, not on the variables alone.
+      origin: the variable that it is made of, where it is made of weights alone.
+      maker: what made it, where the equations since only changed it.
+    """
+
+    __slots__ = ("aval", "dims", "constant", "live", "origin", "maker")
+
+    def __init__(self, aval, constant: Any = None):
+        self.aval = aval
+        self.dims = [Atom(size) for size in getattr(aval, "shape", ())]
+        self.constant = constant
+        self.live = False
+        self.origin: str | None = None
+        self.maker: Any = self
+
+    @property
+    def shape(self) -> tuple:
+        return self.aval.shape
+
+
+@dataclasses.dataclass(eq=False)
+class Equation:
+    """One step of a program.
+
+    Attributes:
+      primitive: what is done.
+      params: its parameters, as traced.
+      inputs: what it reads.
+      outputs: what it gives.
+      where: primitive and source line, for people.
+      bodies: programs inside.
+      context: jax's own, to be in force when it is evaluated.
+      memo: what its rule found and narrowing asks for.
+    """
+
+    primitive: Any
+    params: dict[str, Any]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    where: str
+    bodies: tuple["Program", ...] = ()
+    context: Any = None
+    memo: Any = None
+
+    @property
+    def name(self) -> str:
+        return self.primitive.name
+
+
+class Program(NamedTuple):
+    """Equations in order.
+
+    Attributes:
+      inputs: values that are given.
+      constants: values that were closed over.
+      equations: every later one may read what an earlier one gives.
+      outputs: values that come back.
+    """
+
+    inputs: tuple[Value, ...]
+    constants: tuple[Value, ...]
+    equations: tuple[Equation, ...]
+    outputs: tuple[Value, ...]
+
+
+def program(closed: ClosedJaxpr, derivatives: bool = False) -> Program:
+    """The jaxpr as a program.
+
+    Args:
+      closed: what jax.make_jaxpr gives.
+      derivatives: keep calls with a derivative of their own (custom_jvp, remat) and
+        all branches whole; if not they are inlined, and where the platform decides the
+        branch, the default one.
+    """
+    inputs = tuple(Value(v.aval) for v in closed.jaxpr.invars)
+    constants: list[Value] = []
+    equations: list[Equation] = []
+    outputs = _inline(closed, inputs, constants, equations, derivatives)
+    return Program(inputs, tuple(constants), tuple(equations), tuple(outputs))
+
+
+def _inline(
+    closed, inputs, constants, equations, derivatives, caller=""
+) -> list[Value]:
+    jaxpr, consts = closed.jaxpr, closed.consts
+    env: dict[Any, Value] = {}
+
+    def read(atom) -> Value:
+        if isinstance(atom, Literal):
+            return Value(atom.aval, atom.val)
+        return env[atom]
+
+    for variable, array in zip(jaxpr.constvars, consts, strict=True):
+        env[variable] = Value(variable.aval, array)
+        constants.append(env[variable])
+    env.update(zip(jaxpr.invars, inputs, strict=True))
+    for eqn in jaxpr.eqns:
+        given = [read(atom) for atom in eqn.invars]
+        inner, given = _called(eqn, given, derivatives)
+        if inner is not None:
+            here = _source(eqn) or caller
+            made = _inline(inner, given, constants, equations, derivatives, here)
+        else:
+            made = [Value(v.aval) for v in eqn.outvars]
+            equations.append(
+                Equation(
+                    eqn.primitive,
+                    dict(eqn.params),
+                    tuple(given),
+                    tuple(made),
+                    f"{eqn.primitive.name} ({_source(eqn) or caller})",
+                    tuple(program(body, derivatives) for body in _bodies(eqn)),
+                    getattr(eqn, "ctx", None),
+                )
+            )
+        env.update(zip(eqn.outvars, made, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _called(eqn, given, derivatives):
+    """The jaxpr that an equation merely calls, and what it is called with."""
+    name = eqn.primitive.name
+    if name == "cond" and not derivatives:
+        if eqn.params.get("branches_platforms"):
+            return eqn.params["branches"][-1], given[1:]
+    if name in CALLS and not (derivatives and name in DERIVATIVES):
+        return _closed(eqn.params[CALLS[name]]), given
+    return None, given
+
+
+def _bodies(eqn) -> Iterator[ClosedJaxpr]:
+    name = eqn.primitive.name
+    if name == "cond":
+        yield from eqn.params["branches"]
+    elif name == "scan":
+        yield eqn.params["jaxpr"]
+    elif name == "while":
+        yield eqn.params["cond_jaxpr"]
+        yield eqn.params["body_jaxpr"]
+    elif name in CALLS:
+        yield _closed(eqn.params[CALLS[name]])
+
+
+def _closed(jaxpr) -> ClosedJaxpr:
+    if isinstance(jaxpr, ClosedJaxpr):
+        return jaxpr
+    return ClosedJaxpr(jaxpr, ())
+
+
+def _source(eqn) -> str:
+    return source_info_util.summarize(eqn.source_info)
+
+
+def equations(whole: Program) -> Iterator[Equation]:
+    """All equations, those of bodies behind the one that holds them."""
+    for eqn in whole.equations:
+        yield eqn
+        for body in eqn.bodies:
+            yield from equations(body)
+
+
+def values(whole: Program) -> Iterator[Value]:
+    """All values of a program, those of its bodies left out."""
+    yield from (*whole.inputs, *whole.constants)
+    for eqn in whole.equations:
+        yield from eqn.outputs

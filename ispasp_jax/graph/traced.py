@@ -1,0 +1,184 @@
+"""`trace`: a model's groups of channels, and the arrays that a plan takes or masks."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.interpreters import partial_eval
+
+from ispasp_jax.errors import InputError
+from ispasp_jax.graph import adapters, cut, groups, rules
+from ispasp_jax.graph.atoms import freeze, join
+from ispasp_jax.graph.cut import Masks, Plan
+from ispasp_jax.graph.groups import Group, Whole
+from ispasp_jax.graph.program import ClosedJaxpr, Program, Value, program
+
+#: First keys of Linen's and Haiku's trees that name a collection, not a module.
+COLLECTIONS = ("params", "batch_stats", "0", "1")
+
+
+class Traced(Mapping[str, Group]):
+    """A model's groups by name; printed, a table of them and of what was left alone.
+
+    Attributes:
+      function: the model as a function of (variables, *inputs).
+      variables: shapes and dtypes of its variables, at full width.
+      groups: in the order in which they are made.
+      whole: channels that cannot be cut, and why.
+      program: its equations.
+      dims: the atoms of every variable's dimensions, by key path.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        variables: Any,
+        found: list[Group],
+        whole: list[Whole],
+        program: Program,
+        dims: Mapping[str, list],
+    ):
+        self.function, self.variables, self.program = function, variables, program
+        self.groups, self.whole = tuple(found), tuple(whole)
+        self._by_name = {group.name: group for group in found}
+        self.dims = dims
+        self._below = _below_collections(dims)
+
+    def __getitem__(self, name: str) -> Group:
+        return self._by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_name)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __str__(self) -> str:
+        return groups.table(self.groups, self.whole, len(self.program.equations))
+
+    def masks(self, plan: Plan) -> Masks:
+        """The plan as masks of leaf atoms.
+
+        Raises:
+          InputError: the plan is for another model, or for other widths.
+        """
+        found = {}
+        for name, one in plan.items():
+            if name not in self._by_name:
+                raise InputError(
+                    f"the plan cuts group {name!r}, which this model does not have; it "
+                    f"has {', '.join(self._by_name) or 'none'}."
+                )
+            group = self._by_name[name]
+            found[group.atom] = cut.places(name, group.width, group.layers, one)
+        return found
+
+    def owner(self, path: str) -> str | None:
+        """The variable that a leaf of another tree belongs to: the longest whose path
+        ends the leaf's."""
+        while path:
+            if path in self.dims:
+                return path
+            if path in self._below:
+                return self._below[path]
+            path = path.partition("/")[2]
+        return None
+
+    def take(self, plan: Plan, tree: Any) -> Any:
+        """The tree's arrays with what the plan keeps: variables, or any tree that holds
+        trees like them (an optimizer's moments, an average).
+
+        Raises:
+          InputError: an array belongs to a variable that is cut and has another shape.
+        """
+        return self._change(cut.taken, plan, tree)
+
+    def mask(self, plan: Plan, tree: Any) -> Any:
+        """The same arrays at full width, with zeros at what the plan cuts."""
+        return self._change(cut.masked, plan, tree)
+
+    def _change(self, change, plan: Plan, tree: Any) -> Any:
+        masks = self.masks(plan)
+
+        def visit(path, leaf):
+            name = key_path(path)
+            variable = self.owner(name)
+            if variable is None:
+                return leaf
+            return self._changed(change, name, variable, leaf, masks)
+
+        return jax.tree_util.tree_map_with_path(visit, tree)
+
+    def _changed(self, change, name, variable, leaf, masks):
+        dims = self.dims[variable]
+        shape = tuple(atom.size for atom in dims)
+        if np.shape(leaf) == shape:
+            return change(leaf, dims, masks)
+        if all(cut.of(atom, masks) is None for atom in dims) or np.size(leaf) == 1:
+            return leaf
+        raise InputError(
+            f"{name} has the shape {np.shape(leaf)}, the variable {variable} that it "
+            f"belongs to {shape}, so it is not known what to cut; make it anew from "
+            "the cut variables (an optimizer's init)."
+        )
+
+
+def key_path(path) -> str:
+    """A leaf's address: its keys joined by "/"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _below_collections(paths: Iterable[str]) -> dict[str, str]:
+    """Paths without their collection (an optimizer sees "params" alone), where that
+    still names one variable."""
+    found: dict[str, list[str]] = {}
+    for path in paths:
+        collection, _, below = path.partition("/")
+        if collection in COLLECTIONS and below:
+            found.setdefault(below, []).append(path)
+    return {below: of[0] for below, of in found.items() if len(of) == 1}
+
+
+def trace(model: Any, variables: Any = None, *inputs: Any) -> Traced:
+    """Finds the model's groups of channels.
+
+    Args:
+      model: a Linen, NNX or Equinox module, a Haiku transform, or a function of
+        (variables, *inputs).
+      variables: arrays or shapes; None for a module that carries its own.
+      *inputs: examples, arrays or shapes, a batch of them.
+
+    Raises:
+      InputError: the model cannot be called so.
+    """
+    function, variables = adapters.function(model, variables)
+    variables, inputs = jax.tree.map(_like, (variables, inputs))
+    closed = jax.make_jaxpr(function)(variables, *inputs)
+    used = [True] * len(closed.jaxpr.outvars)
+    jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, used, instantiate=True)
+    whole = program(ClosedJaxpr(jaxpr, closed.consts))
+    paths = [
+        key_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(variables)
+    ]
+    by_path: dict[str, Value] = dict(zip(paths, whole.inputs, strict=False))
+    for path, value in by_path.items():
+        value.origin = path
+    for value in whole.inputs[len(paths) :]:
+        value.live = True
+        for atom in value.dims:
+            freeze(atom, "an input")
+    rules.apply(whole.equations)
+    for value in whole.outputs:
+        for atom in value.dims:
+            freeze(atom, "an output")
+    groups.tie(whole, by_path, join)
+    found, alone = groups.find(whole, by_path, COLLECTIONS)
+    dims = {path: value.dims for path, value in by_path.items()}
+    return Traced(function, variables, found, alone, whole, dims)
+
+
+def _like(leaf: Any) -> Any:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf
+    return jax.ShapeDtypeStruct(np.shape(leaf), jax.dtypes.result_type(leaf))
