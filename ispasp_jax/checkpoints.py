@@ -27,7 +27,7 @@ from ispasp_jax.errors import InputError
 from ispasp_jax.groups import leaves, nested
 from ispasp_jax.models.network import Network, Variables
 
-CONFIG, ARRAYS = "config.json", "model.safetensors"
+CONFIG, ARRAYS = FILES = "config.json", "model.safetensors"
 _FORMAT = 1
 
 
@@ -98,6 +98,7 @@ def write_arrays(
     path: Path, variables: Variables, metadata: dict[str, str] | None = None
 ) -> None:
     """Writes every array under its path in the tree, as safetensors."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     # safetensors silently writes wrong data for arrays that are not C-contiguous.
@@ -105,7 +106,10 @@ def write_arrays(
         path: np.ascontiguousarray(leaf)
         for path, leaf in leaves(jax.device_get(variables))
     }
-    save_file(arrays, path, metadata)
+    try:
+        save_file(arrays, path, metadata)
+    except SafetensorError as error:  # its own type for a full disk and the like
+        raise OSError(f"{path} cannot be written ({error})") from error
 
 
 def fingerprint(variables: Variables) -> str:
@@ -205,6 +209,11 @@ def replacing(folder: str | os.PathLike, aside: Path | None = None) -> Iterator[
     then it lies in the folder `aside`, or beside.
     """
     folder = Path(folder).absolute()
+    if folder.is_symlink():
+        raise InputError(
+            f"{folder} is a symbolic link, which the new folder would replace; give "
+            "the folder that it names, or another."
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = (aside or folder.parent) / f".{folder.name}.new-{os.getpid()}"
     shutil.rmtree(new, ignore_errors=True)
