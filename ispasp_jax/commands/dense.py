@@ -223,9 +223,6 @@ def train(
         )
     except FloatingPointError as error:
         raise InputError(str(error)) from error
-    finally:
-        if keeper:
-            keeper.close()
     return model.replace(model.network, jax.device_put(jax.device_get(variables)))
 
 

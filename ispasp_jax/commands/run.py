@@ -1,6 +1,5 @@
 """One run of prune.py, stage after stage; what is finished is kept in its workspace."""
 
-import math
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -26,6 +25,7 @@ from ispasp_jax.commands import (
     content,
     curve_files,
     dense,
+    doubts,
     plan_files,
     train,
     walk_store,
@@ -80,9 +80,9 @@ class Run:
         if given is not None:
             self.report["plan"] = str(args.plan)
 
-    def note(self, text: str) -> None:
-        """Says something once, on stderr and in the report."""
-        if text not in self.report["notes"]:
+    def note(self, text: str | None) -> None:
+        """Says something once, if anything, on stderr and in the report."""
+        if text and text not in self.report["notes"]:
             say(text)
             self.report["notes"].append(text)
 
@@ -120,7 +120,8 @@ class Run:
         self._pruned = self._pruned_before() if self.work.resumed else None
         if not self.report["stages"]:
             self._stage("dense", model, time.perf_counter() - start)
-            self._note_if_chance()
+            top1, classes = self.report["stages"][0]["top1"], self.source.num_classes
+            self.note(doubts.of_dense(top1, classes, len(self.source.test)))
         return model
 
     def _pruned_before(self) -> Model | None:
@@ -141,19 +142,6 @@ class Run:
             return None
         self.report = contents[0]
         return pruned
-
-    def _note_if_chance(self) -> None:
-        """Says so where the dense network has learned nothing."""
-        top1, classes = self.report["stages"][-1]["top1"], self.source.num_classes
-        chance = 1 / classes
-        error = math.sqrt(chance * (1 - chance) / len(self.source.test))
-        if classes > 1 and top1 <= chance + 2 * error:
-            self.note(
-                f"the dense network's top-1 of {100 * top1:.2f} % is no better than "
-                f"chance ({classes} classes): nothing that pruning keeps or loses of "
-                "it means anything; check weights, data and preprocessing, or train "
-                "longer"
-            )
 
     def prune(self, model: Model, criterion: Criterion | None) -> Model:
         """Walks the network; the result is also saved, for --resume."""
@@ -199,9 +187,7 @@ class Run:
         seconds["compilation_in_both"] = sum(compiling)
         self.report["groups"] = report.groups(result.groups)
         pruned = model.replace(result.network, result.variables)
-        left_out = plan_files.write(self.work, args.weights, model, result.plan)
-        if left_out:
-            self.note(left_out)
+        self.note(plan_files.write(self.work, args.weights, model, result.plan))
         with replacing(folder) as new:
             pruned = written(new, pruned)
             if args.block_finetune_epochs:  # what was cut was trained in the same walk
@@ -286,17 +272,6 @@ class Run:
         self._finetuned = time.perf_counter() - start
         return tuned
 
-    def _note_if_tuning_harmed(self) -> None:
-        """Says so where fine-tuning lost more than a standard error of top-1."""
-        before, after = (stage["top1"] for stage in self.report["stages"][-2:])
-        error = math.sqrt(before * (1 - before) / len(self.source.test))
-        if before - after > error:
-            self.note(
-                f"fine-tuning lowered top-1 from {100 * before:.2f} to "
-                f"{100 * after:.2f} %: give it more images or a lower "
-                "--learning-rate, or leave it out (--finetune-epochs 0)"
-            )
-
     def finish(self, model: Model, final: Model) -> list[str]:
         """Saves the model, measures it as loaded from disk, and puts all in place; the
         names of what is there then.
@@ -316,7 +291,8 @@ class Run:
             )
         if self._finetuned is not None:
             self._stage("finetuned", loaded, self._finetuned)
-            self._note_if_tuning_harmed()
+            before, after = (s["top1"] for s in self.report["stages"][-2:])
+            self.note(doubts.of_tuning(before, after, len(self.source.test)))
         size = self.args.latency_batch_size
         both = {"dense": model, "pruned": loaded}
         times = cost.latencies(
@@ -329,11 +305,7 @@ class Run:
                 "latency_ms": milliseconds,
                 "batch_size": size,
             }
-        if self.report["pruned"]["latency_ms"] > self.report["dense"]["latency_ms"]:
-            self.note(
-                "the pruned network is slower than the dense one on this device: keep "
-                "more regular widths (--round-to), or prune more"
-            )
+        self.note(doubts.of_latency(self.report))
         self.report["seconds"]["total"] = time.perf_counter() - self.began
         self.work.write("report.json", self.report)
         made = {

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 
 from ispasp_jax import checkpoints, devices
 from ispasp_jax.commands import content
+from ispasp_jax.commands.workspace import check_there
 from ispasp_jax.groups import leaves, nested
 from ispasp_jax.models.network import Variables
 from ispasp_jax.plan import Cut
@@ -41,6 +42,7 @@ def open_store(folder: Path, resumed: bool) -> tuple[Store, int]:
     def write(index: int, done: Done) -> None:
         if not devices.is_first():
             return
+        check_there(folder.parent)
         folder.mkdir(exist_ok=True)
         if done.tuned is not None:
             _save(_tuned(folder, index), done.tuned, {})

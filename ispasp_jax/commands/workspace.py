@@ -49,13 +49,14 @@ class Workspace:
             changed = [k for k in keys if before.get(k) != self._settings.get(k)]
             raise Kept(
                 f"--resume: the stopped run had other settings ({', '.join(changed)}); "
-                f"give the same ones, or delete {self.folder} to start anew."
+                f"give the same ones with --resume, or delete {self.folder} to start "
+                "anew."
             )
         if not resume and devices.agree(bool(finished(self.folder))):
             raise Kept(
                 f"{self.folder} holds what a stopped run has finished "
                 f"({', '.join(finished(self.folder))}); give --resume to go on with "
-                "it, or delete that folder to start anew."
+                f"it, or delete {self.folder} to start anew."
             )
         self.resumed = bool(devices.agree(before is not None))
         if resume and not self.resumed:
@@ -120,11 +121,7 @@ class Workspace:
         Raises:
           Kept: the folder is gone.
         """
-        if devices.is_first() and not self.folder.is_dir():
-            raise Kept(
-                f"{self.folder}, where this run keeps what it has finished, was "
-                "deleted while it ran; start it again, and let the folder be."
-            )
+        check_there(self.folder)
         return self.folder / name
 
     def deliver(
@@ -152,9 +149,7 @@ class Workspace:
             )
         with replacing(out, self.folder) as new:
             for name in found if new else ():
-                source = self.folder / name
-                copy = shutil.copytree if source.is_dir() else shutil.copy2
-                copy(source, new / name)
+                _copy(self.folder / name, new / name)
         self.remove()
         return found
 
@@ -176,8 +171,30 @@ class Workspace:
         return self
 
     def __exit__(self, kind, error, _) -> None:
-        if isinstance(error, InputError) and not isinstance(error, Kept):
+        bad_input = isinstance(error, InputError) and not isinstance(error, Kept)
+        in_vain = isinstance(error, OSError) and not finished(self.folder)
+        if bad_input or in_vain:
             self.remove()
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copies a file or a folder of files."""
+    if not source.is_dir():
+        shutil.copy2(source, target)
+        return
+    try:
+        shutil.copytree(source, target)
+    except shutil.Error as error:  # a list of what went wrong, file by file
+        raise OSError(error.args[0][0][2]) from error
+
+
+def check_there(folder: Path) -> None:
+    """Raises Kept where a run's folder is gone."""
+    if devices.is_first() and not folder.is_dir():
+        raise Kept(
+            f"{folder}, where this run keeps what it has finished, was deleted while "
+            "it ran; start it again, and let the folder be."
+        )
 
 
 def place(out: Path) -> Path:
