@@ -27,7 +27,7 @@ from ispasp_jax.errors import InputError
 from ispasp_jax.groups import leaves, nested
 from ispasp_jax.models.network import Network, Variables
 
-CONFIG, ARRAYS = "config.json", "model.safetensors"
+CONFIG, ARRAYS = FILES = "config.json", "model.safetensors"
 _FORMAT = 1
 
 
@@ -98,6 +98,7 @@ def write_arrays(
     path: Path, variables: Variables, metadata: dict[str, str] | None = None
 ) -> None:
     """Writes every array under its path in the tree, as safetensors."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     # safetensors silently writes wrong data for arrays that are not C-contiguous.
@@ -105,7 +106,10 @@ def write_arrays(
         path: np.ascontiguousarray(leaf)
         for path, leaf in leaves(jax.device_get(variables))
     }
-    save_file(arrays, path, metadata)
+    try:
+        save_file(arrays, path, metadata)
+    except SafetensorError as error:  # its own type for a full disk and the like
+        raise OSError(f"{path} cannot be written ({error})") from error
 
 
 def fingerprint(variables: Variables) -> str:
@@ -205,6 +209,11 @@ def replacing(folder: str | os.PathLike, aside: Path | None = None) -> Iterator[
     then it lies in the folder `aside`, or beside.
     """
     folder = Path(folder).absolute()
+    if folder.is_symlink():
+        raise InputError(
+            f"{folder} is a symbolic link, which the new folder would replace; give "
+            "the folder that it names, or another."
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = (aside or folder.parent) / f".{folder.name}.new-{os.getpid()}"
     shutil.rmtree(new, ignore_errors=True)
@@ -243,31 +252,85 @@ def _swap(a: Path, b: Path) -> bool:
 
 
 class States:
-    """The last training state in a folder, by Orbax: written aside, then renamed."""
+    """The last training state in a folder: a file of arrays, written aside, then
+    renamed to the number of its epoch.
+    """
 
     def __init__(self, folder: str | os.PathLike):
-        import orbax.checkpoint as ocp  # slow to import
-
-        self._args = ocp.args
-        self._manager = ocp.CheckpointManager(
-            Path(folder).absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=1)
-        )
+        self._folder = Path(folder).absolute()
 
     def save(self, epoch: int, state: Any) -> None:
-        """Saves the state after an epoch and waits until it is on disk."""
-        self._manager.save(epoch, args=self._args.StandardSave(jax.device_get(state)))
-        self._manager.wait_until_finished()
+        """Saves the state after an epoch; when this returns, it is kept and the one
+        before is gone.
+        """
+        arrays = _by_path(state)
+        self._folder.mkdir(exist_ok=True)
+        new = self._folder / f".{epoch}.new"
+        write_arrays(new, arrays, {"sum": _sum(arrays)})
+        new.replace(self._folder / str(epoch))
+        for other in self._epochs() - {epoch}:
+            (self._folder / str(other)).unlink()
 
     def latest(self, like: Any) -> Any | None:
-        """The last state saved, in the structure and shapes of `like`; None if none."""
-        epoch = self._manager.latest_step()
+        """The last state saved; None if none.
+
+        Args:
+          like: a state of the same structure, shapes and types.
+
+        Raises:
+          InputError: it is damaged, or of another structure.
+        """
+        epoch = max(self._epochs(), default=None)
         if epoch is None:
             return None
-        # numpy targets: a checkpoint of several devices restores on one, too.
-        target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
-        state = self._manager.restore(epoch, args=self._args.StandardRestore(target))
-        return jax.device_put(state)
+        arrays = _read_summed(self._folder / str(epoch))
+        pairs, structure = jax.tree_util.tree_flatten_with_path(like)
+        expected = {jax.tree_util.keystr(path): leaf for path, leaf in pairs}
+        if _kinds(arrays) != _kinds(expected):
+            raise InputError(
+                f"{self._folder / str(epoch)} is the state of another training."
+            )
+        found = [arrays[path].reshape(like.shape) for path, like in expected.items()]
+        return jax.device_put(jax.tree.unflatten(structure, found))
 
     def close(self) -> None:
-        """Releases Orbax's threads."""
-        self._manager.close()
+        """Nothing is left open: kept for those who call it."""
+
+    def _epochs(self) -> set[int]:
+        found = self._folder.iterdir() if self._folder.is_dir() else ()
+        return {int(path.name) for path in found if path.name.isdecimal()}
+
+
+def _kinds(arrays: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
+    """What has to agree for arrays to be restored."""
+    return {path: (int(a.size), str(a.dtype)) for path, a in arrays.items()}
+
+
+def _by_path(tree: Any) -> dict[str, np.ndarray]:
+    """A tree's arrays by their paths, as a file has them: no shape is ()."""
+    found = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
+    return {jax.tree_util.keystr(path): np.atleast_1d(leaf) for path, leaf in found}
+
+
+def _sum(arrays: Mapping[str, np.ndarray]) -> str:
+    return fingerprint(dict(sorted(arrays.items())))
+
+
+def _read_summed(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file that names its own fingerprint.
+
+    Raises:
+      InputError: it is damaged.
+    """
+    from safetensors import safe_open
+    from safetensors.numpy import load_file
+
+    try:
+        with safe_open(path, "numpy") as file:
+            expected = file.metadata()["sum"]
+        arrays = load_file(path)
+        if _sum(arrays) == expected:
+            return arrays
+    except Exception:  # whatever safetensors raises on a damaged file
+        pass
+    raise InputError(f"{path} is damaged.")

@@ -8,7 +8,7 @@ curves know nothing of a budget, so any number of budgets can be solved from the
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -147,21 +147,35 @@ def from_json(groups: Any) -> Curves:
       InputError: it does not hold curves.
     """
     try:
-        found = {
-            group["name"]: Curve(
-                np.asarray(group["relative"], np.float64),
-                np.asarray(group["damage"], np.float64),
-                np.asarray(group["order"], np.int64),
-            )
-            for group in groups
-        }
-        for name, curve in found.items():
-            d = len(curve.order)
-            if not len(curve.relative) == len(curve.damage) == d + 1 > 1:
-                raise ValueError(f"group {name!r} has arrays of other lengths")
-    except (KeyError, TypeError, ValueError) as error:
+        found = {group["name"]: _curve(group) for group in groups}
+        if len(found) != len(groups):
+            raise ValueError("a group named twice")
+        if not all(isinstance(name, str) for name in found):
+            raise TypeError("a group's name")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(
             "not curves: expected name, relative, damage and order for every group; "
             f"{error} is missing or wrong."
         ) from error
     return found
+
+
+def _curve(group: Mapping[str, Any]) -> Curve:
+    """A group of curves.json."""
+    name, order = group["name"], group["order"]
+    d = len(order)
+    if not d or not all(type(index) is int for index in order):
+        raise ValueError(f"the order of group {name!r}")
+    if sorted(order) != list(range(d)):
+        raise ValueError(
+            f"the order of group {name!r}, no permutation of 0 to {d - 1},"
+        )
+    losses = {}
+    for key in ("relative", "damage"):
+        numbers = group[key]
+        if len(numbers) != d + 1 or not all(type(x) in (int, float) for x in numbers):
+            raise ValueError(f"{key} of group {name!r} (expected {d + 1} numbers)")
+        losses[key] = np.asarray(numbers, np.float64)
+        if not (np.isfinite(losses[key]).all() and (losses[key] >= 0).all()):
+            raise ValueError(f"{key} of group {name!r} (negative or not finite)")
+    return Curve(**losses, order=np.asarray(order, np.int64))

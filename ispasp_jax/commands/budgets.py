@@ -1,12 +1,8 @@
-"""Budgets as the command meets them: curves measured or kept from before, the feasible
-range, widths, what was reached.
-
-curves.json, in a run's folder, holds the curves and what they were measured on; from it
-another budget is solved without images.
+"""Budgets as the command meets them: curves measured or kept from before (see
+curve_files.py), the feasible range, widths, what was reached.
 """
 
 import functools
-import json
 import math
 from argparse import Namespace
 from collections.abc import Mapping
@@ -20,30 +16,18 @@ import numpy as np
 from ispasp_jax import budget, cost, curves, devices, models, report
 from ispasp_jax.budget import KINDS, Asked
 from ispasp_jax.checkpoints import Model
-from ispasp_jax.commands import dense, widths
+from ispasp_jax.commands import curve_files, widths
 from ispasp_jax.cost import BySize
 from ispasp_jax.curves import Curves
 from ispasp_jax.errors import InputError
 from ispasp_jax.models.network import Network
 from ispasp_jax.report import say
 
-#: What a run calls its curves.
-CURVES, PLOT = "curves.json", "curves.png"
+#: What a run calls the curves' picture.
+PLOT = "curves.png"
 
 #: Solutions whose latency is measured before a target is given up.
 _ROUNDS = 6
-
-
-def identity(args: Namespace, model: Model) -> dict[str, Any]:
-    """What curves depend on."""
-    found = {
-        **dense.identity(args, model),
-        "calibration_images": args.calibration_images,
-        "precision": args.precision,
-        "repaired": args.repair == "lsq",
-        "widths": model.network.group_widths(),
-    }
-    return json.loads(json.dumps(found))
 
 
 def check(args: Namespace, network: Network, input_shape: tuple[int, ...]) -> None:
@@ -68,44 +52,13 @@ def dry_run(args: Namespace, model: Model, out: Path):
     Raises:
       InputError: there are none.
     """
-    held = known(args, model, out)
+    held = curve_files.given(args, model) or curve_files.beside(out, model)
     if held is None:
         raise InputError(
             "--target and --tolerance need curves, and a dry run measures none; give "
             "--curves FILE or the --out of an earlier run, or leave --dry-run out."
         )
     return solve(args, model, held)
-
-
-def known(args: Namespace, model: Model, out: Path) -> dict[str, Any] | None:
-    """The curves of --curves, or those in --out if they are of the same network and
-    images: what curves.json holds, with "curves" as Curves. None if there are none.
-
-    Raises:
-      InputError: --curves cannot be read, or is of another network.
-    """
-    path = args.curves or out / CURVES
-    try:
-        held = json.loads(path.read_text())
-        held["curves"] = curves.from_json(held["groups"])
-        there = held["identity"]
-    except (OSError, ValueError, KeyError, TypeError, InputError) as error:
-        if args.curves is None:
-            return None
-        why = getattr(error, "strerror", None) or error
-        raise InputError(
-            f"--curves {path} cannot be used ({why}); expected the {CURVES} of a run "
-            "of prune.py with --target or --tolerance."
-        ) from error
-    if args.curves is None and not args.dry_run:
-        return held if there == identity(args, model) else None
-    here = {"model": model.name, "widths": model.network.group_widths()}
-    if any(there.get(key) != value for key, value in here.items()):
-        raise InputError(
-            f"{path} holds curves of {there.get('model')} with other widths than this "
-            f"{model.name}; give curves of this network, or leave --curves out."
-        )
-    return held
 
 
 def measure(
@@ -124,13 +77,8 @@ def measure(
         )
     except FloatingPointError as error:
         raise InputError(str(error)) from error
-    return {"format": 1, "identity": identity(args, model), "curves": found}
-
-
-def to_json(held: Mapping[str, Any]) -> dict[str, Any]:
-    """What curves.json holds, for JSON."""
-    kept = {key: value for key, value in held.items() if key != "curves"}
-    return {**kept, "groups": curves.to_json(held["curves"])}
+    identity = curve_files.identity(args, model, batches)
+    return {"format": 1, "identity": identity, "curves": found}
 
 
 def solve(
@@ -202,10 +150,9 @@ def _range_table(ranges) -> str:
 def _latency(args, model, held) -> BySize:
     """Milliseconds by size on the present device, kept in `held`."""
     here = {"device": report.device(), "batch_size": args.latency_batch_size}
-    there = held.get("latency")
-    if there and {key: there[key] for key in here} == here:
-        arrays = {key: np.asarray(there[key]) for key in ("slope", "product")}
-        return BySize(there["widths"], there["full"], **arrays)
+    widths = model.network.group_widths()
+    if kept := curve_files.latency(held, {**here, "widths": widths}):
+        return kept
     say("timing every block on this device")
     found = cost.latency_by_size(
         model.network, model.input_shape, args.latency_batch_size

@@ -1,6 +1,7 @@
 """What both commands begin with: the data, and a dense network for it."""
 
 import dataclasses
+import json
 import re
 import time
 import zlib
@@ -14,6 +15,8 @@ import numpy as np
 
 from ispasp_jax import checkpoints, data, devices, models, training, weights
 from ispasp_jax.checkpoints import Model
+from ispasp_jax.commands import content, flags
+from ispasp_jax.commands.states import Keeper
 from ispasp_jax.commands.workspace import Workspace
 from ispasp_jax.data import Preprocessing, Source
 from ispasp_jax.errors import InputError
@@ -44,6 +47,7 @@ def start_devices(args: Namespace) -> None:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     if args.distributed:
         devices.initialise()
+        flags.answer_termination()  # jax has taken the signal for itself
     devices.mesh(args.devices)
 
 
@@ -118,16 +122,20 @@ def run_name(args: Namespace, method: str) -> str:
     return re.sub(r"[^\w.+-]+", "_", "-".join(parts))
 
 
-def identity(args: Namespace, model: Model) -> dict[str, Any]:
-    """What makes two training runs the same one, whatever their recipes."""
-    return {
+def identity(args: Namespace, source: Source, model: Model) -> dict[str, Any]:
+    """What makes two training runs the same one, whatever their recipes: fingerprints
+    of images and weights, wherever they lie.
+    """
+    found = {
         "model": args.model,
-        "data": _place(args.data),
-        "weights": args.weights,
+        "images": content.of_training(source),
         "seed": args.seed,
         "options": dict(model.options),
         "preprocessing": data.to_json(model.preprocessing),
     }
+    if args.weights:
+        found["weights_given"] = checkpoints.fingerprint(model.variables)
+    return json.loads(json.dumps(found))
 
 
 def _place(spec: str) -> str:
@@ -172,13 +180,12 @@ def train(
     """Trains a model on the data's training split, keeping its state in `work`."""
     size = batch_size(args, source)
     steps = len(source.train) // size
-    keeper = checkpoints.States(work.folder / "states") if work else None
+    keeper = Keeper(work, label) if work else None
     transformation = training.optimizer(recipe, steps)
     state = None
     if keeper and work.resumed:
-        state = keeper.latest(training.start(recipe, transformation, model.variables))
-        if state is not None:
-            say(f"{label}: resuming after epoch {int(state.step) // steps}")
+        start = training.start(recipe, transformation, model.variables)
+        state = keeper.latest(start, steps)
 
     def epoch_batches(epoch):
         images = data.batches(
@@ -216,9 +223,6 @@ def train(
         )
     except FloatingPointError as error:
         raise InputError(str(error)) from error
-    finally:
-        if keeper:
-            keeper.close()
     return model.replace(model.network, jax.device_put(jax.device_get(variables)))
 
 

@@ -1,12 +1,13 @@
 """The flags that both commands share, and how a command ends. Imports nothing slow."""
 
 import argparse
+import contextlib
 import importlib
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ispasp_jax.errors import InputError
@@ -43,18 +44,61 @@ def _dashed(argument: str) -> str:
 
 def run(command: Callable[[Sequence[str] | None], None], argv=None) -> int:
     """Runs a command; its exit code: 0 done, 2 bad input, 130 interrupted."""
+    path = list(sys.path)
     try:
-        command(argv)
+        with _terminable():
+            command(argv)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"{error}; give another place, or mend it.", file=sys.stderr)
+        what = f"{error.filename}: {error.strerror}" if error.filename else error
+        after = "; --resume then goes on from here" if _resumable(error) else ""
+        print(f"{what}; give another place, or mend it{after}.", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted; --resume goes on from here", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        after = "--resume goes on from here"
+        after = after if _resumable(error) else "nothing was finished yet"
+        print(f"interrupted; {after}", file=sys.stderr)
+        if argv is None:  # a program that was interrupted in XLA may crash at its end
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(130)
         return 130
+    finally:
+        sys.path[:] = path
     return 0
+
+
+def _resumable(error: BaseException) -> bool:
+    """Whether the place that the error came from has something to go on from."""
+    return bool(getattr(error, "__notes__", ()))
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Answers SIGTERM as Ctrl-C, where signals are answered at all."""
+    before = answer_termination()
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def answer_termination():
+    """Lets SIGTERM interrupt this process from now on; what answered it before."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def find_own(model: str) -> None:
+    """Lets package.module:function be found in the present folder, too, after all
+    other places, until the command ends.
+    """
+    if ":" in model:
+        sys.path.append(os.getcwd())
 
 
 def load(*modules: str) -> None:
@@ -63,12 +107,14 @@ def load(*modules: str) -> None:
     """
     if threading.current_thread() is not threading.main_thread():
         return
-    before = signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(each, lambda *_: os._exit(130)) for each in signals]
     try:
         for module in modules:
             importlib.import_module(module)
     finally:
-        signal.signal(signal.SIGINT, before)
+        for each, answer in zip(signals, before, strict=True):
+            signal.signal(each, answer)
 
 
 def _number(kind: type, allowed: Callable, what: str) -> Callable[[str], float]:

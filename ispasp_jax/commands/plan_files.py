@@ -5,12 +5,12 @@ was itself left by a run of prune.py, it also writes plan_from_dense.json: all c
 far as one plan, in coordinates of the network at the architecture's own widths.
 """
 
-import json
 from argparse import Namespace
 from pathlib import Path
 
 from ispasp_jax import plan as plans
 from ispasp_jax.checkpoints import CONFIG, Model
+from ispasp_jax.commands import json_files
 from ispasp_jax.commands.workspace import Workspace
 from ispasp_jax.errors import InputError
 from ispasp_jax.models import create
@@ -88,17 +88,11 @@ def _before(weights: str, model: Model) -> Plan | None:
 
 
 def _read(path: Path, model: str, what: str = "") -> Plan:
+    expected = "the plan.json of a run of prune.py"
     try:
-        name, plan = plans.from_json(json.loads(path.read_text()))
-    except OSError as error:
-        raise InputError(
-            f"{what}{path} cannot be read ({error.strerror}); expected the plan.json "
-            "of a run of prune.py."
-        ) from error
+        name, plan = json_files.read(path, expected, plans.from_json)
     except InputError as error:
-        raise InputError(f"{what}{path} is {error}") from error
-    except ValueError as error:
-        raise InputError(f"{what}{path} is not JSON: {error}.") from error
+        raise InputError(f"{what}{error}") from error
     if name != model:
         raise InputError(
             f"{what}{path} is a plan for {name}, not for {model}; give a plan for that "

@@ -124,6 +124,7 @@ def main(argv=None) -> int:
 def command(argv) -> None:
     """Parses the flags and prunes, or prints the plan."""
     args = parser().parse_args(argv)
+    flags.find_own(args.model)
     widths.check(args)
     args.method = args.method or ("plan" if args.plan else "ispasp")
     flags.load("ispasp_jax.commands.run")
@@ -181,15 +182,15 @@ def dry_run(args) -> None:
 def prune(args) -> None:
     """The whole job: dense network, walk, fine-tuning, measurements, result."""
     from ispasp_jax import data, devices
-    from ispasp_jax.commands import budgets, dense, plan_files
-    from ispasp_jax.commands.run import Run, finetune_epochs
+    from ispasp_jax.commands import budgets, dense, locks, plan_files
+    from ispasp_jax.commands.run import Run, trains
     from ispasp_jax.report import say, summary
 
     dense.start_devices(args)
     given = plan_files.given(args)
     select = None if given is not None else criterion(args)
     asked = widths.budget(args)
-    if args.distill and not (finetune_epochs(args) or args.block_finetune_epochs):
+    if args.distill and not trains(args):
         raise InputError(
             "--distill is for fine-tuning, and this run has none; give "
             "--finetune-epochs too."
@@ -200,6 +201,7 @@ def prune(args) -> None:
             "classifier afresh; train that first (train.py --new-head)."
         )
     out = args.out or default_out(args)
+    locks.check(out)
     check_out(out, args.model)
     if args.weights and out.resolve() in (
         Path(args.weights).resolve(),
@@ -221,18 +223,18 @@ def prune(args) -> None:
         else:
             plan_files.sizes(args, given, own.network)
 
-    run = Run(args, source, out, given)
-    try:
-        model = run.dense_network()
-        pruned = run.prune(model, select)
-        tuned = run.finetune(pruned, model)
-        report = run.finish(model, tuned)
-    except InputError:
-        run.work.remove()
-        raise
+    with locks.locked(out):
+        if there := check_out(out, args.model):
+            say(f"{out} holds {there}: replaced when this run is done")
+        run = Run(args, source, out, given)
+        with run.work:
+            model = run.dense_network()
+            pruned = run.prune(model, select)
+            tuned = run.finetune(pruned, model)
+            made = run.finish(model, tuned)
     if devices.is_first():
-        print(summary(report))
-    say(f"\nsaved in {out}: model/, plan.json, report.json")
+        print(summary(run.report))
+    say(f"\nsaved in {out}: {', '.join(made)}")
 
 
 def default_out(args) -> Path:
@@ -242,14 +244,18 @@ def default_out(args) -> Path:
     return Path("runs") / dense.run_name(args, args.method)
 
 
-def check_out(out: Path, model: str) -> None:
-    """Raises InputError where --out holds anything but an earlier run of the model."""
+def check_out(out: Path, model: str) -> str | None:
+    """What an earlier run of the model has left in --out, in words; None if nothing.
+
+    Raises:
+      InputError: --out holds anything else.
+    """
     import json
 
-    if not out.exists():
-        return
     from ispasp_jax.commands.run import OUTPUTS
 
+    if not out.exists():
+        return None
     names = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
     foreign = [name for name in names if name not in OUTPUTS]
     if not out.is_dir() or foreign:
@@ -258,15 +264,20 @@ def check_out(out: Path, model: str) -> None:
             "give a new folder, or one of an earlier run."
         )
     if not names:
-        return
+        return None
     try:
-        there = json.loads((out / "report.json").read_text())["model"]
-    except (OSError, ValueError, KeyError, TypeError):
+        there = json.loads((out / "report.json").read_text())
+        name, params = there["model"], int(there["pruned"]["params"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise InputError(
             f"--out {out} is no finished run (its report.json cannot be read); give a "
             "new folder or delete it."
         ) from None
-    if there != model:
+    if name != model:
         raise InputError(
-            f"--out {out} holds a run of {there}, not of {model}; give another folder."
+            f"--out {out} holds a run of {name}, not of {model}; give another folder."
         )
+    return (
+        f"a run of {there.get('method')} on {there.get('data')}, seed "
+        f"{there.get('seed')}, {params:,} parameters"
+    )

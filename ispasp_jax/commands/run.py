@@ -1,6 +1,5 @@
 """One run of prune.py, stage after stage; what is finished is kept in its workspace."""
 
-import math
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -21,7 +20,17 @@ from ispasp_jax import (
 )
 from ispasp_jax import plan as plans
 from ispasp_jax.checkpoints import Model
-from ispasp_jax.commands import budgets, dense, plan_files, train, walk_store, widths
+from ispasp_jax.commands import (
+    budgets,
+    content,
+    curve_files,
+    dense,
+    doubts,
+    plan_files,
+    train,
+    walk_store,
+    widths,
+)
 from ispasp_jax.commands.sizes import choose
 from ispasp_jax.commands.workspace import Workspace, replacing, written
 from ispasp_jax.data import Source
@@ -32,11 +41,11 @@ from ispasp_jax.report import say
 
 #: What a finished run leaves in its folder.
 OUTPUTS = (
-    *("model", plan_files.PLAN, plan_files.FROM_DENSE, budgets.CURVES, budgets.PLOT),
-    *("report.json", "torchvision.safetensors"),
+    *("model", plan_files.PLAN, "report.json", plan_files.FROM_DENSE),
+    *(curve_files.CURVES, budgets.PLOT, "torchvision.safetensors"),
 )
 #: What a run keeps for itself until it is done.
-_DENSE, _WALK, _PRUNED = "dense.json", "walk", "pruned"
+_WALK, _PRUNED = "walk", "pruned"
 
 
 class Run:
@@ -53,6 +62,8 @@ class Run:
         settings = {k: v for k, v in vars(args).items() if k not in aside}
         if given is not None:  # what the file says, not where it lies
             settings["plan"] = plans.to_json(given, args.model)
+        if args.curves is not None:
+            settings["curves"] = curve_files.fingerprint_of(args.curves)
         self.work = Workspace(out, settings, args.resume)
         self.began, self._finetuned = time.perf_counter(), None
         self.report: dict[str, Any] = {
@@ -69,9 +80,9 @@ class Run:
         if given is not None:
             self.report["plan"] = str(args.plan)
 
-    def note(self, text: str) -> None:
-        """Says something once, on stderr and in the report."""
-        if text not in self.report["notes"]:
+    def note(self, text: str | None) -> None:
+        """Says something once, if anything, on stderr and in the report."""
+        if text and text not in self.report["notes"]:
             say(text)
             self.report["notes"].append(text)
 
@@ -97,36 +108,53 @@ class Run:
             plan_files.sizes(args, self.given, model.network)
         elif widths.has_budget(args):
             budgets.check(args, model.network, model.input_shape)
-            budgets.known(args, model, self.out)
-        self._begin(checkpoints.fingerprint(model.variables))
+            curve_files.given(args, model)
+        used = None if trains(args) else self._chosen()
+        self.work.begin(
+            {
+                "weights": checkpoints.fingerprint(model.variables),
+                "training images": content.of_training(self.source, used),
+                "test images": content.of_split(self.source.test),
+            }
+        )
+        self._pruned = self._pruned_before() if self.work.resumed else None
         if not self.report["stages"]:
             self._stage("dense", model, time.perf_counter() - start)
+            top1, classes = self.report["stages"][0]["top1"], self.source.num_classes
+            self.note(doubts.of_dense(top1, classes, len(self.source.test)))
         return model
 
-    def _begin(self, dense_network: str) -> None:
-        """Goes on with a stopped run if that pruned the very same network."""
-        if self.work.resumed:
-            same = devices.agree(self.work.read(_DENSE) == dense_network)
-            self.work.resumed = bool(same)
-            if not same:
-                say("--resume: the weights are not the stopped run's, starting anew")
-        self.work.begin()
-        self.work.write(_DENSE, dense_network)
-        if self.work.resumed and (self.work.folder / _PRUNED).exists():
-            self.report = self.work.read("report.json") or self.report
+    def _pruned_before(self) -> Model | None:
+        """The pruned network that a stopped run has left, with its report, if all is
+        there that the walk would leave.
+        """
+        names = ["report.json", plan_files.PLAN]
+        names += [curve_files.CURVES] if widths.has_budget(self.args) else []
+        if not (self.work.folder / _PRUNED).exists():
+            return None
+        try:
+            contents = [self.work.read(name) for name in names]
+            pruned = checkpoints.load(self.work.folder / _PRUNED)
+        except InputError as error:
+            say(f"{error.args[0].partition(';')[0]}: going on from the walk")
+            return None
+        if any(content is None for content in contents):
+            return None
+        self.report = contents[0]
+        return pruned
 
     def prune(self, model: Model, criterion: Criterion | None) -> Model:
         """Walks the network; the result is also saved, for --resume."""
-        folder = self.work.folder / _PRUNED
-        if self.work.resumed and folder.exists():
+        if self._pruned is not None:
             say("pruned network: from the stopped run")
-            return checkpoints.load(folder)
+            return self._pruned
+        folder = self.work.path(_PRUNED)
         args = self.args
         batches, labels = self._calibration(model)
         mesh = devices.mesh(args.devices)
         sizes = {} if self.given is not None else choose(self, model, batches, mesh)
         self.report["seconds"]["dense_forward"] = _forward_seconds(model, batches, mesh)
-        store, done = walk_store.open_store(self.work.folder / _WALK, self.work.resumed)
+        store, done = walk_store.open_store(self.work.path(_WALK), self.work.resumed)
         if done:
             self.note(
                 f"{done} of the network's parts are from a stopped run; seconds of "
@@ -159,9 +187,7 @@ class Run:
         seconds["compilation_in_both"] = sum(compiling)
         self.report["groups"] = report.groups(result.groups)
         pruned = model.replace(result.network, result.variables)
-        left_out = plan_files.write(self.work, args.weights, model, result.plan)
-        if left_out:
-            self.note(left_out)
+        self.note(plan_files.write(self.work, args.weights, model, result.plan))
         with replacing(folder) as new:
             pruned = written(new, pruned)
             if args.block_finetune_epochs:  # what was cut was trained in the same walk
@@ -174,10 +200,14 @@ class Run:
             self.work.write("report.json", self.report)
         return pruned
 
+    def _chosen(self) -> np.ndarray:
+        """Which training images are for calibration."""
+        wanted = self.args.calibration_images
+        return data.calibration_indices(self.source.train, wanted, self.args.seed)
+
     def _calibration(self, model: Model) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Batches of images, and of their labels for criteria that need them."""
-        args, split = self.args, self.source.train
-        chosen = data.calibration_indices(split, args.calibration_images, args.seed)
+        args, split, chosen = self.args, self.source.train, self._chosen()
         if len(chosen) < args.calibration_images:
             self.note(
                 f"calibration: all {len(chosen)} training images, fewer than the "
@@ -242,20 +272,11 @@ class Run:
         self._finetuned = time.perf_counter() - start
         return tuned
 
-    def _note_if_tuning_harmed(self) -> None:
-        """Says so where fine-tuning lost more than a standard error of top-1."""
-        before, after = (stage["top1"] for stage in self.report["stages"][-2:])
-        error = math.sqrt(before * (1 - before) / len(self.source.test))
-        if before - after > error:
-            self.note(
-                f"fine-tuning lowered top-1 from {100 * before:.2f} to "
-                f"{100 * after:.2f} %: give it more images or a lower "
-                "--learning-rate, or leave it out (--finetune-epochs 0)"
-            )
-
-    def finish(self, model: Model, final: Model) -> dict[str, Any]:
-        """Saves the model, measures it as loaded from disk, and puts all in place."""
-        with replacing(self.work.folder / "model") as new:
+    def finish(self, model: Model, final: Model) -> list[str]:
+        """Saves the model, measures it as loaded from disk, and puts all in place; the
+        names of what is there then.
+        """
+        with replacing(self.work.path("model")) as new:
             loaded = written(new, final)
         if self.args.torch and devices.is_first():
             weights.save_safetensors(
@@ -270,7 +291,8 @@ class Run:
             )
         if self._finetuned is not None:
             self._stage("finetuned", loaded, self._finetuned)
-            self._note_if_tuning_harmed()
+            before, after = (s["top1"] for s in self.report["stages"][-2:])
+            self.note(doubts.of_tuning(before, after, len(self.source.test)))
         size = self.args.latency_batch_size
         both = {"dense": model, "pruned": loaded}
         times = cost.latencies(
@@ -283,15 +305,21 @@ class Run:
                 "latency_ms": milliseconds,
                 "batch_size": size,
             }
-        if self.report["pruned"]["latency_ms"] > self.report["dense"]["latency_ms"]:
-            self.note(
-                "the pruned network is slower than the dense one on this device: keep "
-                "more regular widths (--round-to), or prune more"
-            )
+        self.note(doubts.of_latency(self.report))
         self.report["seconds"]["total"] = time.perf_counter() - self.began
         self.work.write("report.json", self.report)
-        self.work.deliver(OUTPUTS, self.out)
-        return self.report
+        made = {
+            curve_files.CURVES: widths.has_budget(self.args),
+            "torchvision.safetensors": self.args.torch,
+        }
+        names = [*OUTPUTS[:3], *(name for name, is_made in made.items() if is_made)]
+        optional = [name for name in OUTPUTS if name not in (*names, *made)]
+        return self.work.deliver(names, self.out, optional)
+
+
+def trains(args: Namespace) -> bool:
+    """Whether a run trains anything, and so sees all training images."""
+    return bool(finetune_epochs(args) or args.block_finetune_epochs)
 
 
 def finetune_epochs(args: Namespace) -> int:

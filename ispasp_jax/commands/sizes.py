@@ -3,6 +3,7 @@ budget, from curves that are kept beside the result.
 """
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -10,7 +11,9 @@ import numpy as np
 
 from ispasp_jax import devices
 from ispasp_jax.checkpoints import Model
-from ispasp_jax.commands import budgets, widths
+from ispasp_jax.commands import budgets, curve_files, widths
+from ispasp_jax.errors import InputError
+from ispasp_jax.report import say
 
 if TYPE_CHECKING:
     from ispasp_jax.commands.run import Run
@@ -46,7 +49,7 @@ def choose(
     if kept is None:
         sizes, record = budgets.solve(run.args, model, held)
         kept = {"sizes": sizes, "budget": {"curves": found, **record}}
-        run.work.write(budgets.CURVES, budgets.to_json(held))
+        run.work.write(curve_files.CURVES, curve_files.to_json(held))
         run.work.write(_SIZES, kept)
     run.report["budget"] = kept["budget"]
     if devices.is_first():
@@ -59,12 +62,31 @@ def choose(
 def _curves(run, model, batches, mesh) -> tuple[dict[str, Any], str]:
     """Curves known or measured, and which; those measured are kept at once."""
     start = time.perf_counter()
-    held = budgets.known(run.args, model, run.out)
-    found = "measured" if held is None else "kept from an earlier run"
-    if held is None and run.work.resumed:
-        held = budgets.known(run.args, model, run.work.folder)
+    identity = curve_files.identity(run.args, model, batches)
+    held, found = curve_files.given(run.args, model), "kept from an earlier run"
+    if held is None:
+        held = _kept(run.out, model, identity)
+    elif held["identity"].get("weights") != identity["weights"]:
+        run.note(
+            f"{run.args.curves} does not say that it was measured on these weights: "
+            "leave --curves out unless you know that it fits"
+        )
+    if held is None:
+        found = "measured"
+        if run.work.resumed:
+            held = _kept(run.work.folder, model, identity)
     if held is None:
         held = budgets.measure(run.args, model, batches, mesh)
-        run.work.write(budgets.CURVES, budgets.to_json(held))
+        run.work.write(curve_files.CURVES, curve_files.to_json(held))
     run.report["seconds"]["curves"] = time.perf_counter() - start
     return held, found
+
+
+def _kept(folder: Path, model: Model, identity: dict[str, Any]) -> dict | None:
+    """The curves in a folder if they are of the same weights and images."""
+    try:
+        held = curve_files.beside(folder, model)
+    except InputError as error:
+        say(f"{str(error).partition(';')[0]}: measuring the curves again")
+        return None
+    return held if held and held["identity"] == identity else None

@@ -47,6 +47,7 @@ def main(argv=None) -> int:
 def command(argv) -> None:
     """Parses the flags and trains."""
     args = parser().parse_args(argv)
+    flags.find_own(args.model)
     flags.load("ispasp_jax.commands.dense", "ispasp_jax.commands.workspace")
 
     from ispasp_jax import data
@@ -76,43 +77,50 @@ def train(args, source, model, out: Path) -> None:
     import json
     import time
 
-    from ispasp_jax import report
-    from ispasp_jax.commands import dense, workspace
+    from ispasp_jax import checkpoints, report
+    from ispasp_jax.commands import dense, locks, workspace
 
+    locks.check(out)
     check_out(out, args.model)
     epochs = args.epochs or (dense.DIGITS_EPOCHS if args.data == "digits" else 90)
     recipe = dense.recipe(args, source, epochs, 0.08, warmup_epochs=epochs / 10)
-    identity = dense.identity(args, model)
+    identity = dense.identity(args, source, model)
     size = dense.batch_size(args, source)
     how = {"batch_size": size, "precision": args.precision}
-    settings = {**identity, **recipe._asdict(), **how}
-    work = workspace.Workspace(out, settings, args.resume)
-    work.begin()
+    asked = {"data": args.data, "weights": args.weights}
+    settings = {**identity, **asked, **recipe._asdict(), **how}
+    names = {"images": "training images", "weights_given": "weights"}
+    given = {names[key]: settings.pop(key) for key in names if key in settings}
     began = time.perf_counter()
-    try:
-        model = dense.train(args, source, model, recipe, f"training {args.model}", work)
-        seconds = time.perf_counter() - began
-        with workspace.replacing(out, work.folder) as new:
-            score = dense.evaluate(args, source, workspace.written(new, model))
-            record = {
-                "identity": identity,
-                "recipe": recipe._asdict(),
-                **how,
-                "top1": score.top1,
-                "loss": score.loss,
-                "seconds": seconds,
-                "versions": report.versions(),
-                "device": report.device(args.devices),
-            }
-            if new is not None:
-                (new / TRAINING).write_text(json.dumps(record, indent=1) + "\n")
-    except InputError:
-        work.remove()
-        raise
-    work.remove()
+    with locks.locked(out):
+        if there := check_out(out, args.model):
+            report.say(f"{out} holds {there}: replaced when training is done")
+        with workspace.Workspace(out, settings, args.resume) as work:
+            work.begin(given)
+            label = f"training {args.model}"
+            model = dense.train(args, source, model, recipe, label, work)
+            seconds = time.perf_counter() - began
+            with workspace.replacing(out, work.folder) as new:
+                model = workspace.written(new, model)
+                score = dense.evaluate(args, source, model)
+                record = {
+                    "identity": identity,
+                    "sum": checkpoints.fingerprint(model.variables),
+                    "recipe": recipe._asdict(),
+                    **how,
+                    "top1": score.top1,
+                    "loss": score.loss,
+                    "seconds": seconds,
+                    "versions": report.versions(),
+                    "device": report.device(args.devices),
+                }
+                if new is not None:
+                    (new / TRAINING).write_text(json.dumps(record, indent=1) + "\n")
+            work.remove()
     report.say(
         f"{args.model} on {args.data}: top-1 {100 * score.top1:.2f} % on the test "
-        f"split after {epochs} epochs in {seconds:.0f} s, saved in {out}"
+        f"split after {epochs} epochs in {seconds:.0f} s, saved in {out}: "
+        f"{', '.join(checkpoints.FILES)}, {TRAINING}"
     )
 
 
@@ -127,8 +135,6 @@ def dense_network(args, source) -> Path:
     Raises:
       InputError: the folder holds another network.
     """
-    import json
-
     from ispasp_jax.commands import dense
     from ispasp_jax.report import say
 
@@ -139,11 +145,11 @@ def dense_network(args, source) -> Path:
     prep = dense.preprocessing(wanted, source.preprocessing)
     model = dense.architecture(wanted, source.num_classes, prep)
     if (folder / TRAINING).exists():
-        record = json.loads((folder / TRAINING).read_text())
-        if record.get("identity") != dense.identity(wanted, model):
+        if _record(folder) != _wanted(folder, dense.identity(wanted, source, model)):
             raise InputError(
-                f"{folder} was trained on other data or with other settings; "
-                "delete it, or name the weights to prune with --weights."
+                f"{folder} was trained on other data or with other settings, or its "
+                "files have changed since; delete it, or name the weights to prune "
+                "with --weights."
             )
         say(f"dense network: {folder}, kept from an earlier run")
     else:
@@ -152,21 +158,56 @@ def dense_network(args, source) -> Path:
     return folder
 
 
-def check_out(out: Path, model: str) -> None:
-    """Raises InputError where --out is not an earlier training of the model."""
+def _wanted(folder: Path, identity: dict) -> dict:
+    """What training.json has to say of a folder whose network is to be used."""
+    from ispasp_jax import checkpoints
+
+    model = checkpoints.load(folder)
+    return {"identity": identity, "sum": checkpoints.fingerprint(model.variables)}
+
+
+def _record(folder: Path) -> dict:
+    """What training.json says; nothing where it cannot be read."""
     import json
 
+    try:
+        record = json.loads((folder / TRAINING).read_text())
+        return {key: record[key] for key in ("identity", "sum")}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+
+
+def check_out(out: Path, model: str) -> str | None:
+    """What an earlier training of the model has left in --out, in words; None if
+    nothing.
+
+    Raises:
+      InputError: --out holds anything else.
+    """
+    import json
+
+    from ispasp_jax import checkpoints
+
     if not out.exists():
-        return
+        return None
     names = sorted(path.name for path in out.iterdir()) if out.is_dir() else [out.name]
-    foreign = sorted(set(names) - {"config.json", "model.safetensors", TRAINING})
+    foreign = sorted(set(names) - {*checkpoints.FILES, TRAINING})
     if foreign or (names and TRAINING not in names):
         raise InputError(
             f"--out {out} holds other files ({', '.join((foreign or names)[:3])}); "
             "give a new folder, or one of an earlier training run."
         )
-    there = json.loads((out / "config.json").read_text())["model"] if names else model
+    if not names:
+        return None
+    try:
+        there = json.loads((out / checkpoints.CONFIG).read_text())["model"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise InputError(
+            f"--out {out} is no finished training (its {checkpoints.CONFIG} cannot be "
+            "read); give a new folder or delete it."
+        ) from None
     if there != model:
         raise InputError(
             f"--out {out} holds a {there}, not a {model}; give another folder."
         )
+    return f"an earlier training of {model}"

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from ispasp_jax import checkpoints, devices
-from ispasp_jax.groups import nested
+from ispasp_jax.commands import content
+from ispasp_jax.commands.workspace import check_there
+from ispasp_jax.groups import leaves, nested
 from ispasp_jax.models.network import Variables
 from ispasp_jax.plan import Cut
 from ispasp_jax.resume import Done, Store
@@ -40,7 +42,8 @@ def open_store(folder: Path, resumed: bool) -> tuple[Store, int]:
     def write(index: int, done: Done) -> None:
         if not devices.is_first():
             return
-        folder.mkdir(parents=True, exist_ok=True)
+        check_there(folder.parent)
+        folder.mkdir(exist_ok=True)
         if done.tuned is not None:
             _save(_tuned(folder, index), done.tuned, {})
         record = {
@@ -82,15 +85,22 @@ def _record(path: Path) -> dict | None:
     """A file's header; None if it is not there or damaged."""
     try:
         with safe_open(path, "numpy") as file:
-            return json.loads(file.metadata()["about"])
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+            about, sum = (file.metadata()[key] for key in ("about", "sum"))
+        return json.loads(about) if sum == _sum(load_file(path), about) else None
+    except Exception:  # whatever safetensors raises on a damaged file
         return None
 
 
 def _save(path: Path, variables: Variables, record: dict) -> None:
-    new = path.with_suffix(".new")
-    checkpoints.write_arrays(new, variables, {"about": json.dumps(record)})
+    new, about = path.with_suffix(".new"), json.dumps(record)
+    header = {"about": about, "sum": _sum(dict(leaves(variables)), about)}
+    checkpoints.write_arrays(new, variables, header)
     new.replace(path)
+
+
+def _sum(arrays: dict, about: str) -> str:
+    """A fingerprint of all that a file holds."""
+    return content.of_text(f"{content.of_tree(arrays)} {about}")
 
 
 def _done(folder: Path, index: int, record: dict) -> Done:
