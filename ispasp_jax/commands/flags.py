@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from ispasp_jax.commands import peers
 from ispasp_jax.errors import InputError
 
 
@@ -43,7 +44,18 @@ def _dashed(argument: str) -> str:
 
 
 def run(command: Callable[[Sequence[str] | None], None], argv=None) -> int:
-    """Runs a command; its exit code: 0 done, 2 bad input, 130 interrupted."""
+    """Runs a command; its exit code: 0 done, 2 bad input, 130 interrupted, and with
+    --distributed 3 where another process was lost.
+    """
+    code = 1  # of a traceback
+    try:
+        code = _ended(command, argv)
+    finally:
+        peers.tell(code)
+    return code
+
+
+def _ended(command: Callable[[Sequence[str] | None], None], argv) -> int:
     path = list(sys.path)
     try:
         with _terminable():
@@ -61,6 +73,10 @@ def run(command: Callable[[Sequence[str] | None], None], argv=None) -> int:
         after = after if _resumable(error) else "nothing was finished yet"
         print(f"interrupted; {after}", file=sys.stderr)
         return 130
+    except Exception as error:
+        if not peers.is_loss(error):
+            raise
+        return peers.say_loss()
     finally:
         sys.path[:] = path
     return 0

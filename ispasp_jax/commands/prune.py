@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ispasp_jax.commands import flags, widths
+from ispasp_jax.commands import flags, peers, widths
 from ispasp_jax.errors import InputError
 
 
@@ -127,6 +127,7 @@ def command(argv) -> None:
     flags.find_own(args.model)
     widths.check(args)
     args.method = args.method or ("plan" if args.plan else "ispasp")
+    peers.guard(args)
     flags.load("ispasp_jax.commands.run")
     if args.dry_run:
         dry_run(args)

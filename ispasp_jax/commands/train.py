@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ispasp_jax.commands import flags
+from ispasp_jax.commands import flags, peers
 from ispasp_jax.errors import InputError
 
 #: What a training run adds to a model folder.
@@ -48,6 +48,7 @@ def command(argv) -> None:
     """Parses the flags and trains."""
     args = parser().parse_args(argv)
     flags.find_own(args.model)
+    peers.guard(args)
     flags.load("ispasp_jax.commands.dense", "ispasp_jax.commands.workspace")
 
     from ispasp_jax import data
