@@ -289,6 +289,7 @@ def test_the_loss_of_a_process_ends_the_others_with_a_sentence(
     finally:
         for process in running:
             process.kill()
+        running[victim].communicate()
     assert running[1 - victim].returncode == peers.LOST
     lines = [line for line in said[1].splitlines() if "fine-tuning" not in line]
     assert not said[0] and len(lines) == 1 and lines[0].startswith(LOST)

@@ -151,7 +151,7 @@ def dry_run(args) -> None:
     from ispasp_jax.commands import budgets, dense, plan_files
     from ispasp_jax.report import budget_table, cost_table, plan_table
 
-    given = plan_files.given(args)
+    given, record = plan_files.given(args), None
     if given is None:
         criterion(args)
     try:
@@ -166,7 +166,6 @@ def dry_run(args) -> None:
         sizes = plan_files.sizes(args, given, model.network)
     elif widths.budget(args):
         sizes, record = budgets.dry_run(args, model, args.out or default_out(args))
-        print(budget_table(record), end="\n\n")
     else:
         sizes = widths.kept(args, model.network)
     costs = []
@@ -174,10 +173,12 @@ def dry_run(args) -> None:
         shapes = models.shapes(network, model.input_shape)
         macs = cost.macs(network, shapes, model.input_shape)
         costs.append({"macs": macs, "params": cost.parameters(shapes)})
-    print(f"{args.model}, input {model.input_shape}, {num_classes} classes\n")
+    size = " × ".join(map(str, model.input_shape))
+    print(f"{args.model} on {args.data}: input {size}, {num_classes} classes\n")
     dense_widths = model.network.group_widths()
     rows = [{"name": n, "width": w, "kept": sizes[n]} for n, w in dense_widths.items()]
-    print(plan_table(rows), cost_table(*costs), sep="\n\n")
+    tables = [] if record is None else [budget_table(record)]
+    print(plan_table(rows, record), *tables, cost_table(*costs), sep="\n\n")
 
 
 def prune(args) -> None:

@@ -305,6 +305,7 @@ class Run:
                 "latency_ms": milliseconds,
                 "batch_size": size,
             }
+        self.note(budgets.timed_again(self.report))
         self.note(doubts.of_latency(self.report))
         self.report["seconds"]["total"] = time.perf_counter() - self.began
         self.work.write("report.json", self.report)

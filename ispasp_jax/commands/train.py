@@ -80,6 +80,7 @@ def train(args, source, model, out: Path) -> None:
 
     from ispasp_jax import checkpoints, report
     from ispasp_jax.commands import dense, locks, workspace
+    from ispasp_jax.numerals import numeral
 
     locks.check(out)
     check_out(out, args.model)
@@ -120,7 +121,7 @@ def train(args, source, model, out: Path) -> None:
             work.remove()
     report.say(
         f"{args.model} on {args.data}: top-1 {100 * score.top1:.2f} % on the test "
-        f"split after {epochs} epochs in {seconds:.0f} s, saved in {out}: "
+        f"split after {epochs} epochs in {numeral(seconds)} s, saved in {out}: "
         f"{', '.join(checkpoints.FILES)}, {TRAINING}"
     )
 
