@@ -9,18 +9,24 @@ from ispasp_jax.errors import InputError
 def parser() -> flags.Parser:
     """The flags of prune.py."""
     parser = flags.Parser(
-        prog="prune.py",
+        "prune.py",
+        "ispasp-prune",
+        [
+            "--model mlp --keep 0.4",
+            "--model resnet20 --weights DIR --data npz:FILE --method obs "
+            "--target macs=50%",
+        ],
         description="Prune a network by i-SpaSP: cut hidden channels out of it, so "
-        "that it is really smaller, and save it with a plan and a report.",
+        "that it is really\nsmaller, and save it with a plan and a report.",
     )
     flags.add_shared(parser)
     widths.add_flags(parser)
     pruning = parser.add_argument_group("pruning")
     pruning.add_argument(
         "--method",
-        help="how to select. Without labels: ispasp (the paper's, the default), "
-        "cosamp, obs, gfs, activation, l1, l2, bn_scale, fpgm or random; with the "
-        "calibration images' labels: taylor or sosp",
+        help="how to select. Without labels: ispasp (the paper's), cosamp, obs, gfs, "
+        "activation, l1, l2, bn_scale, fpgm or random; with the calibration images' "
+        "labels: taylor or sosp; default: ispasp",
     )
     pruning.add_argument(
         "--num-iters", type=flags.positive, default=20, metavar="T", help="iterations"

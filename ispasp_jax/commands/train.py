@@ -12,9 +12,14 @@ TRAINING = "training.json"
 def parser() -> flags.Parser:
     """The flags of train.py."""
     parser = flags.Parser(
-        prog="train.py",
-        description="Train a network from nothing, or from --weights, and save it as a "
-        "model folder that prune.py and ispasp_jax.load open.",
+        "train.py",
+        "ispasp-train",
+        [
+            "--model resnet20 --epochs 20 --out DIR",
+            "--model resnet20 --weights DIR/model --data npz:FILE --epochs 5",
+        ],
+        description="Train a network from nothing, or from --weights, and save it as\n"
+        "a model folder that prune.py and ispasp_jax.load open.",
     )
     flags.add_shared(parser)
     parser.add_argument(

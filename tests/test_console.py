@@ -1,0 +1,122 @@
+"""What a person sees of the commands: help that tells every default, and a terminal
+that shows this project's words alone.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ispasp_jax.commands import prune, train
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("command", [prune, train])
+def test_help_tells_every_default_and_two_examples(command, capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    said = capsys.readouterr().out
+    flags = re.split(r"\n  (?=-)", said.partition("\nexamples:")[0])[1:]
+    assert len(flags) > 18
+    for flag in flags:
+        assert flag.startswith("-h") or "default:" in " ".join(flag.split()), flag
+    examples = said.partition("\nexamples:\n")[2].splitlines()
+    assert len(examples) == 2
+    for example in examples:  # they parse
+        words = example.split()
+        command.parser().parse_args(words[2:])
+    assert "%" not in said.replace("50%", "").replace("60%", "")
+
+
+@pytest.mark.parametrize(
+    ("called", "name", "example"),
+    [
+        ("/usr/bin/ispasp-prune", "ispasp-prune", "  ispasp-prune --model"),
+        ("ispasp-prune.exe", "ispasp-prune", "  ispasp-prune --model"),
+        ("prune.py", "prune.py", "  python prune.py --model"),
+        ("pytest", "prune.py", "  python prune.py --model"),
+    ],
+)
+def test_a_command_goes_by_the_name_it_was_called_by(
+    called, name, example, monkeypatch, capsys
+):
+    monkeypatch.setattr(sys, "argv", [called])
+    with pytest.raises(SystemExit):
+        prune.main(["--help"])
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: {name} ") and example in said
+    assert prune.main(["--seed=x"]) == 2
+    assert f"(see {name} --help)" in capsys.readouterr().err
+
+
+#: A model of the user's whose libraries are talkative.
+TALKATIVE = """
+import logging, sys, warnings
+from absl import logging as absl_logging
+from ispasp_jax import models
+
+def make(num_classes):
+    absl_logging.warning("Waiting for previous save to complete")
+    logging.getLogger("orbax").warning("took 0.2 seconds")
+    logging.getLogger("jax._src.xla_bridge").warning("a GPU may be present")
+    warnings.warn("donated buffers were not usable")
+    logging.getLogger("other").error("the disk is on fire")
+    return models.create("mlp", num_classes, hidden=(32,))
+"""
+
+#: What a run says, line by line; whatever else is on the terminal is not ours.
+OURS = [
+    r"(ERROR:other:)?the disk is on fire",  # an error stays
+    r"no --weights: training \S+ on digits first",
+    r"training \S+: epoch \d+/\d+, loss [\d.]+",
+    r"fine-tuning: epoch \d+/\d+, loss [\d.]+",
+    r"  [\w\s:,-]+, epoch \d+/\d+: \d+/\d+, [\d.]+ s",  # progress on a slow machine
+    r"  [\w\s-]+: \d+/\d+, [\d.]+ s",
+    r"\S+ on digits: top-1 [\d.]+ % on the test split after .*",
+    r"(dense|pruned|repaired|finetuned): top-1 [\d.]+ %",
+    r"the pruned network is slower .*",
+    r"fine-tuning lowered top-1 .*",
+    r"saved in .*",
+    r"\S+ on digits, ispasp, seed 0, .*",
+    r"(group|hidden\.0|multiply-adds|parameters|ms for 32 images|stage) .*",
+    r"(dense|pruned|repaired|finetuned) [\d. ]+",
+    r" +dense +pruned +pruned/dense",
+    r"residual as cut: .*",
+    r"share of its norm, before any repair",
+    r"seconds: .*",
+    r"-*",
+]
+
+
+def run(folder, *flags, environment=()):
+    return subprocess.run(
+        [sys.executable, ROOT / "prune.py", *flags],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{folder}", **dict(environment)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def test_a_run_shows_our_words_alone(tmp_path):
+    (tmp_path / "talkative.py").write_text(TALKATIVE)
+    flags = ["--model=talkative:make", "--calibration-images=64"]
+    ended = run(tmp_path, *flags, "--finetune-epochs=1", "--out=out")
+    assert ended.returncode == 0, ended.stderr
+    said = [*ended.stdout.splitlines(), *ended.stderr.splitlines()]
+    strange = [s for s in said if not any(re.fullmatch(own, s) for own in OURS)]
+    assert not strange
+    assert "the disk is on fire" in ended.stderr and len(said) > 30
+
+
+def test_warnings_are_there_for_who_asks(tmp_path):
+    (tmp_path / "talkative.py").write_text(TALKATIVE)
+    flags = ["--model=talkative:make", "--dry-run"]
+    told = run(tmp_path, *flags, environment={"PYTHONWARNINGS": "default"}.items())
+    for words in ("donated buffers", "Waiting for previous save", "may be present"):
+        assert words in told.stderr
