@@ -2,15 +2,18 @@
 that shows this project's words alone.
 """
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from ispasp_jax.commands import prune, train
+from ispasp_jax.commands import doubts, prune, train
+from ispasp_jax.data import Preprocessing
 
 ROOT = Path(__file__).parents[1]
 
@@ -120,3 +123,48 @@ def test_warnings_are_there_for_who_asks(tmp_path):
     told = run(tmp_path, *flags, environment={"PYTHONWARNINGS": "default"}.items())
     for words in ("donated buffers", "Waiting for previous save", "may be present"):
         assert words in told.stderr
+
+
+def for_images(size, channels, resize=None):
+    return Preprocessing(size, resize, (0.5,) * channels, (0.5,) * channels)
+
+
+@pytest.mark.parametrize(
+    ("own", "wanted", "words"),
+    [
+        ((28, 1), (28, 1), None),
+        ((224, 3, 256), (28, 1), None),  # each has a size of its own
+        (
+            (32, 3),
+            (28, 1),
+            "are 32 × 32 × 3 and the weights are for 28 × 28 × 1: they ",
+        ),
+        ((32, 3), (28, 1), "they are cropped at the centre and made grey"),
+        ((8, 1), (28, 1), "they are enlarged"),
+        ((28, 1), (28, 3), "they are made three equal channels"),
+        ((32, 3), (224, 3, 256), "they are resized to 256 and cropped to 224"),
+    ],
+)
+def test_images_that_the_weights_are_not_for_are_said(own, wanted, words):
+    said = doubts.of_images(for_images(*own), for_images(*wanted))
+    assert said is None if words is None else words in said
+
+
+def test_a_grey_perceptron_takes_colour_with_a_word(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rng, y = np.random.default_rng(0), np.arange(80) % 10
+    for name, shape in (("grey", (80, 6, 6)), ("colour", (80, 8, 8, 3))):
+        x = rng.integers(0, 256, shape, dtype=np.uint8)
+        np.savez(f"{name}.npz", x_train=x, y_train=y, x_test=x[:20], y_test=y[:20])
+    run = ["--model=mlp", "--batch-size=40"]
+    assert train.main([*run, "--data=npz:grey.npz", "--epochs=1", "--out=m"]) == 0
+    assert "the weights are for" not in capsys.readouterr().err
+    run += ["--weights=m", "--data=npz:colour.npz"]
+    word = "the images are 8 × 8 × 3 and the weights are for 6 × 6 × 1"
+    assert train.main([*run, "--epochs=1", "--out=n"]) == 0
+    assert word in capsys.readouterr().err
+    assert prune.main([*run, "--repair=none", "--out=p"]) == 0
+    assert word in capsys.readouterr().err
+    assert any(
+        word in note for note in json.loads(Path("p/report.json").read_text())["notes"]
+    )

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from ispasp_jax.data import Preprocessing
+
 
 def of_dense(top1: float, classes: int, images: int) -> str | None:
     """Of a network that has learned nothing.
@@ -22,6 +24,32 @@ def of_dense(top1: float, classes: int, images: int) -> str | None:
         f"the dense network's top-1 of {100 * top1:.2f} % is no better than chance "
         f"({classes} classes), so what pruning keeps of it means nothing: check "
         "weights, data and preprocessing, or train it longer"
+    )
+
+
+def of_images(own: Preprocessing, wanted: Preprocessing) -> str | None:
+    """Of images that are not what the weights were trained on.
+
+    Args:
+      own: what the data would be given by itself; without a resize its images are of
+        that size.
+      wanted: what the weights are given.
+    """
+    if own.resize is not None or own.shape == wanted.shape:
+        return None
+    done = []
+    if wanted.resize is not None:
+        done.append(f"resized to {wanted.resize} and cropped to {wanted.image_size}")
+    elif wanted.image_size != own.image_size:
+        less = wanted.image_size < own.image_size
+        done.append("cropped at the centre" if less else "enlarged")
+    if wanted.channels != own.channels:
+        done.append(
+            "made grey" if wanted.channels == 1 else "made three equal channels"
+        )
+    shapes = (" × ".join(map(str, each.shape)) for each in (own, wanted))
+    return "the images are {} and the weights are for {}: they are {}".format(
+        *shapes, " and ".join(done)
     )
 
 

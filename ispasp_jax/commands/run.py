@@ -100,6 +100,8 @@ class Run:
         if args.weights:
             model = dense.load_weights(args, self.source)
             say(f"dense network: {args.weights}")
+            given = self.source.preprocessing
+            self.note(doubts.of_images(given, model.preprocessing))
         else:
             own = train.dense_network(args, self.source)
             here = Namespace(**{**vars(args), "weights": str(own)})

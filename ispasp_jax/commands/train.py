@@ -68,11 +68,15 @@ def command(argv) -> None:
 
 def start(args, source):
     """The model to train: fresh, or from --weights."""
-    from ispasp_jax.commands import dense
+    from ispasp_jax.commands import dense, doubts
+    from ispasp_jax.report import say
 
     dense.batch_size(args, source)
     if args.weights:
-        return dense.load_weights(args, source)
+        model = dense.load_weights(args, source)
+        if doubt := doubts.of_images(source.preprocessing, model.preprocessing):
+            say(doubt)
+        return model
     prep = dense.preprocessing(args, source.preprocessing)
     model = dense.architecture(args, source.num_classes, prep)
     return dense.initialised(model, args.seed)
