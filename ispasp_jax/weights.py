@@ -134,6 +134,7 @@ def save_safetensors(
       variables: its variables.
       about: more for the header: the model's name, options and preprocessing.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     about = {
@@ -148,6 +149,8 @@ def save_safetensors(
     try:
         save_file(to_torchvision(network, variables), temporary, metadata)
         os.replace(temporary, path)
+    except SafetensorError as error:  # its own type for a full disk and the like
+        raise OSError(f"{path} cannot be written ({error})") from error
     finally:
         temporary.unlink(missing_ok=True)
 
