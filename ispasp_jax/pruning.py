@@ -19,6 +19,7 @@ from jaxtyping import Array
 
 from ispasp_jax import budget, devices, gates, streams
 from ispasp_jax import groups as rewriter
+from ispasp_jax.consumers import Unreached
 from ispasp_jax.errors import InputError
 from ispasp_jax.ispasp import ispasp
 from ispasp_jax.models.network import (
@@ -33,7 +34,7 @@ from ispasp_jax.models.network import (
 from ispasp_jax.moments import measure
 from ispasp_jax.plan import Plan, check
 from ispasp_jax.problem import LABELLED, Criterion
-from ispasp_jax.repair import least_squares, reaches, recalibrate, regression
+from ispasp_jax.repair import least_squares, reach, recalibrate, regression
 from ispasp_jax.resume import Done, Store, replay
 from ispasp_jax.selecting import Asked, GroupResult, select, uncut
 from ispasp_jax.streams import Images, Stream, across
@@ -164,8 +165,9 @@ def walk(
         return before[0] + walked, before[1] + clocks["repair"].seconds
 
     for index, part in enumerate(progress(network.chain())):
-        pruned = pruned.enter(part.module, subtree(variables, part))
-        dense = dense and dense.enter(part.module, subtree(original, part))
+        pruned = pruned.enter(part.module, subtree(variables, part), part.name)
+        own = subtree(original, part)
+        dense = dense and dense.enter(part.module, own, part.name)
         done = store and store.read(index)
         if done:
             pruned, dense = replay(part, pruned, dense, done)
@@ -189,7 +191,7 @@ def walk(
             variables, pruned = tuned, inputs
             for link in network.chain()[: index + 1]:
                 own = subtree(variables, link)
-                pruned = pruned.enter(link.module, own).through()
+                pruned = pruned.enter(link.module, own, link.name).through()
         if not done:
             drift = _drift(pruned, dense) if dense and found else None
             found = tuple(group._replace(drift=drift) for group in found)
@@ -225,22 +227,22 @@ def _prune_part(part, here, there, asked, rest, repair, differs, clocks):
         if group in names:
             result = uncut(names[group], width)
             if asked.sizes.get(names[group], width) < width:
+                problem = None
                 if "least_squares" in asked.needs:
-                    folds = _reached(names[group], i, here, hidden, there)
-                problem = folds and regression(i, here, folds)
+                    reached = _reached(names[group], i, here, hidden)
+                    folds = measure(i, here, hidden, there, kept)
+                    problem = regression(reached, folds)
                 result = select(names[group], i, here, hidden, asked, problem, rest)
             found.append(result)
             kept, differs = result.cut.kept, differs or _lost(result)
-        if repair == "lsq" and differs and reaches(here.module, here.own, i):
+        if repair == "lsq" and differs:
             with clocks["repair"]:
-                if folds:
-                    folds = folds[0].of(kept, width), folds[1].of(kept, width)
-                else:
-                    folds = measure(i, here, hidden, there, kept)
-                own = devices.agree(least_squares(i, here, folds, kept))
-                here = here._replace(own=jax.device_put(own))
-        elif repair == "lsq" and differs:
-            missed = True
+                try:
+                    here = _repaired(i, here, hidden, there, folds, kept)
+                except Unreached as why:
+                    missed = True
+                    if group in names:
+                        found[-1] = found[-1]._replace(unrepaired=str(why))
         if i < len(pairs) - 1 or not recalibrated():
             here = here.advance(i, hidden, np.isin(np.arange(width), kept))
         del hidden  # before the next ones are made
@@ -257,18 +259,35 @@ def _prune_part(part, here, there, asked, rest, repair, differs, clocks):
     return here, there and there.leave(), found, whole
 
 
-def _reached(name, i, here, hidden, there):
-    """Moments of all channels, for criteria that need them.
+def _repaired(i, here, hidden, there, folds, kept):
+    """The pruned stream, its i-th consumer refitted.
 
     Raises:
-      InputError: least squares does not reach this consumer.
+      Unreached: least squares does not reach it.
     """
-    if not reaches(here.module, here.own, i):
+    reached = reach(i, here, hidden)
+    width = streams.width(hidden)
+    if folds:
+        folds = folds[0].of(kept, width), folds[1].of(kept, width)
+    else:
+        folds = measure(i, here, hidden, there, kept)
+    own = devices.agree(least_squares(reached, here.own, folds, kept))
+    return here._replace(own=jax.device_put(own))
+
+
+def _reached(name, i, here, hidden):
+    """How least squares reaches a group's consumer, for criteria that need it.
+
+    Raises:
+      InputError: it does not.
+    """
+    try:
+        return reach(i, here, hidden)
+    except Unreached as why:
         raise InputError(
-            f"group {name!r}: its consumer is not one kernel and at most one batch "
-            "norm, so no least squares can be asked of it; choose another criterion."
-        )
-    return measure(i, here, hidden, there, np.arange(streams.width(hidden)))
+            f"group {name!r}: no least squares can be asked of its consumer, {why}; "
+            "choose another criterion."
+        ) from why
 
 
 def _lost(result: GroupResult) -> bool:

@@ -38,6 +38,8 @@ class GroupResult(NamedTuple):
       iterations: of the criterion, until the support repeated.
       drift: ‖y − y_dense‖/‖y_dense‖ of the block's output against the dense network's;
         None unless the dense stream was carried.
+      unrepaired: why least squares was asked for and did not reach the consumer; None
+        where it did, or was not asked. Batch norm's moments are measured again then.
     """
 
     name: str
@@ -45,6 +47,7 @@ class GroupResult(NamedTuple):
     relative_residual: float | None
     iterations: int
     drift: float | None
+    unrepaired: str | None = None
 
 
 class Asked(NamedTuple):

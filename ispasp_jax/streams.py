@@ -58,6 +58,11 @@ def width(activations: Activations) -> int:
     return _like(activations).shape[-1]
 
 
+def positions(activations: Activations) -> tuple[int, ...]:
+    """The shape of an example without its channels."""
+    return _like(activations).shape[1:-1]
+
+
 class Stream(NamedTuple):
     """Where a network's calibration activations are.
 
@@ -69,6 +74,10 @@ class Stream(NamedTuple):
       u: in a block, activations at the present pair's input.
       memory: bytes of activations that it may keep on all devices together; None is no
         limit.
+      name: the part's, for errors.
+
+    Whatever it makes and keeps is checked: NaN or infinity among a part's activations
+    raise FloatingPointError.
     """
 
     module: nn.Module
@@ -77,10 +86,11 @@ class Stream(NamedTuple):
     weight: list[Float[Array, " n"]]
     u: Activations
     memory: int | None = None
+    name: str = ""
 
-    def enter(self, module: nn.Module, own: Variables) -> "Stream":
+    def enter(self, module: nn.Module, own: Variables, name: str = "") -> "Stream":
         """The same activations at the input of another part."""
-        return self._replace(module=module, own=own, u=self.x)
+        return self._replace(module=module, own=own, u=self.x, name=name)
 
     def hidden(self, i: int) -> Activations:
         """The i-th hidden activations; computed at each reading where they and what
@@ -96,7 +106,7 @@ class Stream(NamedTuple):
             if not self._has_room(like, behind):
                 u = self.u
                 return Lazy(lambda k: make(u[k]), len(u), like)
-        return [make(u) for u in self.u]
+        return self._checked(make(u) for u in self.u)
 
     def consume(self, i: int, hidden: Activations) -> "Stream":
         """The stream behind the i-th consumer."""
@@ -185,8 +195,27 @@ class Stream(NamedTuple):
     ) -> Activations:
         """All that is made: on the devices where there is room, else on the host."""
         if self.memory is None or self._has_room(like(), beside=beside):
-            return list(made)
-        return _on_host(made, like())
+            return self._checked(made)
+        finite: list[Array] = []
+        kept = _on_host(_watched(made, finite), like())
+        self._refuse_unless(finite)
+        return kept
+
+    def _checked(self, made: Iterable[Array]) -> list[Array]:
+        """All that is made."""
+        finite: list[Array] = []
+        kept = list(_watched(made, finite))
+        self._refuse_unless(finite)
+        return kept
+
+    def _refuse_unless(self, finite: list[Array]) -> None:
+        if not all(jax.device_get(finite)):
+            raise FloatingPointError(
+                f"part {self.name!r}: its activations hold NaN or infinity, so nothing "
+                "that follows means anything; check the weights and the calibration "
+                "images (their mean and std, and whether they overflow in half "
+                "precision)."
+            )
 
     def _has_room(self, *new: jax.ShapeDtypeStruct, beside: Activations = ()) -> bool:
         """Whether batches of these shapes fit in beside what is there."""
@@ -235,6 +264,18 @@ def share(memory: int | None, mesh: jax.sharding.Mesh | None, count: int) -> int
     if memory is None:
         return None
     return memory * (1 if mesh is None else mesh.size) // count
+
+
+def _watched(arrays: Iterable[Array], finite: list[Array]) -> Iterator[Array]:
+    """The arrays; whether each is finite is noted, without waiting for it."""
+    for array in arrays:
+        finite.append(_is_finite(array))
+        yield array
+
+
+@jax.jit
+def _is_finite(x):
+    return jnp.isfinite(x).all()
 
 
 def _like(activations: Activations) -> jax.ShapeDtypeStruct | Array:
