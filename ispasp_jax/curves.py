@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from ispasp_jax import obs, streams
+from ispasp_jax import inputs, obs, streams
 from ispasp_jax.consumers import Unreached
 from ispasp_jax.errors import InputError
 from ispasp_jax.models.network import Block, Network, Variables, cuttable, group_names
@@ -68,9 +68,11 @@ def measure_curves(
       progress: wraps the iterable of parts.
 
     Raises:
-      FloatingPointError: NaN or infinity in a group's activations.
-      ValueError: no images.
+      FloatingPointError: NaN or infinity in weights, images or activations.
+      InputError: the images are no batches that the network takes.
     """
+    inputs.check_variables(network, variables)
+    images = inputs.checked_images(images, network, variables)
     stream, found = streams.start(images, mesh, streams.share(memory, mesh, 1)), {}
     for part in progress(network.chain()):
         stream = stream.enter(part.module, own_variables(variables, part), part.name)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ispasp_jax import budget, devices, gates, streams
+from ispasp_jax import budget, devices, gates, inputs, streams
 from ispasp_jax import groups as rewriter
 from ispasp_jax.consumers import Unreached
 from ispasp_jax.errors import InputError
@@ -138,26 +138,32 @@ def walk(
         says.
 
     Raises:
-      FloatingPointError: NaN or infinity in a group's activations or importance.
-      InputError: the plan does not fit the network, or the criterion one of its groups.
-      ValueError: no images, or no labels for a criterion that needs them.
+      FloatingPointError: NaN or infinity in weights, images, activations, moments or
+        importance.
+      InputError: sizes, images or labels are not what is written above, the plan does
+        not fit the network, or the criterion one of its groups.
     """
     began = time.perf_counter()
     if repair not in ("none", "bn", "lsq"):
-        raise ValueError(f"repair {repair!r} is none of none, bn, lsq.")
+        raise InputError(f"repair {repair!r} is none of 'none', 'bn' and 'lsq'.")
     key = jax.random.key(0) if key is None else key
     if plan is not None:
         check(plan, network)
         sizes = {name: len(cut.kept) for name, cut in plan.items()}
+    sizes = inputs.checked_sizes(network, sizes)
+    inputs.check_variables(network, variables)
     asked = Asked(sizes, criterion or ispasp(), key, residual_images, plan)
     clocks = {"repair": _Clock(), "tune": _Clock()}
     needs_dense = "least_squares" in asked.needs or repair == "lsq" or carry_dense
     memory = streams.share(memory, mesh, 2 if needs_dense else 1)
+    images = inputs.checked_images(images, network, variables)
     pruned = streams.start(images, mesh, memory)
-    needs_labels = asked.needs & LABELLED
-    targets = gates.aligned(labels, pruned, mesh) if needs_labels else None
+    targets = None
+    if asked.needs & LABELLED:
+        classes = inputs.output(network, variables, pruned.x[0]).shape[-1]
+        targets = gates.aligned(labels, classes, pruned, mesh)
     dense = pruned if needs_dense else None
-    inputs = pruned if tune else None
+    entry = pruned if tune else None
     original, results, before = variables, [], (0.0, 0.0)
 
     def seconds():
@@ -188,7 +194,7 @@ def walk(
             with clocks["tune"]:
                 tuned = tune(network, jax.device_put(variables))
         if tuned is not None:
-            variables, pruned = tuned, inputs
+            variables, pruned = tuned, entry
             for link in network.chain()[: index + 1]:
                 own = subtree(variables, link)
                 pruned = pruned.enter(link.module, own, link.name).through()

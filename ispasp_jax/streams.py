@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float
 
 from ispasp_jax import devices
 from ispasp_jax import groups as rewriter
+from ispasp_jax.errors import InputError
 from ispasp_jax.models.network import Block, Variables
 
 #: Calibration batches, preprocessed, (n, height, width, channels) each.
@@ -235,7 +236,7 @@ def start(
     lie on the host.
 
     Raises:
-      ValueError: no images.
+      InputError: no batches.
     """
     weight = []
 
@@ -248,15 +249,21 @@ def start(
                 short = size - len(rows)
                 real = (jnp.arange(size) < len(rows)).astype(jnp.float32)
                 pad = [(0, short)] + [(0, 0)] * (rows.ndim - 1)
-                rows = jnp.pad(rows, pad) if short else rows
+                # Copies of an example: a network may not be finite on zeros.
+                rows = jnp.pad(rows, pad, "edge") if short else rows
                 rows, real = devices.place(mesh, (rows, real))
                 weight.append(real)
                 yield rows
 
     x = list(placed()) if memory is None else _on_host(placed())
     if not x:
-        raise ValueError("no calibration images: expected at least one batch.")
+        raise InputError("no calibration images: expected at least one batch.")
     return Stream(None, {}, x, weight, x, memory)
+
+
+def behind(module: nn.Module, own: Variables, x) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of what a part makes of an input of x's."""
+    return _apply.eval_shape(module, own, x)
 
 
 def share(memory: int | None, mesh: jax.sharding.Mesh | None, count: int) -> int | None:
