@@ -91,7 +91,7 @@ def evaluate(probe: Probe, own: Variables) -> Consumer:
         _consumer(probe.module, probe.i, _with(probe, own, values), probe.hidden)
         for values in (jnp.zeros_like(kernel), drawn, kernel)
     ]
-    tolerance = max(TOLERANCE, 8 * float(jnp.finfo(outputs[0].dtype).eps))
+    tolerance = _tolerance(outputs[0])
     step = moments.step(outputs[0].shape[1:-1])
     P = _flat(_patches(probe.module, probe.i, step, own, probe.hidden))
     zero, random, found = (_flat(u, step) for u in outputs)
@@ -120,6 +120,27 @@ def evaluate(probe: Probe, own: Variables) -> Consumer:
     return Consumer(matrix, scale, shift)
 
 
+def is_affine(probe: Probe, own: Variables) -> bool:
+    """Whether the consumer is affine in its input and treats every example alike, so
+    that a sum over examples says all.
+    """
+    a, b = probe.hidden
+    nothing = jnp.zeros_like(a)
+    U, V, W = (
+        _consumer(probe.module, probe.i, own, jnp.stack(pair))
+        for pair in ((a, b), (a + b, nothing), (nothing, a))
+    )
+    if len(U) != 2:
+        return False
+    tolerance = _tolerance(U)
+    U, V, W = (np.asarray(u, np.float64).reshape(2, 1, -1) for u in (U, V, W))
+    zero = V[1:]
+    offset = np.abs(zero).max()
+    alike = np.concatenate([W[1:], W[:1]]), np.concatenate([U[:1], zero])
+    pairs = (alike, (U[:1] + U[1:], V[:1] + zero))
+    return all(_same(*pair, tolerance, offset) for pair in pairs)
+
+
 def shift(probe: Probe, own: Variables) -> Float[np.ndarray, " o"]:
     """What an affine consumer adds, with these variables."""
     kernel = branch(own["params"], probe.path)["kernel"]
@@ -133,6 +154,10 @@ def gain(probe: Probe, own: Variables, place: Place) -> Float[np.ndarray, " o"]:
     collection, path, name = place
     fits = branch(own[collection], path)[name].shape == at_one.shape
     return (at_one - at_zero) * fits
+
+
+def _tolerance(u: Float[Array, "..."]) -> float:
+    return max(TOLERANCE, 8 * float(jnp.finfo(u.dtype).eps))
 
 
 def _same(u, expected, tolerance: float, offset: float = 0.0) -> bool:

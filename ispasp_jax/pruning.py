@@ -67,6 +67,13 @@ class Pruned(NamedTuple):
         """The groups that lost channels."""
         return {group.name: group.cut for group in self.groups if _lost(group)}
 
+    @property
+    def unrepaired(self) -> dict[str, str]:
+        """The groups whose consumers least squares was asked for and did not reach, and
+        why; batch norm's moments were measured again there.
+        """
+        return {g.name: g.unrepaired for g in self.groups if g.unrepaired}
+
 
 def prune(
     network: Network,
