@@ -90,6 +90,9 @@ def prune(
       images: calibration batches, preprocessed, (n, height, width, channels) each.
       keep: the fraction of each group's channels that stays, or fractions by glob.
       **options: of `walk`.
+
+    Never judge the result by these images: the repair is fitted to them, and flatters
+    itself there. `memory.estimate` says how much memory the walk will take.
     """
     return walk(network, variables, images, budget.sizes(network, keep), **options)
 

@@ -266,6 +266,16 @@ def behind(module: nn.Module, own: Variables, x) -> jax.ShapeDtypeStruct:
     return _apply.eval_shape(module, own, x)
 
 
+def shape_hidden(block: Block, i: int, own: Variables, u) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of the i-th hidden activations, from the pair's input's."""
+    return _hidden.eval_shape(block, i, own, u)
+
+
+def shape_behind(block: Block, i: int, own: Variables, h) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of what the i-th consumer makes of hidden activations."""
+    return _consumer.eval_shape(block, i, own, h)
+
+
 def share(memory: int | None, mesh: jax.sharding.Mesh | None, count: int) -> int | None:
     """What each of `count` streams may keep, of so many bytes on every device."""
     if memory is None:
