@@ -50,7 +50,7 @@ def sizes(network: Network, keep: Keep) -> dict[str, int]:
         matched = fnmatch.filter(widths, glob)
         if not matched:
             raise InputError(
-                f"--keep {glob!r} matches no group; the groups are {', '.join(widths)}."
+                f"keep {glob!r} matches no group; the groups are {', '.join(widths)}."
             )
         ratios |= dict.fromkeys(matched, ratio)
     return {
@@ -181,12 +181,12 @@ def feasible(
         limit = wanted.limit(full)
         if limit < least:
             raise InputError(
-                f"--target {wanted.kind} asks for {numeral(limit)} of "
+                f"the target {wanted.kind} asks for {numeral(limit)} of "
                 f"{numeral(full)} {KINDS[wanted.kind]}, and the groups can go down to "
                 f"{numeral(least)} "
                 f"({100 * least / full:.1f}%); ask for {wanted.kind}="
                 f"{math.ceil(1000 * least / full) / 10:g}% or more, or loosen "
-                "--tolerance, --min-channels or --round-to."
+                "the tolerance, the least channels or what they are rounded to."
             )
     return found
 

@@ -94,8 +94,8 @@ def mesh(count: int | Literal["all"] | None = "all") -> Mesh:
         count = 1 if jax.default_backend() == "cpu" else "all"
     if count != "all" and count > present:
         raise InputError(
-            f"--devices {count}: {jax.default_backend()} has {present} here; give "
-            "fewer, or all."
+            f"{count} devices asked for: {jax.default_backend()} has {present} here; "
+            "give fewer, or all."
         )
     chosen = [
         device

@@ -182,6 +182,8 @@ class Run:
                 )
             except FloatingPointError as error:
                 raise InputError(str(error)) from error
+        for name, why in result.unrepaired.items():
+            self.note(f"{name} is not repaired by least squares: {why}")
         images = batches[0][:8].astype(np.float32)
         plans.verify(result.plan, model.network, model.variables, images)
         seconds = self.report["seconds"]
