@@ -7,11 +7,14 @@ import os
 import re
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ispasp_jax import models
+from ispasp_jax.checkpoints import Model
 from ispasp_jax.commands import doubts, prune, train
 from ispasp_jax.data import Preprocessing
 
@@ -161,10 +164,25 @@ def test_a_grey_perceptron_takes_colour_with_a_word(tmp_path, monkeypatch, capsy
     assert "the weights are for" not in capsys.readouterr().err
     run += ["--weights=m", "--data=npz:colour.npz"]
     word = "the images are 8 × 8 × 3 and the weights are for 6 × 6 × 1"
-    assert train.main([*run, "--epochs=1", "--out=n"]) == 0
-    assert word in capsys.readouterr().err
-    assert prune.main([*run, "--repair=none", "--out=p"]) == 0
+    assert prune.main([*run, "--repair=none", "--method=l1", "--out=p"]) == 0
     assert word in capsys.readouterr().err
     assert any(
         word in note for note in json.loads(Path("p/report.json").read_text())["notes"]
     )
+
+
+@pytest.mark.parametrize(
+    ("images", "limit", "said"),
+    [(1000, None, True), (1000, 2**31, True), (1000, 2**20, False), (8, None, False)],
+)
+def test_memory_is_said_where_it_is_much(images, limit, said):
+    network = models.create("mobilenetv2", 10)
+    prep = Preprocessing(224, 256, (0.5,) * 3, (0.5,) * 3)
+    variables = models.shapes(network, prep.shape)
+    model = Model("mobilenetv2", network, variables, prep, {})
+    args = Namespace(precision="fp32", calibration_memory=limit)
+    sentence = doubts.of_memory(args, model, images, False)
+    assert bool(sentence) == said
+    if said:
+        (gigabytes,) = re.findall(r"about ([\d.]+) GiB", sentence)
+        assert 1 < float(gigabytes) <= (limit or 2**36) / 2**30

@@ -152,8 +152,12 @@ class Run:
             return self._pruned
         folder = self.work.path(_PRUNED)
         args = self.args
-        batches, labels = self._calibration(model)
         mesh = devices.mesh(args.devices)
+        needs = criterion.needs if criterion else ()
+        squares = args.repair == "lsq" or "least_squares" in needs
+        on_each = -(-len(self._chosen()) // mesh.size)
+        self.note(doubts.of_memory(args, model, on_each, squares))
+        batches, labels = self._calibration(model)
         sizes = {} if self.given is not None else choose(self, model, batches, mesh)
         self.report["seconds"]["dense_forward"] = _forward_seconds(model, batches, mesh)
         store, done = walk_store.open_store(self.work.path(_WALK), self.work.resumed)
