@@ -45,7 +45,8 @@ def block(stream, hidden, behind) -> dict[str, tuple[float, float]]:
     d = hidden[0].shape[-1]
     folds = moments.measure(0, stream, hidden, behind, np.arange(d))
     whole = folds[0] + folds[1]
-    A, W = whole.xx / whole.count, repair.consumer(0, stream)[0]
+    reach = repair.reach(0, stream, hidden)
+    A, W = whole.xx / whole.count, reach.consumer.matrix
     ridge = A + obs.RIDGE * np.trace(A) / len(A) * np.eye(len(A))
     H = np.concatenate([np.asarray(h) for h in hidden])
 
@@ -65,7 +66,7 @@ def block(stream, hidden, behind) -> dict[str, tuple[float, float]]:
         return (W[index] * (A[np.ix_(index, index)] @ W[index])).sum()
 
     path = jax.jit(obs.elimination, static_argnums=1)
-    order = np.asarray(path(repair.regression(0, stream, folds), d).order)
+    order = np.asarray(path(repair.regression(reach, folds), d).order)
     scores = {
         "μ(H), as i-SpaSP at one half": H.mean((0, 1, 2)),
         "standard deviation of H": H.std((0, 1, 2)),

@@ -13,6 +13,7 @@ from ispasp_jax.cost import BySize
 from ispasp_jax.curves import Curves
 from ispasp_jax.errors import InputError
 from ispasp_jax.models.network import Network
+from ispasp_jax.numerals import numeral
 
 #: A ratio for all groups, or ratios by glob over group names; the last that matches
 #: wins.
@@ -49,7 +50,7 @@ def sizes(network: Network, keep: Keep) -> dict[str, int]:
         matched = fnmatch.filter(widths, glob)
         if not matched:
             raise InputError(
-                f"--keep {glob!r} matches no group; the groups are {', '.join(widths)}."
+                f"keep {glob!r} matches no group; the groups are {', '.join(widths)}."
             )
         ratios |= dict.fromkeys(matched, ratio)
     return {
@@ -180,11 +181,12 @@ def feasible(
         limit = wanted.limit(full)
         if limit < least:
             raise InputError(
-                f"--target {wanted.kind} asks for {limit:,.4g} of {full:,.4g} "
-                f"{KINDS[wanted.kind]}, and the groups can go down to {least:,.4g} "
+                f"the target {wanted.kind} asks for {numeral(limit)} of "
+                f"{numeral(full)} {KINDS[wanted.kind]}, and the groups can go down to "
+                f"{numeral(least)} "
                 f"({100 * least / full:.1f}%); ask for {wanted.kind}="
                 f"{math.ceil(1000 * least / full) / 10:g}% or more, or loosen "
-                "--tolerance, --min-channels or --round-to."
+                "the tolerance, the least channels or what they are rounded to."
             )
     return found
 

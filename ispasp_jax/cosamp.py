@@ -72,7 +72,8 @@ def cosamp_selection(
     def iterate(state):
         t, S, W, _, best, least, residuals, finite = state
         # I. importance: Y = ‖rows of A (W* − W̃)‖², Ω = D(Y, 2s)
-        Y = by_channel(jnp.square(B - A @ W))
+        E = B - A @ W  # of any size: its largest entry is 1 before squares are taken
+        Y = by_channel(jnp.square(E / jnp.maximum(jnp.abs(E).max(), 1e-30)))
         Ω = D(Y, 2 * s)
         # II. estimate on Ω* = Ω ∪ S, threshold: the s members that contribute most
         merged = Ω | S

@@ -17,13 +17,14 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from ispasp_jax import obs, streams
+from ispasp_jax import inputs, obs, streams
+from ispasp_jax.consumers import Unreached
 from ispasp_jax.errors import InputError
 from ispasp_jax.models.network import Block, Network, Variables, cuttable, group_names
 from ispasp_jax.models.network import subtree as own_variables
 from ispasp_jax.moments import measure
-from ispasp_jax.repair import reaches, regression
-from ispasp_jax.streams import Images, Stream, across
+from ispasp_jax.repair import Reach, reach, regression
+from ispasp_jax.streams import Activations, Images, Stream, across
 
 
 class Curve(NamedTuple):
@@ -67,12 +68,14 @@ def measure_curves(
       progress: wraps the iterable of parts.
 
     Raises:
-      FloatingPointError: NaN or infinity in a group's activations.
-      ValueError: no images.
+      FloatingPointError: NaN or infinity in weights, images or activations.
+      InputError: the images are no batches that the network takes.
     """
+    inputs.check_variables(network, variables)
+    images = inputs.checked_images(images, network, variables)
     stream, found = streams.start(images, mesh, streams.share(memory, mesh, 1)), {}
     for part in progress(network.chain()):
-        stream = stream.enter(part.module, own_variables(variables, part))
+        stream = stream.enter(part.module, own_variables(variables, part), part.name)
         if not isinstance(part.module, Block):
             stream = stream.leave()
             continue
@@ -81,12 +84,13 @@ def measure_curves(
         for i, group in enumerate(part.module.groups):
             hidden = stream.hidden(i)
             behind = stream.consume(i, hidden)
-            if group in names and reaches(part.module, stream.own, i):
+            reached = _reached(i, stream, hidden) if group in names else None
+            if reached:
                 width = streams.width(hidden)
                 folds = measure(i, stream, hidden, behind, np.arange(width))
                 whole = folds[0] + folds[1]
                 variance = float(whole.yy / whole.count)
-                problem = regression(i, stream, folds)
+                problem = regression(reached, folds)
                 path = jax.device_get(_path(problem, width, repaired))
                 _check(names[group], path)
                 losses[names[group]] = path, variance
@@ -99,6 +103,13 @@ def measure_curves(
             relative = path.losses.astype(np.float64) / max(own, 1e-30)
             found[name] = Curve(np.sqrt(relative), relative * share, path.order)
     return found
+
+
+def _reached(i: int, stream: Stream, hidden: Activations) -> Reach | None:
+    try:
+        return reach(i, stream, hidden)
+    except Unreached:
+        return None
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

@@ -24,8 +24,10 @@ _AXIS = "batch"
 #: M_TRIM_THRESHOLD, so that the heap keeps its end; M_ARENA_MAX, for one heap.
 _KEEP_FREED_MEMORY = ((-3, 2**28), (-1, -1), (-8, 1))
 
-#: How long a process that ends waits for the others before it gives them up.
-_SECONDS_TO_END = 60
+#: How long a process that ends waits for the others before it gives them up, and how
+#: long one is not heard of before it counts as lost. (One whose connections break is
+#: lost at the next sum over all.)
+_SECONDS_TO_END = _SECONDS_UNHEARD = 60
 
 
 def initialise() -> None:
@@ -36,7 +38,8 @@ def initialise() -> None:
 
     Raises:
       InputError: not enough is known about the other processes. (Where they do not
-        answer, jaxlib itself ends the process after five minutes.)
+        answer for five minutes, or are lost later, jaxlib itself ends the process: the
+        commands say it in a sentence, commands/peers.py.)
     """
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
     if address is not None and not address.rpartition(":")[2].isdecimal():
@@ -51,7 +54,11 @@ def initialise() -> None:
         if text is not None:
             found[name] = int(text)
     try:
-        jax.distributed.initialize(**found, shutdown_timeout_seconds=_SECONDS_TO_END)
+        jax.distributed.initialize(
+            **found,
+            heartbeat_timeout_seconds=_SECONDS_UNHEARD,
+            shutdown_timeout_seconds=_SECONDS_TO_END,
+        )
     except (ValueError, RuntimeError) as error:
         raise InputError(
             f"--distributed: {error} Set JAX_COORDINATOR_ADDRESS (HOST:PORT of the "
@@ -87,8 +94,8 @@ def mesh(count: int | Literal["all"] | None = "all") -> Mesh:
         count = 1 if jax.default_backend() == "cpu" else "all"
     if count != "all" and count > present:
         raise InputError(
-            f"--devices {count}: {jax.default_backend()} has {present} here; give "
-            "fewer, or all."
+            f"{count} devices asked for: {jax.default_backend()} has {present} here; "
+            "give fewer, or all."
         )
     chosen = [
         device

@@ -22,7 +22,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from ispasp_jax import devices, streams
+from ispasp_jax import devices, inputs, streams
+from ispasp_jax.errors import InputError
 from ispasp_jax.models.network import Network, Variables, subtree
 from ispasp_jax.streams import Activations, Stream
 
@@ -45,23 +46,27 @@ class Rest(NamedTuple):
 
 
 def aligned(
-    labels: Labels | None, stream: Stream, mesh: jax.sharding.Mesh | None
+    labels: Labels | None,
+    classes: int,
+    stream: Stream,
+    mesh: jax.sharding.Mesh | None,
 ) -> list[Int[Array, " n"]]:
     """The labels, batch by batch as the stream's activations.
 
     Raises:
-      ValueError: there are none, or not one for each image, in equal batches.
+      InputError: there are none, or not one of so many classes for each image, in
+        batches as long as theirs.
     """
     if labels is None:
-        raise ValueError(
+        raise InputError(
             "this criterion differentiates the loss and so needs labels; give `labels`,"
             " batches of them as long as those of the images, or choose a criterion "
             "that needs none."
         )
-    found = streams.start(labels, mesh)
+    found = streams.start(inputs.checked_labels(labels, classes), mesh)
     real, expected = ([int(w.sum()) for w in s.weight] for s in (found, stream))
     if real != expected:
-        raise ValueError(
+        raise InputError(
             f"labels come in batches of {real}, images in batches of {expected}; give "
             "one label for each image, in the same batches."
         )

@@ -4,6 +4,7 @@ the patches that its kernel multiplies and of what it should give, summed over b
 
 import functools
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -18,6 +19,9 @@ from ispasp_jax.streams import Activations, Stream, width
 #: the same patch.
 POSITIONS = 64
 
+#: Bytes of patches that are in double precision at once.
+_PIECE = 2**27
+
 
 class Moments(NamedTuple):
     """Count, means and centred second moments of patches and targets; they add up."""
@@ -31,7 +35,37 @@ class Moments(NamedTuple):
 
     def __add__(self, other: "Moments") -> "Moments":
         """Of both sets together."""
-        return _accumulated(Moments(*(np.array(m) for m in self)), other)
+        return Moments(*(np.array(m) for m in self)).add(other)
+
+    def add(self, other: "Moments") -> "Moments":
+        """Of both sets together, without cancellation (Chan et al. 1983), in the memory
+        of this one, which is of no use afterwards: the products are large.
+        """
+        count = self.count + other.count
+        dx, dy = other.x - self.x, other.y - self.y
+        share = other.count / max(count, 1)
+        for products, more, d in ((self.xx, other.xx, dx), (self.xy, other.xy, dy)):
+            products += more
+            # products += weight · dx dᵀ; BLAS has columns where numpy has rows.
+            blas.dger(self.count * share, d, dx, a=products.T, overwrite_a=True)
+        return self._replace(
+            count=count,
+            x=self.x + share * dx,
+            y=self.y + share * dy,
+            yy=self.yy + other.yy + self.count * share * dy @ dy,
+        )
+
+    def about(self, shift: Float[np.ndarray, " o"]) -> "Moments":
+        """Second moments about zero of the patches and about `shift` of the targets."""
+        y = self.y - shift
+        return Moments(
+            self.count,
+            np.zeros_like(self.x),
+            np.zeros_like(y),
+            self.xx + self.count * np.outer(self.x, self.x),
+            self.xy + self.count * np.outer(self.x, y),
+            self.yy + self.count * y @ y,
+        )
 
     def of(self, channels: Int[np.ndarray, " k"], d: int) -> "Moments":
         """Of some of the d channels' patches alone."""
@@ -64,49 +98,55 @@ def measure(
         T = dense u + dense skip − pruned skip    for a block's last consumer
         T = dense u                               for one inside a block
 
+    The folds are every second of all images, however they are cut into batches.
+
     Args:
       i: which pair.
       pruned: the network as pruned so far, before its i-th consumer.
       hidden: its i-th hidden activations.
       dense: the dense network behind its i-th consumer.
       channels: which; the patches are theirs, rows tap · k + place in `channels`.
+
+    Raises:
+      FloatingPointError: a moment is NaN or infinite.
     """
     last = i == len(pruned.module.groups) - 1
     k = len(channels)
     padded = np.zeros(_bucket(k, width(hidden)), np.int32)
     padded[:k] = channels
-    folds: list[Moments] = []
-    for batch in zip(hidden, pruned.x, pruned.weight, dense.u, dense.x, strict=True):
-        halves = _moments(
-            i, last, pruned.module, dense.module, pruned.own, dense.own, padded, *batch
-        )
-        halves = [Moments(*half) for half in jax.device_get(halves)]
-        if folds:
-            folds = [*map(_accumulated, folds, halves)]
-        else:  # copies, in double precision
-            folds = [Moments(*(np.array(m, np.float64) for m in h)) for h in halves]
+    folds: list[Moments | None] = [None, None]
+    images = 0
+    for h, x, weight, u, z in zip(
+        hidden, pruned.x, pruned.weight, dense.u, dense.x, strict=True
+    ):
+        pair = _pair(
+            i, last, pruned.module, dense.module, pruned.own, dense.own, padded,
+            h, x, u, z,
+        )  # fmt: skip
+        for first, half in _halves(*pair, weight):
+            fold = (images + first) % 2
+            folds[fold] = half if folds[fold] is None else folds[fold].add(half)
+        images += int(weight.sum())
     places = np.arange(k)
-    return folds[0].of(places, len(padded)), folds[1].of(places, len(padded))
+    first, second = (fold.of(places, len(padded)) for fold in folds)
+    if not (_finite(first) and _finite(second)):
+        raise FloatingPointError(
+            f"part {pruned.name!r}: the moments of its activations hold NaN or "
+            "infinity, so least squares cannot be asked; check the weights and the "
+            "calibration images."
+        )
+    return first, second
 
 
-def _accumulated(total: Moments, batch: Moments) -> Moments:
-    """Of both sets together, without cancellation (Chan et al. 1983), in the memory of
-    `total`: the products are large.
-    """
-    count = total.count + batch.count
-    dx, dy = batch.x - total.x, batch.y - total.y
-    weight = total.count * batch.count / max(count, 1)
-    share = batch.count / max(count, 1)
-    for products, of_batch, d in ((total.xx, batch.xx, dx), (total.xy, batch.xy, dy)):
-        products += of_batch
-        # products += weight · dx dᵀ; BLAS has columns where numpy has rows.
-        blas.dger(weight, d, dx, a=products.T, overwrite_a=True)
-    return total._replace(
-        count=count,
-        x=total.x + share * dx,
-        y=total.y + share * dy,
-        yy=total.yy + batch.yy + weight * dy @ dy,
-    )
+def step(positions: tuple[int, ...]) -> int:
+    """Moments are taken from every so many rows and columns of a feature map."""
+    if len(positions) != 2:
+        return 1
+    return max(1, math.isqrt(math.prod(positions) // POSITIONS))
+
+
+def _finite(moments: Moments) -> bool:
+    return all(np.isfinite(m).all() for m in moments)
 
 
 def _bucket(k: int, d: int) -> int:
@@ -116,37 +156,66 @@ def _bucket(k: int, d: int) -> int:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _moments(i, last, block, dense_block, own, dense_own, channels, h, x, weight, u, z):
-    """Of a batch: h hidden, x and z the block's inputs, u the dense consumer's output;
-    z and dense_block are the dense network's.
+def _pair(i, last, block, dense_block, own, dense_own, channels, h, x, u, z):
+    """Patches and target of a batch: h hidden, x and z the block's inputs, u the dense
+    consumer's output; z and dense_block are the dense network's.
     """
-    with jax.default_matmul_precision("highest"):
-        # In half precision a difference of skips would be lost in their sum.
-        target, x, z = (a.astype(jnp.float32) for a in (u, x, z))
-        if last:
+    # In half precision a difference of skips would be lost in their sum.
+    target, x, z = (a.astype(jnp.float32) for a in (u, x, z))
+    if last:
+        with jax.default_matmul_precision("highest"):
             target += dense_block.apply(dense_own, z, method="skip")
             target -= block.apply(own, x, method="skip")
-        positions = target.shape[1:-1]
-        step = 1
-        if len(positions) == 2:
-            step = max(1, math.isqrt(math.prod(positions) // POSITIONS))
-            target = target[:, ::step, ::step]
-        patches = block.apply(own, h[..., channels], i, step, method="patches")
-
-        def half(first):
-            return _centred(patches[first::2], target[first::2], weight[first::2])
-
-        return half(0), half(1)
+    every = step(target.shape[1:-1])
+    if every > 1:
+        target = target[:, ::every, ::every]
+    patches = block.apply(own, h[..., channels], i, every, method="patches")
+    return patches.astype(jnp.float32), target
 
 
-def _centred(
-    x: Float[Array, "n *positions p"],
-    y: Float[Array, "n *positions o"],
+def _halves(
+    patches: Float[Array, "n *positions p"],
+    target: Float[Array, "n *positions o"],
     weight: Float[Array, " n"],
-) -> tuple:
-    w = jnp.repeat(weight, math.prod(x.shape[1:-1]))[:, None]
-    x, y = (a.reshape(-1, a.shape[-1]).astype(jnp.float32) for a in (x, y))
-    count = w.sum()
-    mean_x, mean_y = ((a * w).sum(0) / jnp.maximum(count, 1) for a in (x, y))
-    x, y = (x - mean_x) * w, (y - mean_y) * w
-    return count, mean_x, mean_y, x.T @ x, x.T @ y, (y * y).sum()
+) -> Iterator[tuple[int, Moments]]:
+    """Moments of every second example (0) and of the others (1), maybe piece by piece.
+
+    On a CPU they are summed in double precision, which BLAS does as fast as XLA sums in
+    single; elsewhere in single precision, on the devices.
+    """
+    if jax.default_backend() != "cpu" or not patches.is_fully_addressable:
+        halves = jax.device_get(_on_devices(patches, target, weight))
+        for first, half in enumerate(halves):
+            yield first, Moments(*(np.array(m, np.float64) for m in half))
+        return
+    count = int(np.asarray(weight).sum())  # padding comes last
+    x, y = (np.asarray(a)[:count] for a in (patches, target))
+    at_once = 2 * max(1, _PIECE * count // (8 * x.size + 1))
+    for low in range(0, count, at_once):
+        for first in (0, 1):
+            some = slice(low + first, low + at_once, 2)
+            yield first, _on_host(x[some], y[some])
+
+
+def _on_host(x: Float[np.ndarray, "..."], y: Float[np.ndarray, "..."]) -> Moments:
+    x, y = (a.reshape(-1, a.shape[-1]).astype(np.float64) for a in (x, y))
+    mean_x, mean_y = (a.sum(0) / max(len(a), 1) for a in (x, y))
+    x -= mean_x
+    y -= mean_y
+    count = np.float64(len(x))
+    return Moments(count, mean_x, mean_y, x.T @ x, x.T @ y, (y * y).sum())
+
+
+@jax.jit
+def _on_devices(patches, target, weight):
+    def half(first):
+        w, x, y = (a[first::2] for a in (weight, patches, target))
+        w = jnp.repeat(w, math.prod(x.shape[1:-1]))[:, None]
+        x, y = (a.reshape(-1, a.shape[-1]) for a in (x, y))
+        count = w.sum()
+        mean_x, mean_y = ((a * w).sum(0) / jnp.maximum(count, 1) for a in (x, y))
+        x, y = (x - mean_x) * w, (y - mean_y) * w
+        return count, mean_x, mean_y, x.T @ x, x.T @ y, (y * y).sum()
+
+    with jax.default_matmul_precision("highest"):
+        return half(0), half(1)

@@ -11,7 +11,7 @@ from ispasp_jax.curves import Curves
 
 
 def curves(found: Curves, sizes: Mapping[str, int], path: Path) -> None:
-    """Every group's relative residual against the channels kept, the sizes chosen
+    """Every group's predicted residual against the channels kept, the sizes chosen
     marked, and how much of each group they keep.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -24,7 +24,7 @@ def curves(found: Curves, sizes: Mapping[str, int], path: Path) -> None:
         left.plot(sizes[name] / d, curve.relative[sizes[name]], "o", color=colour, ms=4)
     left.set(
         xlabel="channels kept, of all",
-        ylabel="relative residual ‖V‖/‖U‖",
+        ylabel="predicted residual ‖V‖/‖U‖",
         title="residual of every group; dots: chosen",
         ylim=(0, 1.02),
     )

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ispasp_jax import budget, devices, gates, streams
+from ispasp_jax import budget, devices, gates, inputs, streams
 from ispasp_jax import groups as rewriter
+from ispasp_jax.consumers import Unreached
 from ispasp_jax.errors import InputError
 from ispasp_jax.ispasp import ispasp
 from ispasp_jax.models.network import (
@@ -33,7 +34,7 @@ from ispasp_jax.models.network import (
 from ispasp_jax.moments import measure
 from ispasp_jax.plan import Plan, check
 from ispasp_jax.problem import LABELLED, Criterion
-from ispasp_jax.repair import least_squares, reaches, recalibrate, regression
+from ispasp_jax.repair import least_squares, reach, recalibrate, regression
 from ispasp_jax.resume import Done, Store, replay
 from ispasp_jax.selecting import Asked, GroupResult, select, uncut
 from ispasp_jax.streams import Images, Stream, across
@@ -66,6 +67,13 @@ class Pruned(NamedTuple):
         """The groups that lost channels."""
         return {group.name: group.cut for group in self.groups if _lost(group)}
 
+    @property
+    def unrepaired(self) -> dict[str, str]:
+        """The groups whose consumers least squares was asked for and did not reach, and
+        why; batch norm's moments were measured again there.
+        """
+        return {g.name: g.unrepaired for g in self.groups if g.unrepaired}
+
 
 def prune(
     network: Network,
@@ -82,6 +90,9 @@ def prune(
       images: calibration batches, preprocessed, (n, height, width, channels) each.
       keep: the fraction of each group's channels that stays, or fractions by glob.
       **options: of `walk`.
+
+    Never judge the result by these images: the repair is fitted to them, and flatters
+    itself there. `memory.estimate` says how much memory the walk will take.
     """
     return walk(network, variables, images, budget.sizes(network, keep), **options)
 
@@ -137,26 +148,32 @@ def walk(
         says.
 
     Raises:
-      FloatingPointError: NaN or infinity in a group's activations or importance.
-      InputError: the plan does not fit the network, or the criterion one of its groups.
-      ValueError: no images, or no labels for a criterion that needs them.
+      FloatingPointError: NaN or infinity in weights, images, activations, moments or
+        importance.
+      InputError: sizes, images or labels are not what is written above, the plan does
+        not fit the network, or the criterion one of its groups.
     """
     began = time.perf_counter()
     if repair not in ("none", "bn", "lsq"):
-        raise ValueError(f"repair {repair!r} is none of none, bn, lsq.")
+        raise InputError(f"repair {repair!r} is none of 'none', 'bn' and 'lsq'.")
     key = jax.random.key(0) if key is None else key
     if plan is not None:
         check(plan, network)
         sizes = {name: len(cut.kept) for name, cut in plan.items()}
+    sizes = inputs.checked_sizes(network, sizes)
+    inputs.check_variables(network, variables)
     asked = Asked(sizes, criterion or ispasp(), key, residual_images, plan)
     clocks = {"repair": _Clock(), "tune": _Clock()}
     needs_dense = "least_squares" in asked.needs or repair == "lsq" or carry_dense
     memory = streams.share(memory, mesh, 2 if needs_dense else 1)
+    images = inputs.checked_images(images, network, variables)
     pruned = streams.start(images, mesh, memory)
-    needs_labels = asked.needs & LABELLED
-    targets = gates.aligned(labels, pruned, mesh) if needs_labels else None
+    targets = None
+    if asked.needs & LABELLED:
+        classes = inputs.output(network, variables, pruned.x[0]).shape[-1]
+        targets = gates.aligned(labels, classes, pruned, mesh)
     dense = pruned if needs_dense else None
-    inputs = pruned if tune else None
+    entry = pruned if tune else None
     original, results, before = variables, [], (0.0, 0.0)
 
     def seconds():
@@ -164,8 +181,9 @@ def walk(
         return before[0] + walked, before[1] + clocks["repair"].seconds
 
     for index, part in enumerate(progress(network.chain())):
-        pruned = pruned.enter(part.module, subtree(variables, part))
-        dense = dense and dense.enter(part.module, subtree(original, part))
+        pruned = pruned.enter(part.module, subtree(variables, part), part.name)
+        own = subtree(original, part)
+        dense = dense and dense.enter(part.module, own, part.name)
         done = store and store.read(index)
         if done:
             pruned, dense = replay(part, pruned, dense, done)
@@ -186,10 +204,10 @@ def walk(
             with clocks["tune"]:
                 tuned = tune(network, jax.device_put(variables))
         if tuned is not None:
-            variables, pruned = tuned, inputs
+            variables, pruned = tuned, entry
             for link in network.chain()[: index + 1]:
                 own = subtree(variables, link)
-                pruned = pruned.enter(link.module, own).through()
+                pruned = pruned.enter(link.module, own, link.name).through()
         if not done:
             drift = _drift(pruned, dense) if dense and found else None
             found = tuple(group._replace(drift=drift) for group in found)
@@ -225,22 +243,22 @@ def _prune_part(part, here, there, asked, rest, repair, differs, clocks):
         if group in names:
             result = uncut(names[group], width)
             if asked.sizes.get(names[group], width) < width:
+                problem = None
                 if "least_squares" in asked.needs:
-                    folds = _reached(names[group], i, here, hidden, there)
-                problem = folds and regression(i, here, folds)
+                    reached = _reached(names[group], i, here, hidden)
+                    folds = measure(i, here, hidden, there, kept)
+                    problem = regression(reached, folds)
                 result = select(names[group], i, here, hidden, asked, problem, rest)
             found.append(result)
             kept, differs = result.cut.kept, differs or _lost(result)
-        if repair == "lsq" and differs and reaches(here.module, here.own, i):
+        if repair == "lsq" and differs:
             with clocks["repair"]:
-                if folds:
-                    folds = folds[0].of(kept, width), folds[1].of(kept, width)
-                else:
-                    folds = measure(i, here, hidden, there, kept)
-                own = devices.agree(least_squares(i, here, folds, kept))
-                here = here._replace(own=jax.device_put(own))
-        elif repair == "lsq" and differs:
-            missed = True
+                try:
+                    here = _repaired(i, here, hidden, there, folds, kept)
+                except Unreached as why:
+                    missed = True
+                    if group in names:
+                        found[-1] = found[-1]._replace(unrepaired=str(why))
         if i < len(pairs) - 1 or not recalibrated():
             here = here.advance(i, hidden, np.isin(np.arange(width), kept))
         del hidden  # before the next ones are made
@@ -257,18 +275,35 @@ def _prune_part(part, here, there, asked, rest, repair, differs, clocks):
     return here, there and there.leave(), found, whole
 
 
-def _reached(name, i, here, hidden, there):
-    """Moments of all channels, for criteria that need them.
+def _repaired(i, here, hidden, there, folds, kept):
+    """The pruned stream, its i-th consumer refitted.
 
     Raises:
-      InputError: least squares does not reach this consumer.
+      Unreached: least squares does not reach it.
     """
-    if not reaches(here.module, here.own, i):
+    reached = reach(i, here, hidden)
+    width = streams.width(hidden)
+    if folds:
+        folds = folds[0].of(kept, width), folds[1].of(kept, width)
+    else:
+        folds = measure(i, here, hidden, there, kept)
+    own = devices.agree(least_squares(reached, here.own, folds, kept))
+    return here._replace(own=jax.device_put(own))
+
+
+def _reached(name, i, here, hidden):
+    """How least squares reaches a group's consumer, for criteria that need it.
+
+    Raises:
+      InputError: it does not.
+    """
+    try:
+        return reach(i, here, hidden)
+    except Unreached as why:
         raise InputError(
-            f"group {name!r}: its consumer is not one kernel and at most one batch "
-            "norm, so no least squares can be asked of it; choose another criterion."
-        )
-    return measure(i, here, hidden, there, np.arange(streams.width(hidden)))
+            f"group {name!r}: no least squares can be asked of its consumer, {why}; "
+            "choose another criterion."
+        ) from why
 
 
 def _lost(result: GroupResult) -> bool:

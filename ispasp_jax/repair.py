@@ -13,13 +13,18 @@
 
 and stores the fit so that training can go on: the kernel unscaled, batch norm's moments
 those of the refitted convolution, its scale and shift such that evaluation gives P W +
-b.
+b. What scales and shifts is found by evaluating the consumer (consumers.py); one that
+is not a kernel on patches, scaled and shifted, is not reached.
+
+Never judge a repair by the images that it was fitted to: they flatter it (a loss of 1.0
+there was 4 on others). Measure on images that the walk has not seen.
 
 `recalibrate` measures batch norm's moments again on the network as pruned so far: the
 alternative, and what serves where least squares does not reach.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,140 +32,186 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Float, Int
 
-from ispasp_jax import devices
-from ispasp_jax.models.network import Block, Variables
-from ispasp_jax.moments import Folds, rows
+from ispasp_jax import consumers, devices
+from ispasp_jax.consumers import Consumer, Place, Probe, Unreached, branch, put
+from ispasp_jax.models.network import Variables
+from ispasp_jax.moments import Folds, Moments, rows
 from ispasp_jax.problem import LeastSquares
-from ispasp_jax.streams import Stream
+from ispasp_jax.streams import Activations, Stream
 
-#: Of every shipped batch norm; a user's own has to have it, too.
-BATCH_NORM_EPSILON = 1e-5
 #: Ridges that compete, as parts of the mean diagonal of the patches' covariance.
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 #: Above this size one ridge is used: the hold-out's solutions would cost minutes.
 LARGEST_HELD_OUT, FIXED_RIDGE = 1500, 1e-3
+#: Hold-out errors that differ by less, of the target's variance, are equal: the larger
+#: ridge wins, whatever rounding says.
+TIE = 1e-6
+#: What rounding can do to activations and to their sums in single precision: no ridge
+#: is smaller.
+ROUNDING = 8 * float(np.finfo(np.float32).eps)
 
 
-def reaches(block: Block, own: Variables, i: int) -> bool:
-    """Whether least squares can refit the consumer: one kernel, then at most a norm."""
-    group = block.groups[i]
-    linear = _branch(own["params"], group.consumer[0]) or {}
-    norms = [_branch(own["params"], path) or {} for path in group.consumer[1:]]
-    normal = all("kernel" not in norm and "scale" in norm for norm in norms)
-    return group.affine and "kernel" in linear and len(norms) <= 1 and normal
+COLLECTIONS = ("params", "batch_stats")
+
+
+class Reach(NamedTuple):
+    """How least squares reaches a consumer.
+
+    Attributes:
+      probe: tries the consumer.
+      consumer: as it is.
+      knob: the array that moves its output alone, as (collection, path, name); None
+        where it has none.
+      norm: the path of a norm with running moments and a scale; None without.
+    """
+
+    probe: Probe
+    consumer: Consumer
+    knob: Place | None
+    norm: str | None
+
+    def of(self, folds: Folds) -> Folds:
+        """The moments that count: about the present shift where none can be fitted."""
+        if self.knob:
+            return folds
+        first, second = (fold.about(self.consumer.shift) for fold in folds)
+        return first, second
+
+
+def reach(i: int, stream: Stream, hidden: Activations) -> Reach:
+    """How least squares reaches the i-th consumer; found by evaluating it.
+
+    Raises:
+      Unreached: it does not; the message says why.
+    """
+    probe = consumers.probe(i, stream, hidden)
+    consumer = consumers.evaluate(probe, stream.own)
+    norm, knobs = None, []
+    for path in reversed(stream.module.groups[i].consumer):
+        arrays, moments = (branch(stream.own.get(c, {}), path) for c in COLLECTIONS)
+        has_moments = {"mean", "var"} <= set(moments)
+        norm = path if has_moments and "scale" in arrays else norm
+        knobs += [("params", path, "bias")] if "bias" in arrays else []
+        knobs += [("batch_stats", path, "mean")] if has_moments else []
+    knobs.sort(key=lambda knob: knob[2] == "mean")  # what is trained comes first
+    turns = (k for k in knobs if consumers.gain(probe, stream.own, k).any())
+    return Reach(probe, consumer, next(turns, None), norm)
 
 
 def least_squares(
-    i: int, stream: Stream, folds: Folds, kept: Int[np.ndarray, " k"]
+    reach: Reach, own: Variables, folds: Folds, kept: Int[np.ndarray, " k"]
 ) -> Variables:
-    """The block's variables with its i-th consumer refitted; what it makes of channels
-    that are not kept is zero.
+    """The block's variables with a consumer refitted; what it makes of channels that
+    are not kept is zero.
 
     Args:
-      i: which pair.
-      stream: the block, before the fit.
+      reach: the consumer, before the fit.
+      own: the block's variables.
       folds: moments of the kept channels' patches and of the target.
-      kept: the channels, of the block's i-th hidden ones.
+      kept: the channels, of the consumer's hidden ones.
+
+    Raises:
+      Unreached: the consumer's arrays cannot hold the fit.
     """
-    start, has_intercept = consumer(i, stream)
-    path, *norm = stream.module.groups[i].consumer
-    kernel = _branch(stream.own["params"], path)["kernel"]
-    index = rows(kept, kernel.shape[-2], len(start))
-    fitted = fit(folds, start[index])
+    start = reach.consumer.matrix
+    index = rows(kept, reach.probe.hidden.shape[-1], len(start))
+    fitted = fit(reach.of(folds), start[index])
     whole = folds[0] + folds[1]
-    intercept = whole.y - whole.x @ fitted if has_intercept else None
     full = np.zeros_like(start)
     full[index] = fitted
     var = np.maximum(np.einsum("po,po->o", fitted, whole.xx @ fitted), 0) / whole.count
-    mean = whole.x @ fitted
-    return _store(
-        stream.own, path, norm, full.reshape(kernel.shape), intercept, mean, var
-    )
+    return _store(reach, own, full, whole.y, whole.x @ fitted, var)
 
 
-def consumer(i: int, stream: Stream) -> tuple[Float[np.ndarray, "p o"], bool]:
-    """The i-th consumer as a matrix, batch norm folded in; whether it has a shift."""
-    path, *norm = stream.module.groups[i].consumer
-    linear = _branch(stream.own["params"], path)
-    kernel = np.asarray(linear["kernel"], np.float64)
-    matrix = kernel.reshape(-1, kernel.shape[-1]) * _scale(stream.own, norm)
-    return matrix, bool(norm) or "bias" in linear
-
-
-def regression(i: int, stream: Stream, folds: Folds) -> LeastSquares:
-    """What a criterion is told of the i-th consumer's least squares, an example's
-    share.
-    """
-    whole = folds[0] + folds[1]
-    start, _ = consumer(i, stream)
-    arrays = whole.xx / whole.count, whole.xy / whole.count, start
+def regression(reach: Reach, folds: Folds) -> LeastSquares:
+    """What a criterion is told of a consumer's least squares, an example's share."""
+    first, second = reach.of(folds)
+    whole = first + second
+    arrays = whole.xx / whole.count, whole.xy / whole.count, reach.consumer.matrix
     return LeastSquares(*(jnp.asarray(a, jnp.float32) for a in arrays))
 
 
 def fit(folds: Folds, start: Float[np.ndarray, "p o"]) -> Float[np.ndarray, "p o"]:
     """The ridge solution around `start`, its ridge chosen by hold-out between folds."""
     whole = folds[0] + folds[1]
-    p = len(start)
-    held_out = p <= LARGEST_HELD_OUT and min(fold.count for fold in folds) > 1
+    held_out = len(start) <= LARGEST_HELD_OUT and min(f.count for f in folds) > 1
     ridge = _held_out_ridge(folds, start) if held_out else FIXED_RIDGE
-    mean = np.trace(whole.xx) / p
-    if not mean > 0:  # every hidden channel is constant: the intercept says it all
-        return start
-    return start + _solve(whole.xx, ridge * mean, whole.xy - whole.xx @ start)
+    return start + _solve(whole, ridge, whole.xy - whole.xx @ start)
 
 
 def _held_out_ridge(folds, start) -> float:
     errors = np.zeros(len(RIDGES))
     for a, b in (folds, folds[::-1]):
         error = a.xy - a.xx @ start
-        mean = np.trace(a.xx) / len(start) or 1.0
         # ‖y − xW‖² over the other fold's centred rows, up to a constant.
         for index, ridge in enumerate(RIDGES):
-            W = start + _solve(a.xx, ridge * mean, error)
+            W = start + _solve(a, ridge, error)
             errors[index] += (W * (b.xx @ W - 2 * b.xy)).sum()
-    return RIDGES[int(errors.argmin())]
+    tie = TIE * float(folds[0].yy + folds[1].yy)
+    return max(np.asarray(RIDGES)[errors <= errors.min() + tie])
 
 
-def _solve(xx, ridge, right):
-    """(xx + ridge · 1)⁻¹ right."""
-    A = xx.copy()
-    A[np.diag_indices_from(A)] += ridge
-    return scipy.linalg.solve(A, right, assume_a="pos", check_finite=False)
-
-
-def _scale(own: Variables, norm: list[str]) -> Float[np.ndarray, " o"] | float:
-    """What batch norm multiplies the convolution's output with, in evaluation."""
-    if not norm:
-        return 1.0
-    scale = np.asarray(_branch(own["params"], norm[0])["scale"], np.float64)
-    var = np.asarray(_branch(own["batch_stats"], norm[0])["var"], np.float64)
-    return scale / np.sqrt(var + BATCH_NORM_EPSILON)
-
-
-def _store(own, path, norm, kernel, intercept, mean, var) -> Variables:
-    def put(tree, place, **new):
-        key, _, rest = place.partition("/")
-        if rest:
-            return {**tree, key: put(tree[key], rest, **new)}
-        like = tree[key]
-        arrays = {k: jnp.asarray(v, like[k].dtype) for k, v in new.items()}
-        return {**tree, key: {**like, **arrays}}
-
-    linear = {"kernel": kernel}
-    own = dict(own)
-    bias = "bias" in _branch(own["params"], path)
-    if not norm:
-        linear |= {"bias": intercept} if bias else {}
-        own["params"] = put(own["params"], path, **linear)
-        return own
-    linear |= {"bias": np.zeros_like(intercept)} if bias else {}
-    own["params"] = put(
-        put(own["params"], path, **linear),
-        norm[0],
-        scale=np.sqrt(var + BATCH_NORM_EPSILON),
-        bias=intercept + mean,
+def _solve(moments: Moments, ridge: float, right: Float[np.ndarray, "p o"]):
+    """(xx + λ · 1)⁻¹ right with λ the ridge, in parts of the mean diagonal, and at
+    least what rounding can have done; more where that does not suffice.
+    """
+    λ = max(
+        ridge * np.trace(moments.xx) / len(right),
+        ROUNDING * np.linalg.norm(moments.xx),
+        # Channels that are constant: what their values' last bits make of them.
+        moments.count * np.square(ROUNDING * moments.x).mean(),
     )
-    own["batch_stats"] = put(own["batch_stats"], norm[0], mean=mean, var=var)
+    if not λ > 0:  # every channel is zero: nothing says anything about them
+        return np.zeros_like(right)
+    while True:
+        A = moments.xx.copy()
+        A[np.diag_indices_from(A)] += λ
+        try:
+            factors = scipy.linalg.cho_factor(A, overwrite_a=True, check_finite=False)
+            return scipy.linalg.cho_solve(factors, right, check_finite=False)
+        except np.linalg.LinAlgError:
+            λ *= 10
+
+
+def _store(reach, own, matrix, output, mean, var) -> Variables:
+    """The block's variables with a consumer that multiplies with the matrix and gives
+    `output` on average, where the patches times the matrix give (mean, var).
+
+    Where a norm has running moments and a scale, they become those of the new kernel,
+    unscaled, so that training can go on.
+    """
+    probe, norm = reach.probe, reach.norm
+    if norm:
+        neutral = [
+            ("batch_stats", norm, "mean", mean),
+            ("batch_stats", norm, "var", var),
+        ]
+        neutral += [("params", norm, "scale", 1.0)]
+        if "bias" in branch(own["params"], probe.path):
+            neutral += [("params", probe.path, "bias", 0.0)]
+        for collection, path, name, value in neutral:
+            own = put(own, (collection, path, name), value)
+    scale = consumers.evaluate(probe, own).scale
+    alive = scale != 0
+    scale = np.where(alive, scale, 1)
+    if norm:
+        own = put(own, ("params", norm, "scale"), 1 / scale)
+    kernel = ("params", probe.path, "kernel")
+    own = put(own, kernel, matrix if norm else matrix / scale)
+    shift = reach.consumer.shift
+    if reach.knob:
+        shift = output - mean
+        at_zero = put(own, reach.knob, 0.0)
+        gain = consumers.gain(probe, own, reach.knob)
+        needed = (shift - consumers.shift(probe, at_zero)) / np.where(gain, gain, 1)
+        own = put(own, reach.knob, needed)
+    found = consumers.evaluate(probe, own)
+    expected = matrix * alive
+    apart = max(
+        np.abs(found.matrix - expected).max(), np.abs(found.shift - shift).max()
+    )
+    if not apart <= 1e-3 * max(np.abs(expected).max(), np.abs(shift).max()):
+        raise Unreached("its arrays cannot hold the fit (its scale or shift is shared)")
     return own
 
 
@@ -203,9 +254,3 @@ def _total(per_batch: list[dict], weights) -> dict:
         between = (w * jnp.square(means - mean)).sum(0)
         return {**first, "mean": mean, "var": (w * variances).sum(0) + between}
     return {key: _total([stats[key] for stats in per_batch], weights) for key in first}
-
-
-def _branch(tree, path: str):
-    for key in path.split("/"):
-        tree = tree.get(key) if tree is not None else None
-    return tree

@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+from ispasp_jax.numerals import numeral
+
 
 def say(text: str) -> None:
     """A line for the person who waits, on stderr; of several processes the first's."""
@@ -30,7 +32,7 @@ def track(items: Iterable, label: str, total: int | None = None) -> Iterator:
         if time.perf_counter() - told > 10:
             told = time.perf_counter()
             of = f"/{total}" if total else ""
-            say(f"  {label}: {count}{of}, {told - start:.0f} s")
+            say(f"  {label}: {count}{of}, {numeral(told - start)} s")
 
 
 @contextlib.contextmanager
@@ -99,7 +101,7 @@ def device(count: int | Literal["all"] | None = None) -> str:
 def table(rows: Sequence[Sequence[Any]]) -> str:
     """Rows in columns, the first row the heads, all columns but the first to the right.
 
-    A number without a format of its own shows three decimals, None a dash.
+    Numbers are shown as `numeral` has them.
     """
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -112,44 +114,61 @@ def table(rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return value if isinstance(value, str) else numeral(value)
 
 
-#: Keys of a group in report.json, and the heads of their columns.
-_GROUP_COLUMNS = {
-    "name": "group",
-    "width": "width",
-    "kept": "kept",
-    "relative_residual": "residual",
-    "iterations": "iterations",
-}
+#: The residual of a group that is shown: its key, the head of its column, what it is. A
+#: budget's predictions stand in the place of what was lost as cut, as it bounds those.
+_AS_CUT = (
+    "relative_residual",
+    "residual as cut",
+    "residual as cut: what the cut takes from the output of the layer behind, as a\n"
+    "share of its norm, before any repair",
+)
+_PREDICTED = (
+    "predicted_residual",
+    "predicted residual",
+    "predicted residual: what is missing from the output of the layer behind, as a\n"
+    "share of its deviation from its mean, {}, with the channels that\n"
+    "obs keeps; from the curves. --tolerance bounds it",
+)
 
 
-def plan_table(groups: Sequence[Mapping[str, Any]]) -> str:
-    """The groups of a report or a dry run."""
-    shown = [key for key in _GROUP_COLUMNS if any(key in group for group in groups)]
-    heads = [_GROUP_COLUMNS[key] for key in shown]
-    return table([heads, *([group.get(key) for key in shown] for group in groups)])
+def plan_table(
+    groups: Sequence[Mapping[str, Any]], budget: Mapping[str, Any] | None = None
+) -> str:
+    """The groups of a report or a dry run, and what their residuals are.
+
+    Args:
+      groups: of the report.
+      budget: of the report, if it has one.
+    """
+    key, head, legend = _AS_CUT if budget is None else _PREDICTED
+    if budget is not None:
+        found = budget["predicted_residuals"]
+        groups = [{**group, key: found.get(group["name"])} for group in groups]
+        legend = legend.format(
+            "after least squares" if budget["repaired"] else "as cut"
+        )
+    columns = {"name": "group", "width": "width", "kept": "kept", key: head}
+    columns["iterations"] = "iterations"
+    shown = [key for key in columns if any(key in group for group in groups)]
+    rows = [[columns[key] for key in shown]]
+    rows += [[group.get(key) for key in shown] for group in groups]
+    return f"{table(rows)}\n\n{legend}" if key in shown else table(rows)
 
 
 def cost_table(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> str:
     """Dense against pruned: multiply-adds, parameters and, where timed, latency."""
-    rows = [("multiply-adds", "macs", ","), ("parameters", "params", ",")]
+    rows = [("multiply-adds", "macs"), ("parameters", "params")]
     if "latency_ms" in dense:
-        rows.append((f"ms for {dense['batch_size']} images", "latency_ms", ".2f"))
+        rows.append((f"ms for {dense['batch_size']} images", "latency_ms"))
     return table(
         [
             ["", "dense", "pruned", "pruned/dense"],
             *(
-                [
-                    label,
-                    format(dense[key], form),
-                    format(pruned[key], form),
-                    f"{pruned[key] / dense[key]:.1%}",
-                ]
-                for label, key, form in rows
+                [label, dense[key], pruned[key], f"{pruned[key] / dense[key]:.1%}"]
+                for label, key in rows
             ),
         ]
     )
@@ -158,8 +177,7 @@ def cost_table(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> str:
 def stage_table(stages: Sequence[Mapping[str, Any]]) -> str:
     """Accuracy after each stage."""
     rows = [
-        [s["stage"], f"{100 * s['top1']:.2f}", s["loss"], f"{s['seconds']:.1f}"]
-        for s in stages
+        [s["stage"], f"{100 * s['top1']:.2f}", s["loss"], s["seconds"]] for s in stages
     ]
     return table([["stage", "top-1 %", "loss", "seconds"], *rows])
 
@@ -172,27 +190,20 @@ def budget_table(record: Mapping[str, Any]) -> str:
     for kind, value in record["reached"].items():
         full = record["feasible"][kind][1]
         asked = record["limits"].get(kind)
-        asked = asked if asked is None else f"{asked:,.4g}"
-        rows.append([KINDS[kind], asked, f"{value:,.4g}", f"{value / full:.1%}"])
-    rows.append(
-        [
-            "largest residual",
-            record["tolerance"],
-            record["largest_relative_residual"],
-            None,
-        ]
-    )
+        rows.append([KINDS[kind], asked, value, f"{value / full:.1%}"])
+    largest = max(record["predicted_residuals"].values(), default=0.0)
+    rows.append(["largest predicted residual", record["tolerance"], largest, None])
     return table(rows)
 
 
 def summary(report: Mapping[str, Any]) -> str:
     """A whole report.json, for people."""
-    seconds = ", ".join(f"{k} {v:.1f}" for k, v in report["seconds"].items())
+    seconds = ", ".join(f"{k} {numeral(v)}" for k, v in report["seconds"].items())
     return "\n\n".join(
         [
             f"{report['model']} on {report['data']}, {report['method']}, seed "
             f"{report['seed']}, {report['device']}",
-            plan_table(report["groups"]),
+            plan_table(report["groups"], report.get("budget")),
             *([budget_table(report["budget"])] if "budget" in report else []),
             cost_table(report["dense"], report["pruned"]),
             stage_table(report["stages"]),

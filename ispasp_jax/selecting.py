@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ispasp_jax import devices, gates, groups
+from ispasp_jax import consumers, devices, gates, groups
 from ispasp_jax.errors import InputError
 from ispasp_jax.plan import Cut, Plan
 from ispasp_jax.problem import (
@@ -38,6 +38,8 @@ class GroupResult(NamedTuple):
       iterations: of the criterion, until the support repeated.
       drift: ‖y − y_dense‖/‖y_dense‖ of the block's output against the dense network's;
         None unless the dense stream was carried.
+      unrepaired: why least squares was asked for and did not reach the consumer; None
+        where it did, or was not asked. Batch norm's moments are measured again then.
     """
 
     name: str
@@ -45,6 +47,7 @@ class GroupResult(NamedTuple):
     relative_residual: float | None
     iterations: int
     drift: float | None
+    unrepaired: str | None = None
 
 
 class Asked(NamedTuple):
@@ -103,7 +106,10 @@ def select(
     needs = asked.needs
     problem = Problem(least_squares=least_squares)
     if "hidden" in needs:
-        found = _summed if block.groups[i].affine else _together
+        affine = "consumer" not in needs or block.groups[i].affine
+        if affine and "consumer" in needs:  # what a group declares may be wrong
+            affine = consumers.is_affine(consumers.probe(i, stream, hidden), own)
+        found = _summed if affine else _together
         problem = problem._replace(hidden=found(hidden, stream.weight))
     if "producer" in needs:
         arrays = groups.producer(own["params"], block.groups[i])

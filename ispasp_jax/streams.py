@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float
 
 from ispasp_jax import devices
 from ispasp_jax import groups as rewriter
+from ispasp_jax.errors import InputError
 from ispasp_jax.models.network import Block, Variables
 
 #: Calibration batches, preprocessed, (n, height, width, channels) each.
@@ -58,6 +59,11 @@ def width(activations: Activations) -> int:
     return _like(activations).shape[-1]
 
 
+def positions(activations: Activations) -> tuple[int, ...]:
+    """The shape of an example without its channels."""
+    return _like(activations).shape[1:-1]
+
+
 class Stream(NamedTuple):
     """Where a network's calibration activations are.
 
@@ -69,6 +75,10 @@ class Stream(NamedTuple):
       u: in a block, activations at the present pair's input.
       memory: bytes of activations that it may keep on all devices together; None is no
         limit.
+      name: the part's, for errors.
+
+    Whatever it makes and keeps is checked: NaN or infinity among a part's activations
+    raise FloatingPointError.
     """
 
     module: nn.Module
@@ -77,10 +87,11 @@ class Stream(NamedTuple):
     weight: list[Float[Array, " n"]]
     u: Activations
     memory: int | None = None
+    name: str = ""
 
-    def enter(self, module: nn.Module, own: Variables) -> "Stream":
+    def enter(self, module: nn.Module, own: Variables, name: str = "") -> "Stream":
         """The same activations at the input of another part."""
-        return self._replace(module=module, own=own, u=self.x)
+        return self._replace(module=module, own=own, u=self.x, name=name)
 
     def hidden(self, i: int) -> Activations:
         """The i-th hidden activations; computed at each reading where they and what
@@ -96,7 +107,7 @@ class Stream(NamedTuple):
             if not self._has_room(like, behind):
                 u = self.u
                 return Lazy(lambda k: make(u[k]), len(u), like)
-        return [make(u) for u in self.u]
+        return self._checked(make(u) for u in self.u)
 
     def consume(self, i: int, hidden: Activations) -> "Stream":
         """The stream behind the i-th consumer."""
@@ -185,8 +196,27 @@ class Stream(NamedTuple):
     ) -> Activations:
         """All that is made: on the devices where there is room, else on the host."""
         if self.memory is None or self._has_room(like(), beside=beside):
-            return list(made)
-        return _on_host(made, like())
+            return self._checked(made)
+        finite: list[Array] = []
+        kept = _on_host(_watched(made, finite), like())
+        self._refuse_unless(finite)
+        return kept
+
+    def _checked(self, made: Iterable[Array]) -> list[Array]:
+        """All that is made."""
+        finite: list[Array] = []
+        kept = list(_watched(made, finite))
+        self._refuse_unless(finite)
+        return kept
+
+    def _refuse_unless(self, finite: list[Array]) -> None:
+        if not all(jax.device_get(finite)):
+            raise FloatingPointError(
+                f"part {self.name!r}: its activations hold NaN or infinity, so nothing "
+                "that follows means anything; check the weights and the calibration "
+                "images (their mean and std, and whether they overflow in half "
+                "precision)."
+            )
 
     def _has_room(self, *new: jax.ShapeDtypeStruct, beside: Activations = ()) -> bool:
         """Whether batches of these shapes fit in beside what is there."""
@@ -206,7 +236,7 @@ def start(
     lie on the host.
 
     Raises:
-      ValueError: no images.
+      InputError: no batches.
     """
     weight = []
 
@@ -219,15 +249,31 @@ def start(
                 short = size - len(rows)
                 real = (jnp.arange(size) < len(rows)).astype(jnp.float32)
                 pad = [(0, short)] + [(0, 0)] * (rows.ndim - 1)
-                rows = jnp.pad(rows, pad) if short else rows
+                # Copies of an example: a network may not be finite on zeros.
+                rows = jnp.pad(rows, pad, "edge") if short else rows
                 rows, real = devices.place(mesh, (rows, real))
                 weight.append(real)
                 yield rows
 
     x = list(placed()) if memory is None else _on_host(placed())
     if not x:
-        raise ValueError("no calibration images: expected at least one batch.")
+        raise InputError("no calibration images: expected at least one batch.")
     return Stream(None, {}, x, weight, x, memory)
+
+
+def behind(module: nn.Module, own: Variables, x) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of what a part makes of an input of x's."""
+    return _apply.eval_shape(module, own, x)
+
+
+def shape_hidden(block: Block, i: int, own: Variables, u) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of the i-th hidden activations, from the pair's input's."""
+    return _hidden.eval_shape(block, i, own, u)
+
+
+def shape_behind(block: Block, i: int, own: Variables, h) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of what the i-th consumer makes of hidden activations."""
+    return _consumer.eval_shape(block, i, own, h)
 
 
 def share(memory: int | None, mesh: jax.sharding.Mesh | None, count: int) -> int | None:
@@ -235,6 +281,18 @@ def share(memory: int | None, mesh: jax.sharding.Mesh | None, count: int) -> int
     if memory is None:
         return None
     return memory * (1 if mesh is None else mesh.size) // count
+
+
+def _watched(arrays: Iterable[Array], finite: list[Array]) -> Iterator[Array]:
+    """The arrays; whether each is finite is noted, without waiting for it."""
+    for array in arrays:
+        finite.append(_is_finite(array))
+        yield array
+
+
+@jax.jit
+def _is_finite(x):
+    return jnp.isfinite(x).all()
 
 
 def _like(activations: Activations) -> jax.ShapeDtypeStruct | Array:

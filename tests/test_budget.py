@@ -12,10 +12,12 @@ import pytest
 from networks import NETWORKS, SHAPE, images_of, variables_of
 
 from ispasp_jax import budget, cost, curves, models
-from ispasp_jax.commands import prune, train
+from ispasp_jax.commands import budgets, prune, train
 from ispasp_jax.curves import Curve
 from ispasp_jax.errors import InputError
 from ispasp_jax.models.network import group_names, subtree
+from ispasp_jax.numerals import numeral
+from ispasp_jax.report import summary
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -204,14 +206,14 @@ def test_the_command_meets_budgets_and_solves_others_from_its_curves(
     any_width = ["--tolerance=0.5", "--round-to=1"]
     assert prune.main([*shared, "--dry-run", *any_width]) == 0
     dry = capsys.readouterr().out
-    assert "largest residual" in dry
+    assert "largest predicted residual" in dry and "mlp on digits: input 8 × 8" in dry
     assert prune.main([*run, *any_width]) == 0
     report = json.loads(Path("out/report.json").read_text())
     assert report["budget"]["curves"] == "kept from an earlier run"
     assert Path("out/curves.json").read_text() == kept
-    assert report["budget"]["largest_relative_residual"] <= 0.5
+    assert max(report["budget"]["predicted_residuals"].values()) <= 0.5
     (group,) = report["groups"]
-    assert f" {group['kept']}\n" in dry and report["budget"]["round_to"] == 1
+    assert f" {group['kept']}  " in dry and report["budget"]["round_to"] == 1
 
     # Curves of other images are measured again.
     assert prune.main([*run, "--target=macs=30%", "--calibration-images=99"]) == 0
@@ -226,8 +228,70 @@ def test_latency_is_measured_on_the_present_device(trained, tmp_path, monkeypatc
     assert prune.main([*run, "--target", "latency=10s", "macs=60%", "--out=out"]) == 0
     report = json.loads(Path("out/report.json").read_text())
     assert 0 < report["budget"]["reached"]["latency"] <= 10_000
+    assert report["budget"]["reached"]["latency"] == report["pruned"]["latency_ms"]
     held = json.loads(Path("out/curves.json").read_text())
     assert held["latency"]["batch_size"] == 32 and held["latency"]["full"] > 0
+
+
+def a_report(**more):
+    """Of a run with a latency target."""
+    groups = [{"name": "a", "width": 8, "kept": 4, "relative_residual": 0.75}]
+    record = {
+        "asked": ["latency=50%", "macs=90%"],
+        "limits": {"latency": 1.0, "macs": 54_000.0},
+        "tolerance": None,
+        "repaired": True,
+        "feasible": {"latency": [0.1, 2.0], "macs": [1e4, 6e4]},
+        "reached": {"latency": 0.5, "macs": 30_000.0},
+        "predicted_residuals": {"a": 0.25},
+    }
+    costs = {"params": 100, "batch_size": 32}
+    return {
+        **{"model": "m", "data": "d", "method": "obs", "seed": 0, "device": "x"},
+        "groups": groups,
+        "budget": record,
+        "dense": {**costs, "macs": 60_000, "latency_ms": 4.0},
+        "pruned": {**costs, "macs": 30_000, "latency_ms": 1.5},
+        "stages": [{"stage": "dense", "top1": 0.5, "loss": 1234.5, "seconds": 0.25}],
+        "seconds": {"total": 12.34},
+        "notes": [],
+        **more,
+    }
+
+
+def test_a_report_knows_one_latency_and_one_residual():
+    found = a_report()
+    assert budgets.timed_again(found) is None
+    said = summary(found)
+    for line in said.splitlines():
+        if line.startswith("ms"):
+            assert "1.50" in line and "37.5%" in line
+    assert said.count("0.250") == 3 and "0.750" not in said  # and 0.25 seconds
+    assert found["budget"]["limits"]["latency"] == 2.0  # half of what dense takes now
+    found = a_report(pruned={**found["pruned"], "latency_ms": 3.0})
+    assert "3.00 ms at the end, more than the 2.00 asked" in budgets.timed_again(found)
+    del found["budget"]
+    assert budgets.timed_again(found) is None
+    said = summary(found)
+    assert "0.750" in said and "residual as cut: " in said and "predicted" not in said
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (60980.0, "60,980"),
+        (60980, "60,980"),
+        (1.2e9, "1,200,000,000"),
+        (0.19312, "0.193"),
+        (1.8772, "1.88"),
+        (12.345, "12.3"),
+        (0.0004, "0.000"),
+        (0, "0"),
+        (None, "-"),
+    ],
+)
+def test_every_number_is_shown_alike(value, shown):
+    assert numeral(value) == shown
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from networks import NETWORKS, images_of, variables_of
 from safetensors.numpy import load_file
 
 from ispasp_jax import budget, devices, pruning, streams, training
-from ispasp_jax.commands import prune, train
+from ispasp_jax.commands import peers, prune, train
 from ispasp_jax.data import Batch
 from ispasp_jax.groups import leaves
 from ispasp_jax.models.network import subtree
@@ -203,12 +203,12 @@ def test_a_bad_number_of_devices_is_one_sentence(count, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def processes(count, flags, folder, environment=()):
-    """Runs `python prune.py FLAGS` in some processes, to the end."""
+def started(count, flags, folder, environment=()):
+    """`python prune.py FLAGS` in some processes, running."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    running = [
+    return [
         subprocess.Popen(
             [sys.executable, "-W", "error", str(ROOT / "prune.py"), *flags],
             cwd=folder,
@@ -228,6 +228,11 @@ def processes(count, flags, folder, environment=()):
         )
         for number in range(count)
     ]
+
+
+def processes(*arguments):
+    """What becomes of `started` processes: exit code, stdout and stderr of each."""
+    running = started(*arguments)
     try:
         said = [process.communicate(timeout=240) for process in running]
     finally:
@@ -244,9 +249,7 @@ def test_two_processes_prune_as_one_does(trained, pruned, tmp_path):
     assert first[0] == 0, first
     assert second[0] == 0, second
     assert "hidden.0" in first[1] and "saved in two" in first[2]
-    # Gloo, which carries sums between CPUs, greets from C++.
-    quiet = [line for line in second[1].splitlines() if not line.startswith("[Gloo]")]
-    assert not quiet and not second[2]
+    assert not second[1] and not second[2]
     assert [path.name for path in tmp_path.iterdir()] == ["two"]
     assert_same_run(tmp_path / "two", pruned)
 
@@ -265,6 +268,84 @@ def test_processes_that_cannot_find_each_other_say_so(case, tmp_path):
     ((code, out, error),) = processes(1, flags, tmp_path, environment.items())
     assert code == 2 and message in error and not out
     assert not list(tmp_path.iterdir())
+
+
+LOST = "--distributed: another process of this run has ended or cannot be reached"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_the_loss_of_a_process_ends_the_others_with_a_sentence(
+    victim, trained, tmp_path
+):
+    flags = [f"--weights={trained}", "--model=mlp", "--finetune-epochs=9999"]
+    running = started(2, [*flags, "--distributed", "--out=two"], tmp_path)
+    try:
+        for line in running[0].stderr:
+            if line.startswith("fine-tuning: epoch 1/"):
+                break
+        running[victim].kill()
+        said = running[1 - victim].communicate(timeout=100)
+    finally:
+        for process in running:
+            process.kill()
+        running[victim].communicate()
+    assert running[1 - victim].returncode == peers.LOST
+    lines = [line for line in said[1].splitlines() if "fine-tuning" not in line]
+    assert not said[0] and len(lines) == 1 and lines[0].startswith(LOST)
+
+
+#: What a command does once it is guarded -> exit code, and what its stderr holds.
+ENDS = {
+    "aborted by jaxlib": (
+        "os.write(2, b'F1125 client.h:80] distributed service detected fatal errors')\n"
+        "os.abort()",
+        3,
+        LOST,
+    ),
+    "aborted by another": ("os.write(2, b'free(): bad')\nos.abort()", 134, "free()"),
+    "left after an error": ("peers.tell(2)\nos.abort()", 2, ""),
+    "left too late": ("peers.tell(3)\ntime.sleep(60)", 3, ""),
+    "left, done": ("peers.tell(0)\nos.write(1, b'[Gloo] Rank 0')\nos.abort()", 0, ""),
+    "own words": ("print('mine', file=sys.stderr)\npeers.tell(0)", 0, "mine"),
+    "exit": ("sys.exit(7)", 7, ""),
+}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="it splits the process")
+@pytest.mark.parametrize("case", ENDS)
+def test_a_guarded_command_ends_as_it_says(case):
+    does, code, words = ENDS[case]
+    program = "\n".join(
+        [
+            "import argparse, os, sys, time",
+            "from ispasp_jax.commands import peers",
+            "peers.guard(argparse.Namespace(distributed=True))",
+            does,
+        ]
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30
+    )
+    assert ended.returncode == code and not ended.stdout
+    assert words in ended.stderr and bool(words) == bool(ended.stderr)
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (ValueError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer"), 1),
+        (RuntimeError("INTERNAL: NCCL operation failed: remote process exited"), 1),
+        (RuntimeError("UNAVAILABLE: Socket closed"), 1),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"), 0),
+        (ValueError("no peer of mine"), 0),
+        (KeyError("barrier"), 0),
+    ],
+)
+def test_what_is_the_loss_of_a_process(error, lost, monkeypatch):
+    assert not peers.is_loss(error)  # nobody waits for this one
+    monkeypatch.setattr(peers, "_told", 0)
+    assert peers.is_loss(error) == bool(lost)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it asks glibc")

@@ -12,6 +12,7 @@ import pytest
 from networks import NETWORKS, images_of, variables_of
 
 from ispasp_jax import criteria, devices, gates, groups, pruning, streams
+from ispasp_jax.errors import InputError
 from ispasp_jax.models.network import Block, cuttable, group_names, subtree
 
 pytestmark = pytest.mark.usefixtures("strict")
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("strict")
 def found(network, variables, images, labels, mesh=None):
     """By group's name, as the walk asks for them where nothing is cut."""
     stream, by_name = streams.start(images, mesh), {}
-    targets = gates.aligned(labels, stream, mesh)
+    targets = gates.aligned(labels, 4, stream, mesh)
     for index, part in enumerate(network.chain()):
         stream = stream.enter(part.module, subtree(variables, part))
         names = dict(zip(cuttable(part), group_names(part), strict=True))
@@ -138,8 +139,15 @@ def test_labels_are_asked_for_and_have_to_fit():
 
     with pytest.raises(ValueError, match="needs labels; give `labels`"):
         walk(None)
-    for wrong in ([np.arange(5)], [np.arange(3), np.arange(3)]):
-        with pytest.raises(ValueError, match="one label for each image"):
+    ones = np.ones(6, int)
+    for wrong, words in (
+        ([ones[:5]], "one label for each image"),
+        ([ones[:3], ones[3:]], "one label for each image"),
+        ([4 * ones], "from 0 to 3"),
+        ([-ones], "from 0 to 3"),
+        ([ones[:0]], "is empty"),
+    ):
+        with pytest.raises(InputError, match=words):
             walk(wrong)
     ours = pruning.prune(network, variables, [images], criterion=criteria.l1())
     assert ours.plan  # which asks for none

@@ -5,11 +5,12 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import NETWORKS, images_of, variables_of
+from networks import NETWORKS, SHAPE, images_of, variables_of
 
-from ispasp_jax import budget, criteria, curves, devices, pruning, streams
+from ispasp_jax import budget, criteria, curves, devices, memory, pruning, streams
 from ispasp_jax.commands import prune
 from ispasp_jax.models.network import subtree
 from ispasp_jax.streams import Lazy
@@ -141,6 +142,31 @@ def test_hidden_activations_are_kept_as_long_as_there_is_room():
         np.testing.assert_array_equal(a, b)
     with pytest.raises(IndexError):
         lazy[BATCHES]
+
+
+@pytest.mark.parametrize("name", ["basic", "mobile", "mlp"])
+def test_the_estimate_is_what_the_stream_holds(name):
+    """Without least squares, at the pair that needs most; with them about twice."""
+    network = NETWORKS[name]
+    variables, count = variables_of(network), BATCH * BATCHES
+    stream, most = streams.start(batches()), largest_inputs(network, variables)
+    for part in network.chain():
+        stream = stream.enter(part.module, subtree(variables, part))
+        for i in range(len(getattr(part.module, "groups", ()))):
+            hidden = stream.hidden(i)
+            behind = stream.consume(i, hidden)
+            held = nbytes(stream.x) + nbytes(hidden) + nbytes(behind.u)
+            held += 0 if stream.u is stream.x else nbytes(stream.u)
+            most, stream = max(most, held), behind
+        stream = stream.leave()
+
+    def estimated(**options):
+        return memory.estimate(network, variables, SHAPE, count, **options)
+
+    assert estimated(least_squares=False) == most
+    assert most < estimated() < 2 * most + 8 * 5 * 200**2
+    assert estimated(least_squares=False, limit=1000) == 1000
+    assert 2 * estimated(least_squares=False, dtype=jnp.bfloat16) == most
 
 
 @pytest.mark.parametrize("repair", ["none", "lsq"])

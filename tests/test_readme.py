@@ -8,8 +8,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from networks import variables_of
 
 import ispasp_jax
+from ispasp_jax import models
+from ispasp_jax.data import Preprocessing
 
 ROOT = Path(__file__).parents[1]
 SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
@@ -21,6 +25,32 @@ def snippet(word):
     names = {"__name__": "readme"}
     exec(compile(code, "README.md", "exec"), names)
     return names
+
+
+@pytest.fixture
+def after_the_first_line(tmp_path, monkeypatch):
+    """A working folder as the first line leaves it, but for a network that is made in a
+    second: untrained, and small.
+    """
+    monkeypatch.chdir(tmp_path)
+    network = models.create("resnet20", 10)
+    prep = Preprocessing(image_size=8, resize=None, mean=(0.5,), std=(0.5,))
+    variables = variables_of(network, (8, 8, 1))
+    model = ispasp_jax.Model("resnet20", network, variables, prep, {})
+    ispasp_jax.save("runs/resnet34-digits-dense", model)
+
+
+@pytest.mark.parametrize("code", SNIPPETS, ids=lambda code: code.split()[-1])
+def test_every_block_runs_as_printed(code, after_the_first_line):
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_the_first_block_leaves_a_smaller_network(after_the_first_line):
+    names = snippet("pruned.plan")
+    assert len(names["pruned"].plan["layer1.0"].kept) == 6  # of 16
+    assert Path("small/config.json").exists()
+    ours = names["model"](names["images"])
+    np.testing.assert_allclose(ours, names["logits"], rtol=1e-5, atol=1e-5)
 
 
 def test_the_sweep_over_sizes():

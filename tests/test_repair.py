@@ -24,7 +24,9 @@ def fitted_pair(i, pruned, dense, kept=None):
     kept = np.arange(width) if kept is None else kept
     dense = dense.consume(i, dense.hidden(i))
     folds = moments.measure(i, pruned, hidden, dense, kept)
-    pruned = pruned._replace(own=repair.least_squares(i, pruned, folds, kept))
+    reach = repair.reach(i, pruned, hidden)
+    own = repair.least_squares(reach, pruned.own, folds, kept)
+    pruned = pruned._replace(own=own)
     return pruned.consume(i, hidden), dense
 
 
@@ -54,18 +56,13 @@ def test_patches_times_kernel_is_the_consumer(name):
     for part in network.chain():
         own, block = subtree(variables, part), part.module
         for i in range(len(block.groups) if isinstance(block, Block) else 0):
-            assert repair.reaches(block, own, i)
             hidden = block.apply(own, x, i, method="reach")
+            stream = stream_of(block, own, x)
+            consumer = repair.reach(i, stream, [hidden]).consumer
             patches = block.apply(own, hidden, i, method="patches")
-            path, *norm = block.groups[i].consumer
-            kernel = np.asarray(repair._branch(own["params"], path)["kernel"])
-            scale = repair._scale(own, norm)
             u = block.apply(own, hidden, i, method="consumer")
-            zero = block.apply(own, jnp.zeros_like(hidden), i, method="consumer")
-            ours = patches @ jnp.asarray(
-                kernel.reshape(-1, kernel.shape[-1]) * scale, jnp.float32
-            )
-            np.testing.assert_allclose(ours, u - zero, rtol=1e-3, atol=1e-3)
+            ours = patches @ consumer.matrix + consumer.shift
+            np.testing.assert_allclose(ours, u, rtol=1e-3, atol=1e-3)
         x = block.apply(own, x)
 
 

@@ -21,6 +21,7 @@ from ispasp_jax.cost import BySize
 from ispasp_jax.curves import Curves
 from ispasp_jax.errors import InputError
 from ispasp_jax.models.network import Network
+from ispasp_jax.numerals import numeral
 from ispasp_jax.report import say
 
 #: What a run calls the curves' picture.
@@ -110,10 +111,6 @@ def solve(
     if wants_latency:
         reached["latency"], full = milliseconds
         ranges["latency"] = (ranges["latency"][0], full)
-    largest = max(
-        (float(c.relative[sizes[name]]) for name, c in held["curves"].items()),
-        default=0.0,
-    )
     return sizes, {
         "asked": widths.targets(args),
         "limits": {t.kind: t.limit(ranges[t.kind][1]) for t in asked.targets},
@@ -122,11 +119,40 @@ def solve(
         "round_to": asked.round_to,
         "feasible": {kind: list(pair) for kind, pair in ranges.items()},
         "reached": reached,
-        "largest_relative_residual": largest,
+        "repaired": args.repair == "lsq",
+        "predicted_residuals": {
+            name: float(c.relative[sizes[name]]) for name, c in held["curves"].items()
+        },
         "predicted_damage": sum(
             float(c.damage[sizes[name]]) for name, c in held["curves"].items()
         ),
     }
+
+
+def timed_again(report: dict[str, Any]) -> str | None:
+    """Puts the latencies of the finished network in the place of those that chose its
+    widths, so that a report knows one; a sentence where they miss the target.
+
+    Args:
+      report: with "budget", if there is one, "dense" and "pruned".
+    """
+    record = report.get("budget", {})
+    if "latency" not in record.get("reached", ()):
+        return None
+    full, narrow = (report[name]["latency_ms"] for name in ("dense", "pruned"))
+    chosen = record["reached"]["latency"]
+    record["latency_when_chosen"] = chosen
+    record["reached"]["latency"] = narrow
+    record["feasible"]["latency"][1] = full
+    wanted = [t for t in map(budget.target, record["asked"]) if t.kind == "latency"]
+    limit = record["limits"]["latency"] = min(t.limit(full) for t in wanted)
+    if narrow <= limit:
+        return None
+    return (
+        f"latency: {numeral(narrow)} ms at the end, more than the {numeral(limit)} "
+        f"asked for, and {numeral(chosen)} when the widths were chosen: this device's "
+        "timings vary by as much; ask for less, or leave it alone while it is timed"
+    )
 
 
 def draw(held: Curves, sizes: Mapping[str, int], path: Path) -> bool:
@@ -141,7 +167,7 @@ def draw(held: Curves, sizes: Mapping[str, int], path: Path) -> bool:
 
 def _range_table(ranges) -> str:
     rows = [
-        [KINDS[kind], f"{least:,.4g}", f"{full:,.4g}", f"{least / full:.1%}"]
+        [KINDS[kind], least, full, f"{least / full:.1%}"]
         for kind, (least, full) in ranges.items()
     ]
     return report.table([["feasible", "least", "dense", "least/dense"], *rows])
@@ -183,7 +209,10 @@ def _timed(args, model, held: Curves, costs, asked: Asked):
             sizes = channels
         narrow, full = devices.agree(_milliseconds(args, model, sizes))
         limit = wanted.limit(full)
-        say(f"latency: {narrow:.3g} ms of {full:.3g} dense, asked for {limit:.3g}")
+        say(
+            f"latency: {numeral(narrow)} ms of {numeral(full)} dense, asked for "
+            f"{numeral(limit)}"
+        )
         if narrow <= limit:
             return sizes, (float(narrow), float(full))
         if share is None:
@@ -191,8 +220,9 @@ def _timed(args, model, held: Curves, costs, asked: Asked):
         else:
             share *= 0.97 * limit / narrow
     raise InputError(
-        f"--target latency={limit:.4g}ms: after {_ROUNDS - 1} tries the network still "
-        f"takes {narrow:.4g} ms of {full:.4g} on this device; ask for about "
+        f"--target latency={numeral(limit)}ms: after {_ROUNDS - 1} tries the network "
+        f"still takes {numeral(narrow)} ms of {numeral(full)} on this device; ask for "
+        f"about "
         f"{math.ceil(100 * narrow / full)}% or more."
     )
 

@@ -20,6 +20,7 @@ from ispasp_jax.commands.states import Keeper
 from ispasp_jax.commands.workspace import Workspace
 from ispasp_jax.data import Preprocessing, Source
 from ispasp_jax.errors import InputError
+from ispasp_jax.numerals import numeral
 from ispasp_jax.report import say, track
 
 #: Training that a kill may cost, beyond the epoch that it interrupts.
@@ -203,7 +204,7 @@ def train(
 
     def after_epoch(epoch, state, loss):
         nonlocal saved
-        say(f"{label}: epoch {epoch + 1}/{recipe.epochs}, loss {loss:.3f}")
+        say(f"{label}: epoch {epoch + 1}/{recipe.epochs}, loss {numeral(loss)}")
         due = time.perf_counter() - saved > SECONDS_BETWEEN_STATES
         if keeper and devices.agree(due):
             keeper.save(epoch, state)

@@ -3,8 +3,19 @@ is something to say, else None.
 """
 
 import math
+from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
+
+import jax.numpy as jnp
+
+from ispasp_jax import memory
+from ispasp_jax.checkpoints import Model
+from ispasp_jax.data import Preprocessing
+from ispasp_jax.numerals import numeral
+
+#: What a walk may take without a word.
+_GIGABYTES_TO_MENTION = 1
 
 
 def of_dense(top1: float, classes: int, images: int) -> str | None:
@@ -22,6 +33,62 @@ def of_dense(top1: float, classes: int, images: int) -> str | None:
         f"the dense network's top-1 of {100 * top1:.2f} % is no better than chance "
         f"({classes} classes), so what pruning keeps of it means nothing: check "
         "weights, data and preprocessing, or train it longer"
+    )
+
+
+def of_images(own: Preprocessing, wanted: Preprocessing) -> str | None:
+    """Of images that are not what the weights were trained on.
+
+    Args:
+      own: what the data would be given by itself; without a resize its images are of
+        that size.
+      wanted: what the weights are given.
+    """
+    if own.resize is not None or own.shape == wanted.shape:
+        return None
+    done = []
+    if wanted.resize is not None:
+        done.append(f"resized to {wanted.resize} and cropped to {wanted.image_size}")
+    elif wanted.image_size != own.image_size:
+        less = wanted.image_size < own.image_size
+        done.append("cropped at the centre" if less else "enlarged")
+    if wanted.channels != own.channels:
+        done.append(
+            "made grey" if wanted.channels == 1 else "made three equal channels"
+        )
+    shapes = (" × ".join(map(str, each.shape)) for each in (own, wanted))
+    return "the images are {} and the weights are for {}: they are {}".format(
+        *shapes, " and ".join(done)
+    )
+
+
+def of_memory(
+    args: Namespace, model: Model, images: int, least_squares: bool
+) -> str | None:
+    """Of a walk that takes much memory.
+
+    Args:
+      args: the flags.
+      model: to be pruned.
+      images: calibration images on each device.
+      least_squares: whether second moments are summed.
+    """
+    estimate = memory.estimate(
+        model.network,
+        model.variables,
+        model.input_shape,
+        images,
+        least_squares=least_squares,
+        dtype=jnp.bfloat16 if args.precision == "bf16" else jnp.float32,
+        limit=args.calibration_memory,
+    )
+    gigabytes = estimate / 2**30
+    if gigabytes < _GIGABYTES_TO_MENTION:
+        return None
+    return (
+        f"memory: the walk takes about {numeral(gigabytes)} GiB on a device, most of "
+        f"it activations of {numeral(images)} calibration images; --calibration-memory "
+        "GIB bounds them"
     )
 
 

@@ -3,47 +3,44 @@
 import argparse
 import contextlib
 import importlib
+import logging
 import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from ispasp_jax.commands import peers
+from ispasp_jax.commands.parsing import Parser
 from ispasp_jax.errors import InputError
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse with one sentence for an error, and --some_flag meaning --some-flag."""
-
-    def __init__(self, **options):
-        super().__init__(formatter_class=_WithDefaults, **options)
-
-    def parse_args(self, args=None, namespace=None):
-        given = sys.argv[1:] if args is None else args
-        return super().parse_args([_dashed(arg) for arg in given], namespace)
-
-    def error(self, message):
-        raise InputError(f"{message} (see {self.prog} --help).")
-
-
-class _WithDefaults(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the defaults that are values; the others are told in words."""
-
-    def _get_help_string(self, action):
-        told = action.default in (None, False, argparse.SUPPRESS)
-        return action.help if told else super()._get_help_string(action)
-
-
-def _dashed(argument: str) -> str:
-    if not argument.startswith("--"):
-        return argument
-    flag, equals, value = argument.partition("=")
-    return flag.replace("_", "-") + equals + value
-
-
 def run(command: Callable[[Sequence[str] | None], None], argv=None) -> int:
-    """Runs a command; its exit code: 0 done, 2 bad input, 130 interrupted."""
+    """Runs a command; its exit code: 0 done, 2 bad input, 130 interrupted, and with
+    --distributed 3 where another process was lost.
+    """
+    if argv is None and not sys.warnoptions:
+        _quieten()
+    code = 1  # of a traceback
+    try:
+        code = _ended(command, argv)
+    finally:
+        peers.tell(code)
+    return code
+
+
+def _quieten() -> None:
+    """Leaves the terminal to this project's words: the notices and warnings of the
+    libraries below are not said, their errors are. `python -W default` has them back.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # of jaxlib's and others' C++
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+
+
+def _ended(command: Callable[[Sequence[str] | None], None], argv) -> int:
     path = list(sys.path)
     try:
         with _terminable():
@@ -65,6 +62,10 @@ def run(command: Callable[[Sequence[str] | None], None], argv=None) -> int:
             sys.stderr.flush()
             os._exit(130)
         return 130
+    except Exception as error:
+        if not peers.is_loss(error):
+            raise
+        return peers.say_loss()
     finally:
         sys.path[:] = path
     return 0
@@ -177,7 +178,8 @@ def add_shared(parser: Parser) -> None:
         "--weights",
         metavar="SOURCE",
         help="trained weights: a folder of train.py or prune.py, a .safetensors or "
-        ".pth file, hf:REPO[@REVISION]; left out, the network is trained on the data",
+        ".pth file, hf:REPO[@REVISION]; default: none, the network is trained on "
+        "the data",
     )
     network.add_argument(
         "--stem",

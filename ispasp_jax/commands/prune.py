@@ -2,25 +2,31 @@
 
 from pathlib import Path
 
-from ispasp_jax.commands import flags, widths
+from ispasp_jax.commands import flags, peers, widths
 from ispasp_jax.errors import InputError
 
 
 def parser() -> flags.Parser:
     """The flags of prune.py."""
     parser = flags.Parser(
-        prog="prune.py",
+        "prune.py",
+        "ispasp-prune",
+        [
+            "--model mlp --keep 0.4",
+            "--model resnet20 --weights DIR --data npz:FILE --method obs "
+            "--target macs=50%",
+        ],
         description="Prune a network by i-SpaSP: cut hidden channels out of it, so "
-        "that it is really smaller, and save it with a plan and a report.",
+        "that it is really\nsmaller, and save it with a plan and a report.",
     )
     flags.add_shared(parser)
     widths.add_flags(parser)
     pruning = parser.add_argument_group("pruning")
     pruning.add_argument(
         "--method",
-        help="how to select. Without labels: ispasp (the paper's, the default), "
-        "cosamp, obs, gfs, activation, l1, l2, bn_scale, fpgm or random; with the "
-        "calibration images' labels: taylor or sosp",
+        help="how to select. Without labels: ispasp (the paper's), cosamp, obs, gfs, "
+        "activation, l1, l2, bn_scale, fpgm or random; with the calibration images' "
+        "labels: taylor or sosp; default: ispasp",
     )
     pruning.add_argument(
         "--num-iters", type=flags.positive, default=20, metavar="T", help="iterations"
@@ -127,6 +133,7 @@ def command(argv) -> None:
     flags.find_own(args.model)
     widths.check(args)
     args.method = args.method or ("plan" if args.plan else "ispasp")
+    peers.guard(args)
     flags.load("ispasp_jax.commands.run")
     if args.dry_run:
         dry_run(args)
@@ -150,7 +157,7 @@ def dry_run(args) -> None:
     from ispasp_jax.commands import budgets, dense, plan_files
     from ispasp_jax.report import budget_table, cost_table, plan_table
 
-    given = plan_files.given(args)
+    given, record = plan_files.given(args), None
     if given is None:
         criterion(args)
     try:
@@ -165,7 +172,6 @@ def dry_run(args) -> None:
         sizes = plan_files.sizes(args, given, model.network)
     elif widths.budget(args):
         sizes, record = budgets.dry_run(args, model, args.out or default_out(args))
-        print(budget_table(record), end="\n\n")
     else:
         sizes = widths.kept(args, model.network)
     costs = []
@@ -173,10 +179,12 @@ def dry_run(args) -> None:
         shapes = models.shapes(network, model.input_shape)
         macs = cost.macs(network, shapes, model.input_shape)
         costs.append({"macs": macs, "params": cost.parameters(shapes)})
-    print(f"{args.model}, input {model.input_shape}, {num_classes} classes\n")
+    size = " × ".join(map(str, model.input_shape))
+    print(f"{args.model} on {args.data}: input {size}, {num_classes} classes\n")
     dense_widths = model.network.group_widths()
     rows = [{"name": n, "width": w, "kept": sizes[n]} for n, w in dense_widths.items()]
-    print(plan_table(rows), cost_table(*costs), sep="\n\n")
+    tables = [] if record is None else [budget_table(record)]
+    print(plan_table(rows, record), *tables, cost_table(*costs), sep="\n\n")
 
 
 def prune(args) -> None:

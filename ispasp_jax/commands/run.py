@@ -100,6 +100,8 @@ class Run:
         if args.weights:
             model = dense.load_weights(args, self.source)
             say(f"dense network: {args.weights}")
+            given = self.source.preprocessing
+            self.note(doubts.of_images(given, model.preprocessing))
         else:
             own = train.dense_network(args, self.source)
             here = Namespace(**{**vars(args), "weights": str(own)})
@@ -150,8 +152,12 @@ class Run:
             return self._pruned
         folder = self.work.path(_PRUNED)
         args = self.args
-        batches, labels = self._calibration(model)
         mesh = devices.mesh(args.devices)
+        needs = criterion.needs if criterion else ()
+        squares = args.repair == "lsq" or "least_squares" in needs
+        on_each = -(-len(self._chosen()) // mesh.size)
+        self.note(doubts.of_memory(args, model, on_each, squares))
+        batches, labels = self._calibration(model)
         sizes = {} if self.given is not None else choose(self, model, batches, mesh)
         self.report["seconds"]["dense_forward"] = _forward_seconds(model, batches, mesh)
         store, done = walk_store.open_store(self.work.path(_WALK), self.work.resumed)
@@ -180,6 +186,8 @@ class Run:
                 )
             except FloatingPointError as error:
                 raise InputError(str(error)) from error
+        for name, why in result.unrepaired.items():
+            self.note(f"{name} is not repaired by least squares: {why}")
         images = batches[0][:8].astype(np.float32)
         plans.verify(result.plan, model.network, model.variables, images)
         seconds = self.report["seconds"]
@@ -305,6 +313,7 @@ class Run:
                 "latency_ms": milliseconds,
                 "batch_size": size,
             }
+        self.note(budgets.timed_again(self.report))
         self.note(doubts.of_latency(self.report))
         self.report["seconds"]["total"] = time.perf_counter() - self.began
         self.work.write("report.json", self.report)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ispasp_jax.commands import flags
+from ispasp_jax.commands import flags, peers
 from ispasp_jax.errors import InputError
 
 #: What a training run adds to a model folder.
@@ -12,9 +12,14 @@ TRAINING = "training.json"
 def parser() -> flags.Parser:
     """The flags of train.py."""
     parser = flags.Parser(
-        prog="train.py",
-        description="Train a network from nothing, or from --weights, and save it as a "
-        "model folder that prune.py and ispasp_jax.load open.",
+        "train.py",
+        "ispasp-train",
+        [
+            "--model resnet20 --epochs 20 --out DIR",
+            "--model resnet20 --weights DIR/model --data npz:FILE --epochs 5",
+        ],
+        description="Train a network from nothing, or from --weights, and save it as\n"
+        "a model folder that prune.py and ispasp_jax.load open.",
     )
     flags.add_shared(parser)
     parser.add_argument(
@@ -48,6 +53,7 @@ def command(argv) -> None:
     """Parses the flags and trains."""
     args = parser().parse_args(argv)
     flags.find_own(args.model)
+    peers.guard(args)
     flags.load("ispasp_jax.commands.dense", "ispasp_jax.commands.workspace")
 
     from ispasp_jax import data
@@ -62,11 +68,15 @@ def command(argv) -> None:
 
 def start(args, source):
     """The model to train: fresh, or from --weights."""
-    from ispasp_jax.commands import dense
+    from ispasp_jax.commands import dense, doubts
+    from ispasp_jax.report import say
 
     dense.batch_size(args, source)
     if args.weights:
-        return dense.load_weights(args, source)
+        model = dense.load_weights(args, source)
+        if doubt := doubts.of_images(source.preprocessing, model.preprocessing):
+            say(doubt)
+        return model
     prep = dense.preprocessing(args, source.preprocessing)
     model = dense.architecture(args, source.num_classes, prep)
     return dense.initialised(model, args.seed)
@@ -79,6 +89,7 @@ def train(args, source, model, out: Path) -> None:
 
     from ispasp_jax import checkpoints, report
     from ispasp_jax.commands import dense, locks, workspace
+    from ispasp_jax.numerals import numeral
 
     locks.check(out)
     check_out(out, args.model)
@@ -119,7 +130,7 @@ def train(args, source, model, out: Path) -> None:
             work.remove()
     report.say(
         f"{args.model} on {args.data}: top-1 {100 * score.top1:.2f} % on the test "
-        f"split after {epochs} epochs in {seconds:.0f} s, saved in {out}: "
+        f"split after {epochs} epochs in {numeral(seconds)} s, saved in {out}: "
         f"{', '.join(checkpoints.FILES)}, {TRAINING}"
     )
 

@@ -27,7 +27,8 @@ def add_flags(parser: flags.Parser) -> None:
     group.add_argument(
         "--preset",
         choices=["paper"],
-        help="the authors' groups and ratios, for resnet34 and the MobileNetV2s",
+        help="the authors' groups and ratios, for resnet34 and the MobileNetV2s; "
+        "default: what --keep says",
     )
     group.add_argument(
         "--target",
@@ -35,13 +36,15 @@ def add_flags(parser: flags.Parser) -> None:
         nargs="+",
         metavar="KIND=AMOUNT",
         help="macs=60%%, params=1.2M or latency=8ms (measured on this device), several "
-        "at once: widths differ by block, so that the least is lost",
+        "at once: widths differ by block, so that the least is lost; default: none, "
+        "one ratio by --keep",
     )
     group.add_argument(
         "--tolerance",
         type=flags.portion,
         metavar="X",
-        help="largest relative residual of any group; without --target, cut as far",
+        help="largest predicted residual of any group, from 0 to 1; without --target, "
+        "cut as far; default: no bound",
     )
     group.add_argument(
         "--min-channels",
@@ -68,7 +71,8 @@ def add_flags(parser: flags.Parser) -> None:
         "--plan",
         type=Path,
         metavar="FILE",
-        help="cut what an earlier run's plan.json says instead of selecting",
+        help="cut what an earlier run's plan.json says instead of selecting; "
+        "default: select",
     )
 
 
