@@ -12,6 +12,7 @@ from flax import nnx
 
 from ispasp_jax import groups
 from ispasp_jax.groups import Group
+from ispasp_jax.optimizers import take_optimizer
 
 GROUP = Group(
     "block",
@@ -225,7 +226,7 @@ def test_optimizer_states(name):
         gradients = groups.mask(tree(seed), GROUP, KEPT)
         params, state = step(optimizer, params, state, gradients)
     cut_params = groups.take(params, GROUP, KEPT)
-    cut_state = groups.take_optimizer(optimizer, state, params, GROUP, KEPT)
+    cut_state = take_optimizer(optimizer, state, params, GROUP, KEPT)
     fresh = optimizer.init(cut_params)
     assert jax.tree.structure(cut_state) == jax.tree.structure(fresh)
     assert jax.tree.map(jnp.shape, cut_state) == jax.tree.map(jnp.shape, fresh)
@@ -240,7 +241,7 @@ def test_optimizer_states(name):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, **close), cut_then, expected
     )
-    expected = groups.take_optimizer(optimizer, then_state, then_params, GROUP, KEPT)
+    expected = take_optimizer(optimizer, then_state, then_params, GROUP, KEPT)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, **close), cut_then_state, expected
     )
@@ -249,7 +250,7 @@ def test_optimizer_states(name):
 def test_adam_moments_are_the_slices():
     optimizer = optax.adam(1e-2)
     params, state = step(optimizer, tree(0), optimizer.init(tree(0)), tree(1))
-    cut = groups.take_optimizer(optimizer, state, params, GROUP, KEPT)
+    cut = take_optimizer(optimizer, state, params, GROUP, KEPT)
     assert_cut(cut[0].mu, state[0].mu)
     assert_cut(cut[0].nu, state[0].nu)
     assert int(cut[0].count) == 1
