@@ -61,9 +61,9 @@ def algorithm_1(
     check_hidden(H)
     check_size(s, H.shape[-1])
     check_count("T", T)
-    _check_consumer(W, H)
     if jnp.finfo(H.dtype).bits < 32:  # scores are never taken in half precision
         H = H.astype(jnp.float32)
+    _check_consumer(W, H)
 
     def consumed(S: Bool[Array, " d"]) -> Float[Array, "n *out"]:
         return W(H * S.astype(H.dtype))

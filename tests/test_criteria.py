@@ -162,10 +162,10 @@ def test_random_is_uniform():
 def test_create_passes_the_options_that_the_factory_names():
     H, W1 = np.ones((2, 6), np.float32), np.ones((3, 6), np.float32)
     problem = Problem(consumer=lambda h: h @ W1.T, hidden=jnp.asarray(H))
-    chosen = criteria.create("ispasp", num_iters=3, nothing=0)(problem, 2)
+    chosen = criteria.create("ispasp", num_iters=3)(problem, 2)
     assert chosen.residuals.shape == (3,)
     assert criteria.create("ispasp")(problem, 2).residuals.shape == (20,)
-    assert criteria.create("l1", num_iters=3).needs == {"producer"}
+    assert criteria.create("l1").needs == {"producer"}
 
 
 def test_create_names_what_there_is():

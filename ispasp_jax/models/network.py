@@ -15,7 +15,7 @@ model.
 An own model is a `Block` or two and a `Network` that lists them (README, "Your own").
 """
 
-import collections
+from collections import Counter
 from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
@@ -157,9 +157,7 @@ class Network(nn.Module):
           InputError: two groups have one name, or a part not a width for each group.
         """
         widths, parts = dict(self.widths), self.parts()
-        names = collections.Counter(
-            name for part in parts for name in group_names(part)
-        )
+        names = Counter(name for part in parts for name in group_names(part))
         if twice := [name for name, count in names.items() if count > 1]:
             raise InputError(
                 f"two groups have the name {twice[0]!r}; give every part, and every "
