@@ -98,12 +98,12 @@ def indices(kept: Kept, channels: int, what: str = "the tree") -> Int[np.ndarray
       InputError: it is neither ascending indices in range nor a mask of that length.
     """
     expected = (
-        f"expected ascending indices in [0, {channels}), at least one, or a boolean "
+        f"indices must be ascending and in [0, {channels}), at least one, or a boolean "
         f"mask of length {channels}"
     )
     if isinstance(kept, jax.core.Tracer):
         raise InputError(
-            f"{what}: what is kept decides shapes, and jit traced it; "
+            f"{what}: what is kept decides shapes, but jit traced it; "
             f"{expected}, known outside jit."
         )
     try:

@@ -59,3 +59,11 @@ def data_folder():
     if not os.path.isdir(folder):
         pytest.skip(f"ISPASP_DATA is {folder!r}, which is not a folder")
     return folder
+
+
+@pytest.fixture
+def unchecked():
+    """Annotations as users have them: nothing looks at them at run time."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
