@@ -147,9 +147,9 @@ def test_any_json_is_a_plan_or_refused(value, place, leave_out):
         holder.pop(place, None)
     elif place != "none":
         holder[place] = value
-    for given in (data, value):
+    for anything in (data, value):
         try:
-            _, read = plan.from_json(given)
+            _, read = plan.from_json(anything)
         except InputError as error:
             assert "not a plan of format 1" in str(error) and "\n" not in str(error)
             continue
