@@ -12,7 +12,6 @@ from flax import nnx
 
 from ispasp_jax import groups
 from ispasp_jax.groups import Group
-from ispasp_jax.optimizers import take_optimizer
 
 GROUP = Group(
     "block",
@@ -181,79 +180,6 @@ def test_nnx_states():
     masked = logits(model, groups.mask(full, group, KEPT))
     np.testing.assert_allclose(cut, masked, rtol=1e-5, atol=1e-6)
     assert np.abs(cut - logits(model, full)).max() > 1e-3
-
-
-def only_kernels(params):
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
-
-
-OPTIMIZERS = {
-    "sgd": optax.sgd(0.1, momentum=0.9, nesterov=True),
-    "adam": optax.adam(1e-2),
-    "adamw, masked, scheduled": optax.adamw(
-        optax.cosine_decay_schedule(1e-2, 10), weight_decay=1e-2, mask=only_kernels
-    ),
-    "chain": optax.chain(
-        optax.clip_by_global_norm(0.5),
-        optax.add_decayed_weights(1e-2, mask=only_kernels),
-        optax.sgd(optax.linear_schedule(0.1, 0, 5), momentum=0.9),
-    ),
-    "ema": optax.chain(optax.scale_by_rms(), optax.ema(0.9), optax.scale(-0.1)),
-    "injected": optax.inject_hyperparams(optax.adam)(learning_rate=1e-2),
-    "accumulated": optax.MultiSteps(optax.adam(1e-2), 2).gradient_transformation(),
-    "masked": optax.masked(optax.adam(1e-2), only_kernels),
-    "masked sub-tree": optax.masked(
-        optax.adam(1e-2), {"block": True, "block2": False, "fc": True}
-    ),
-    "partition": optax.partition(
-        {"train": optax.adam(1e-2), "freeze": optax.set_to_zero()},
-        {"block": "train", "block2": "train", "fc": "freeze"},
-    ),
-}
-
-
-def step(optimizer, params, state, gradients):
-    updates, state = optimizer.update(gradients, state, params)
-    return optax.apply_updates(params, updates), state
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_optimizer_states(name):
-    """Cut, then a step, is a masked step, then a cut; the moments are the slices."""
-    optimizer = OPTIMIZERS[name]
-    params, state = tree(0), optimizer.init(tree(0))
-    for seed in (1, 2, 3):
-        gradients = groups.mask(tree(seed), GROUP, KEPT)
-        params, state = step(optimizer, params, state, gradients)
-    cut_params = groups.take(params, GROUP, KEPT)
-    cut_state = take_optimizer(optimizer, state, params, GROUP, KEPT)
-    fresh = optimizer.init(cut_params)
-    assert jax.tree.structure(cut_state) == jax.tree.structure(fresh)
-    assert jax.tree.map(jnp.shape, cut_state) == jax.tree.map(jnp.shape, fresh)
-
-    gradients = groups.mask(tree(4), GROUP, KEPT)
-    then_params, then_state = step(optimizer, params, state, gradients)
-    cut_then, cut_then_state = step(
-        optimizer, cut_params, cut_state, groups.take(gradients, GROUP, KEPT)
-    )
-    close = dict(rtol=1e-5, atol=1e-6)
-    expected = groups.take(then_params, GROUP, KEPT)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, **close), cut_then, expected
-    )
-    expected = take_optimizer(optimizer, then_state, then_params, GROUP, KEPT)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, **close), cut_then_state, expected
-    )
-
-
-def test_adam_moments_are_the_slices():
-    optimizer = optax.adam(1e-2)
-    params, state = step(optimizer, tree(0), optimizer.init(tree(0)), tree(1))
-    cut = take_optimizer(optimizer, state, params, GROUP, KEPT)
-    assert_cut(cut[0].mu, state[0].mu)
-    assert_cut(cut[0].nu, state[0].nu)
-    assert int(cut[0].count) == 1
 
 
 def test_averaged_weights_are_a_tree_like_any_other():
