@@ -26,7 +26,7 @@ import pytest  # noqa: E402
 #: Where a wrong shape or dtype is an error. The hook has to come before the imports.
 CHECKED = (
     *("problem", "ispasp", "cosamp", "obs", "criteria", "groups", "budget", "plan"),
-    *("gates", "pruning", "selecting", "repair"),
+    *("gates", "pruning", "selecting", "repair", "trees", "optimizers"),
 )
 jaxtyping.install_import_hook(
     [f"ispasp_jax.{module}" for module in (*CHECKED, "cost", "models")],
