@@ -26,9 +26,8 @@ from jaxtyping import Array, Shaped
 
 from ispasp_jax import trees
 from ispasp_jax.errors import InputError
-from ispasp_jax.trees import Kept, Leaf, Tree, leaves, nested
-
-__all__ = ["leaves", "nested"]  # of trees.py, for those who import them from here
+from ispasp_jax.trees import Kept, Leaf, Tree, leaves
+from ispasp_jax.trees import nested as nested
 
 
 class ChannelAxis(NamedTuple):

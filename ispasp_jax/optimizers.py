@@ -1,13 +1,13 @@
 """Cutting what an optimizer keeps, so that training goes on across a cut.
 
 An optimizer's state holds arrays of three kinds: copies of a parameter (moments,
-traces, averages), which are cut as the parameter is; single numbers (counts, rates),
-which stay; and what sums over channels, as Adafactor and SM3 keep it. What the removed
-channels put into a sum cannot be taken out again: it is refused.
+traces, averages), which are cut as the parameter is; what is no parameter's (counts,
+rates), which stays; and a parameter's sums over channels, as Adafactor, SM3 and
+NovoGrad keep them. What the removed channels put into a sum cannot be taken out again:
+it is refused.
 """
 
 import dataclasses
-import math
 
 import jax
 import numpy as np
@@ -17,6 +17,9 @@ from ispasp_jax import groups, trees
 from ispasp_jax.errors import InputError
 from ispasp_jax.groups import Group
 from ispasp_jax.trees import Kept, Tree
+
+#: The shape of what stands where optax keeps nothing of a parameter.
+NOTHING = (1,)
 
 #: What to do instead.
 ANEW = "start it anew, with its init on the cut parameters"
@@ -58,7 +61,7 @@ def take_optimizer(
     pairs, structure = jax.tree_util.tree_flatten_with_path(state)
     owners, cut = _owners(optimizer, state, params), []
     for (path, leaf), owner in zip(pairs, owners, strict=True):
-        own = axes.get(owner.path, ()) if math.prod(np.shape(leaf)) > 1 else ()
+        own = axes.get(owner.path, ()) if np.shape(leaf) != NOTHING else ()
         if own and np.shape(leaf) != owner.shape:
             raise InputError(_refusal(state, path, leaf))
         for axis in dict.fromkeys(a % len(owner.shape) for a in own):
@@ -90,7 +93,7 @@ def _owners(optimizer, state, params) -> list[_Parameter]:
             transform_non_params=lambda leaf: _Parameter(),
             is_leaf=masked,
         )
-    except (AttributeError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever an init does with what is no array
         raise InputError(
             f"{_names(state)}: an optimizer that does not keep one array for each "
             f"parameter; {ANEW}."

@@ -112,6 +112,8 @@ SUMS = {
         "FactoredState",
     ),
     "sm3": (optax.sm3(1e-2), "ScaleBySM3State.*does not keep one array"),
+    "novograd": (optax.novograd(1e-2), r"NovogradState.*'0/nu/bias' \(shape \(\)\)"),
+    "line search": (optax.lbfgs(), "ScaleByLBFGSState"),
     "lbfgs": (optax.scale_by_lbfgs(), "ScaleByLBFGSState"),
     "flattened": (optax.flatten(optax.adam(1e-2)), "ScaleByAdamState"),
 }
