@@ -302,8 +302,8 @@ def fit(
         mean = float(jnp.stack(losses).mean())
         if not jnp.isfinite(mean):
             raise FloatingPointError(
-                f"the training loss became {mean} in epoch {epoch + 1}; lower "
-                "the learning rate."
+                f"the training loss became {mean} in epoch {epoch + 1}; lower the "
+                "learning rate."
             )
         if after_epoch is not None:
             after_epoch(epoch, state, mean)
