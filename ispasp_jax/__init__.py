@@ -5,6 +5,8 @@ command for --help, costs nothing.
 """
 
 import importlib
+import sys
+import types
 from typing import Any
 
 __version__ = "0.1.0"
@@ -22,7 +24,7 @@ _WHERE = {
     "Group": "groups",
     "take": "groups",
     "mask": "groups",
-    "take_optimizer": "groups",
+    "take_optimizer": "optimizers",
     "Block": "models",
     "Head": "models",
     "Network": "models",
@@ -47,6 +49,19 @@ def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+
+
+class _Package(types.ModuleType):
+    """The package, in which a public name is one object for good: importing the module
+    `ispasp_jax.ispasp` does not put itself in the place of the function.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _WHERE and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

@@ -20,8 +20,6 @@ This differs from CoSaMP in:
  3. It can cycle, so the support with the smallest residual seen is the answer.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -32,6 +30,9 @@ from ispasp_jax.problem import (
     Selection,
     Size,
     channels,
+    check_count,
+    check_size,
+    criterion_factory,
     regularised,
 )
 from ispasp_jax.problem import largest as D
@@ -49,6 +50,8 @@ def cosamp_selection(
       T: the most iterations.
       ridge: pulls towards `problem.start`, in parts of the patches' mean variance.
     """
+    check_size(s, d)
+    check_count("T", T)
     p = problem.xx.shape[0]
     A, λ = regularised(problem, ridge)
     B = problem.xy + λ * problem.start
@@ -104,7 +107,7 @@ def cosamp_selection(
     return Selection(best, residuals, t, finite)
 
 
-@functools.cache
+@criterion_factory
 def cosamp(num_iters: int = 20, ridge: float = 1e-3) -> Criterion:
     """`cosamp_selection` against the dense network's target, with T = num_iters."""
 

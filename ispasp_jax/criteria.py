@@ -1,6 +1,5 @@
 """The other ways to select, one small function each, and the table of them all."""
 
-import functools
 import inspect
 from collections.abc import Callable
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ispasp_jax.cosamp import cosamp
+from ispasp_jax.errors import InputError
 from ispasp_jax.ispasp import ispasp, μ
 from ispasp_jax.obs import obs
 from ispasp_jax.problem import (
@@ -18,11 +18,12 @@ from ispasp_jax.problem import (
     Unsuited,
     by_score,
     channels,
+    criterion_factory,
     gram,
 )
 
 
-@functools.cache
+@criterion_factory
 def random() -> Criterion:
     """Keeps channels drawn uniformly: the floor that a method has to leave behind."""
 
@@ -33,7 +34,7 @@ def random() -> Criterion:
     return Criterion(select, needs=frozenset({"key", "producer"}))
 
 
-@functools.cache
+@criterion_factory
 def activation() -> Criterion:
     """The largest μ(H): i-SpaSP without its candidates, and the same from s >= d/2."""
 
@@ -49,11 +50,17 @@ def filters(problem: Problem) -> Float[Array, "p d"]:
     Of several layers in a row (expansion and depthwise convolution) that is the one
     that mixes channels.
     """
-    kernel = next(a for p, a in problem.producer.items() if p.endswith("kernel"))
+    kernels = [a for p, a in problem.producer.items() if p.endswith("kernel")]
+    if not kernels:
+        raise Unsuited(
+            f"no kernel makes its channels ({', '.join(problem.producer)}), and this "
+            "criterion ranks them by its filters; choose another, ispasp for example."
+        )
+    kernel = kernels[0]
     return kernel.reshape(-1, kernel.shape[-1])
 
 
-@functools.cache
+@criterion_factory
 def l1() -> Criterion:
     """The L1 norm of the channel's filter (Li et al., arXiv 1608.08710)."""
 
@@ -63,7 +70,7 @@ def l1() -> Criterion:
     return Criterion(select, needs=frozenset({"producer"}))
 
 
-@functools.cache
+@criterion_factory
 def l2() -> Criterion:
     """The L2 norm of the channel's filter (soft filter pruning, arXiv 1808.06866)."""
 
@@ -73,7 +80,7 @@ def l2() -> Criterion:
     return Criterion(select, needs=frozenset({"producer"}))
 
 
-@functools.cache
+@criterion_factory
 def fpgm() -> Criterion:
     """The filter's distance to all others of the group, summed: those nearest to the
     geometric median go, the others can stand in for them (He et al., arXiv 1811.00250).
@@ -90,7 +97,7 @@ def fpgm() -> Criterion:
     return Criterion(select, needs=frozenset({"producer"}))
 
 
-@functools.cache
+@criterion_factory
 def bn_scale() -> Criterion:
     """|γ| of the batch norm that normalises the channels (Liu et al., network slimming,
     arXiv 1708.06519); of several, the last. Theirs are trained to be sparse first.
@@ -109,7 +116,7 @@ def bn_scale() -> Criterion:
     return Criterion(select, needs=frozenset({"producer"}))
 
 
-@functools.cache
+@criterion_factory
 def gfs() -> Criterion:
     """Greedy forward selection on the local objective: whichever channel brings the
     consumer's output nearest to the whole is next (Ye et al., arXiv 2003.01794, whose
@@ -150,7 +157,7 @@ def _greedy(K: Float[Array, "d d"], size) -> Selection:
     )
 
 
-@functools.cache
+@criterion_factory
 def taylor() -> Criterion:
     """What removing the channel does to the loss, to first order: (∂L/∂z_c)², squared
     for each image and then averaged (Molchanov et al., arXiv 1906.10771, with gates,
@@ -163,7 +170,7 @@ def taylor() -> Criterion:
     return Criterion(select, needs=frozenset({"gradient"}))
 
 
-@functools.cache
+@criterion_factory
 def sosp() -> Criterion:
     """First and second order, correlations included (Nonnenmacher et al., SOSP-H, arXiv
     2110.11395):
@@ -182,7 +189,7 @@ def sosp() -> Criterion:
     return Criterion(select, needs=frozenset({"gradient", "curvature"}))
 
 
-#: Every criterion by the name that `--method` takes.
+#: Every criterion by name.
 CRITERIA: dict[str, Callable[..., Criterion]] = {
     "ispasp": ispasp,
     "cosamp": cosamp,
@@ -199,16 +206,29 @@ CRITERIA: dict[str, Callable[..., Criterion]] = {
 }
 
 
-def create(name: str, **options) -> Criterion:
-    """The criterion of that name, with those of the options that its factory names.
+def options(name: str) -> tuple[str, ...]:
+    """The options that the factory of that name takes.
 
     Raises:
-      ValueError: no criterion has that name.
+      InputError: no criterion has that name.
     """
     if name not in CRITERIA:
-        raise ValueError(
+        raise InputError(
             f"unknown method {name!r}; expected one of {', '.join(CRITERIA)}."
         )
-    factory = CRITERIA[name]
-    known = inspect.signature(factory).parameters
-    return factory(**{k: v for k, v in options.items() if k in known})
+    return tuple(inspect.signature(CRITERIA[name]).parameters)
+
+
+def create(name: str, **given) -> Criterion:
+    """The criterion of that name, with these options.
+
+    Raises:
+      InputError: no criterion has that name, or it has no such option.
+    """
+    known = options(name)
+    if unknown := [option for option in given if option not in known]:
+        raise InputError(
+            f"{name} has no option {', '.join(map(repr, unknown))}; it has "
+            f"{', '.join(known) or 'none'}."
+        )
+    return CRITERIA[name](**given)

@@ -9,30 +9,34 @@ is consumed is axis -2 of a kernel, so a residual block's hidden channels are
           consumer=("layer1.1/conv2", "layer1.1/bn2"))
 
 `take` (cut) and `mask` (zero) are the only code that changes a parameter tree, and the
-same support given to both leaves the network's outputs equal. A tree is a nested dict
-of
-arrays: params, batch statistics, an optimizer's moments, an average of the weights, the
-pure dict of an NNX state; a dict with the key "params" is taken as Linen variables, one
-tree a collection.
+same support given to both leaves the network's outputs equal. A tree is any pytree of
+arrays, addressed as in trees.py: params, batch statistics, an average of the weights,
+an NNX state, an Equinox module. A mapping with the key "params" is taken as Linen
+variables: paths then begin below the collection, and hold in all of them.
 """
 
 import fnmatch
+import glob
+import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
 from jaxtyping import Array, Shaped
 
-Tree = Mapping[Any, Any]
-Leaf = Shaped[Array, "..."] | Shaped[np.ndarray, "..."]
+from ispasp_jax import trees
+from ispasp_jax.errors import InputError
+from ispasp_jax.trees import Kept, Leaf, Tree, leaves
+from ispasp_jax.trees import nested as nested
 
 
 class ChannelAxis(NamedTuple):
-    """An axis of every array whose "/"-joined path matches a glob."""
+    """An axis of the array at a path, or of every array whose path matches a glob.
+
+    Several axes of one array may carry the group's channel; all of them are cut. A name
+    is taken as it stands before it is taken as a glob: "block[0]/*" is the block of
+    that name, where there is one. A glob passes over scalars and over what is no array.
+    """
 
     path: str
     axis: int
@@ -60,7 +64,9 @@ class Group(NamedTuple):
         below = f"{prefix}/" if prefix else ""
         return self._replace(
             name=name,
-            axes=tuple(ChannelAxis(below + path, axis) for path, axis in self.axes),
+            axes=tuple(
+                ChannelAxis(glob.escape(below) + path, axis) for path, axis in self.axes
+            ),
             consumer=tuple(below + path for path in self.consumer),
         )
 
@@ -69,149 +75,98 @@ def width(tree: Tree, group: Group) -> int:
     """How many channels the group has in this tree.
 
     Raises:
-      ValueError: an axis names no array, or the arrays disagree.
+      InputError: an axis names no array, or the arrays disagree.
     """
-    found = {
-        path: leaf.shape[axis]
-        for tree in _collections(tree).values()
-        for path, leaf in leaves(tree)
-        for pattern, axis in group.axes
-        if fnmatch.fnmatchcase(path, pattern)
-    }
-    for pattern, _ in group.axes:
-        if not any(fnmatch.fnmatchcase(path, pattern) for path in found):
-            raise ValueError(
-                f"group {group.name!r}: no array matches {pattern!r}; the tree has "
-                f"{', '.join(path for path, _ in leaves(tree))}."
+    return trees.width(tree, axes(tree, group), _named(group))
+
+
+def axes(tree: Tree, group: Group) -> dict[str, tuple[int, ...]]:
+    """The group's axes in this tree: of each array, by its whole path (see trees.py).
+
+    Raises:
+      InputError: the group names no axes, or one of them no array.
+    """
+    found = [path for path, leaf in leaves(tree) if trees.carries(leaf)]
+    whole: dict[str, list[str]] = {}  # by the path below the collection
+    for path in found:
+        below = path.partition("/")[2] if _is_linen(tree) else path
+        whole.setdefault(below, []).append(path)
+    own: dict[str, tuple[int, ...]] = {}
+    for pattern, axis in group.axes:
+        matches = _matches(pattern, whole)
+        if not matches:
+            raise InputError(
+                f"{_named(group)}: no array matches {pattern!r}; the tree has "
+                f"{trees.listed(whole)}."
             )
-    if len(set(found.values())) > 1:
-        raise ValueError(
-            f"group {group.name!r}: its arrays disagree on the number of channels: "
-            f"{found}; the axes must name one channel each."
-        )
-    return next(iter(found.values()))
+        for path in (path for match in matches for path in whole[match]):
+            own[path] = (*own.get(path, ()), axis)
+    if not own:
+        raise InputError(f"{_named(group)} names no axes, so nothing can be cut.")
+    return own
 
 
-def producer(params: Tree, group: Group) -> OrderedDict[str, Leaf]:
+def producer(
+    params: Tree, group: Group
+) -> OrderedDict[str, Shaped[Array, "..."] | Leaf]:
     """The arrays that make the group's channels, by path, channels on the last axis; in
     the order of the axes, which (unlike that of a dict) jit keeps.
     """
+    arrays = {path: leaf for path, leaf in leaves(params) if trees.carries(leaf)}
     return OrderedDict(
-        (path, leaf)
+        (path, arrays[path])
         for pattern, axis in group.axes
         if axis == -1
-        for path, leaf in leaves(params)
-        if fnmatch.fnmatchcase(path, pattern)
+        for path in _matches(pattern, arrays)
     )
 
 
-def take(tree: Tree, group: Group, kept: np.ndarray) -> dict:
-    """Cuts the group down to the channels `kept` (indices); all else is left as it is.
+def take(tree: Tree, group: Group, kept: Kept) -> Tree:
+    """Cuts the group down to the channels `kept`; all else is left as it is.
 
     Args:
-      tree: a tree, or Linen variables (see the module).
+      tree: any pytree, or Linen variables (see the module); it comes back as the type
+        that it was.
       group: what to cut.
-      kept: indices of the channels that stay, ascending, shape (s,).
+      kept: the channels that stay: ascending indices, or a mask of the group's width.
+
+    Raises:
+      InputError: the group names no array, or `kept` is none of the two.
     """
-    return _map_channels(tree, group, lambda leaf, axis: _take(leaf, kept, axis))
+    return trees.take(tree, axes(tree, group), kept, _named(group))
 
 
-def mask(tree: Tree, group: Group, kept: np.ndarray) -> dict:
+def mask(tree: Tree, group: Group, kept: Kept) -> Tree:
     """Zeroes every channel of the group but `kept`: `take`'s twin, for checking it."""
-    return gate(tree, group, jnp.zeros(width(tree, group)).at[kept].set(1))
+    return trees.mask(tree, axes(tree, group), kept, _named(group))
 
 
-def gate(tree: Tree, group: Group, factors: Shaped[Array, " d"]) -> dict:
-    """Multiplies every channel of the group by its factor; traceable."""
-
-    def scale(leaf, axis):
-        return leaf * factors.astype(leaf.dtype).reshape([-1] + [1] * (-axis - 1))
-
-    return _map_channels(tree, group, scale)
-
-
-def take_optimizer(
-    optimizer: optax.GradientTransformation,
-    state: optax.OptState,
-    params: Tree,
-    group: Group,
-    kept: np.ndarray,
-) -> optax.OptState:
-    """Cuts what an optimizer keeps for each parameter (moments, traces, averages).
-
-    Args:
-      optimizer: the transformation that made the state.
-      state: its state for `params`.
-      params: the parameters before the cut; their paths say what is cut where.
-      group: what to cut.
-      kept: indices of the channels that stay, ascending.
+def gate(tree: Tree, group: Group, factors: Shaped[Array, " d"]) -> Tree:
+    """Multiplies every channel of the group by its factor; traceable. A group without
+    axes, which is there for the repair, has no array to multiply.
     """
-    axes = {path: _axis(path, group) for path, _ in leaves(params)}
-    addresses = _map_leaves(params, lambda path, leaf: path)
-
-    def masked(node):
-        return isinstance(node, optax.MaskedNode)
-
-    def cut(leaf, path):
-        if masked(leaf) or jnp.ndim(leaf) == 0 or axes[path] is None:
-            return leaf
-        return _take(leaf, kept, axes[path])
-
-    return optax.tree_map_params(optimizer, cut, state, addresses, is_leaf=masked)
+    if not group.axes:
+        return tree
+    return trees.scale(tree, axes(tree, group), factors, _named(group))
 
 
-def leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every array of a nested dict with its "/"-joined path."""
-    for key, value in tree.items():
-        path = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{path}/")
-        else:
-            yield path, value
+def _named(group: Group) -> str:
+    return f"group {group.name!r}"
 
 
-def nested(arrays: Mapping[str, Any]) -> dict:
-    """The nested dict whose `leaves` these are."""
-    tree: dict = {}
-    for path, leaf in arrays.items():
-        *folders, name = path.split("/")
-        branch = tree
-        for key in folders:
-            branch = branch.setdefault(key, {})
-        branch[name] = leaf
-    return tree
+def _is_linen(tree: Tree) -> bool:
+    return isinstance(tree, Mapping) and "params" in tree
 
 
-def _axis(path: str, group: Group) -> int | None:
-    for pattern, axis in group.axes:
-        if fnmatch.fnmatchcase(path, pattern):
-            return axis
-    return None
-
-
-def _take(leaf: Leaf, kept: np.ndarray, axis: int) -> Leaf:
-    if isinstance(leaf, jax.Array):
-        return jnp.take(leaf, jnp.asarray(kept), axis, mode="clip")
-    return np.ascontiguousarray(np.take(leaf, kept, axis))
-
-
-def _collections(tree: Tree) -> Mapping[str, Tree]:
-    return tree if "params" in tree else {"": tree}
-
-
-def _map_channels(tree: Tree, group: Group, change: Callable) -> dict:
-    def visit(path, leaf):
-        axis = _axis(path, group)
-        return leaf if axis is None else change(leaf, axis)
-
-    changed = {k: _map_leaves(t, visit) for k, t in _collections(tree).items()}
-    return changed.get("", changed)
-
-
-def _map_leaves(tree: Tree, change: Callable, prefix: str = "") -> dict:
-    return {
-        key: _map_leaves(value, change, f"{prefix}{key}/")
-        if isinstance(value, Mapping)
-        else change(f"{prefix}{key}", value)
-        for key, value in tree.items()
-    }
+def _matches(pattern: str, paths: Mapping[str, object]) -> list[str]:
+    """The paths that a pattern names: taken as it stands, then with its brackets as
+    they stand, then as a glob; the first reading that names any.
+    """
+    if pattern in paths:
+        return [pattern]
+    literal = re.sub(r"\[", "[[]", pattern)
+    for reading in (literal, pattern):
+        found = [path for path in paths if fnmatch.fnmatchcase(path, reading)]
+        if found:
+            return found
+    return []

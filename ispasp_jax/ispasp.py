@@ -22,13 +22,21 @@ non-negative (ReLU, ReLU6); after GELU or none, a channel that is strongly negat
 ranks last, as the paper's definition has it.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from ispasp_jax.problem import Consumer, Criterion, Selection, Size
+from ispasp_jax.errors import InputError
+from ispasp_jax.problem import (
+    Consumer,
+    Criterion,
+    Selection,
+    Size,
+    check_count,
+    check_hidden,
+    check_size,
+    criterion_factory,
+)
 from ispasp_jax.problem import largest as D
 
 
@@ -46,9 +54,16 @@ def algorithm_1(
       W: the dense consumer.
       s: how many channels to keep; static, or traced.
       T: the most iterations.
+
+    Raises:
+      InputError: shapes, dtypes or a static size that make no problem.
     """
+    check_hidden(H)
+    check_size(s, H.shape[-1])
+    check_count("T", T)
     if jnp.finfo(H.dtype).bits < 32:  # scores are never taken in half precision
         H = H.astype(jnp.float32)
+    _check_consumer(W, H)
 
     def consumed(S: Bool[Array, " d"]) -> Float[Array, "n *out"]:
         return W(H * S.astype(H.dtype))
@@ -82,7 +97,29 @@ def algorithm_1(
     return Selection(S, residuals, t, finite)
 
 
-@functools.cache  # equal criteria are the same object, so nothing compiles again
+def _check_consumer(W, H) -> None:
+    if not callable(W):
+        raise InputError(
+            f"the consumer must be a function of the hidden activations; got "
+            f"{type(W).__name__} (for a matrix: lambda h: h @ matrix)."
+        )
+    try:
+        U = jax.eval_shape(W, H)
+    except (TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(
+            f"the consumer cannot be evaluated on hidden activations of shape "
+            f"{tuple(H.shape)}: {reason[0]}"
+        ) from error
+    one = isinstance(U, jax.ShapeDtypeStruct)
+    if not one or not U.shape or not jnp.issubdtype(U.dtype, jnp.floating):
+        raise InputError(
+            f"the consumer must give one array of floating-point numbers, an example a "
+            f"row; got {U}."
+        )
+
+
+@criterion_factory
 def ispasp(num_iters: int = 20) -> Criterion:
     """The paper's criterion: `algorithm_1` with T = num_iters."""
 

@@ -14,7 +14,6 @@ by a rank-`taps` step, and the next one is chosen, until none is left: supports 
 size, nested, and what each of them loses *after* the least-squares repair.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -27,6 +26,7 @@ from ispasp_jax.problem import (
     Selection,
     Size,
     channels,
+    criterion_factory,
     gram,
     regularised,
 )
@@ -135,7 +135,7 @@ def support(path: Path, size: Size) -> Selection:
     )
 
 
-@functools.cache
+@criterion_factory
 def obs(ridge: float = RIDGE) -> Criterion:
     """Backward elimination with compensation, against the dense network's target."""
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ispasp_jax import groups as rewriter
+from ispasp_jax import trees
 from ispasp_jax.errors import InputError
 from ispasp_jax.groups import Tree, leaves
 from ispasp_jax.models.network import Network, Variables, shapes
@@ -67,15 +68,21 @@ def compose(first: Plan, second: Plan) -> Plan:
       InputError: `second` expects other widths than `first` leaves.
     """
     both = dict(first)
+    for plan in (first, second):
+        for name, cut in plan.items():
+            _check_cut(name, cut)
     for name, cut in second.items():
-        before = first.get(name, Cut(cut.width, np.arange(cut.width)))
+        before = first.get(name)
+        if before is None:
+            both[name] = cut
+            continue
         if len(before.kept) != cut.width:
             raise InputError(
                 f"the second plan expects {cut.width} channels in group {name!r}, the "
                 f"first leaves {len(before.kept)}; compose plans in the order in which "
                 "they were applied."
             )
-        both[name] = Cut(before.width, before.kept[cut.kept])
+        both[name] = Cut(before.width, np.asarray(before.kept)[np.asarray(cut.kept)])
     return both
 
 
@@ -122,22 +129,17 @@ def verify(
 def check(plan: Plan, network: Network) -> None:
     """Raises InputError where the plan does not fit the network."""
     widths = network.group_widths()
-    for name, (width, kept) in plan.items():
+    for name, cut in plan.items():
         if name not in widths:
             raise InputError(
                 f"the plan cuts group {name!r}, which this network does not have; it "
                 f"has {', '.join(widths)}."
             )
-        if width != widths[name]:
+        _check_cut(name, cut)
+        if cut.width != widths[name]:
             raise InputError(
-                f"the plan expects {width} channels in group {name!r}, this network "
-                f"has {widths[name]}; apply it to the network it was made for."
-            )
-        ascending = len(kept) and bool(np.all(np.diff(kept) > 0))
-        if not ascending or kept[0] < 0 or kept[-1] >= width:
-            raise InputError(
-                f"the plan's indices for group {name!r} must be ascending and in "
-                f"[0, {width}); got {list(kept)}."
+                f"the plan expects {cut.width} channels in group {name!r}, this "
+                f"network has {widths[name]}; apply it to the network it was made for."
             )
 
 
@@ -159,25 +161,50 @@ def from_json(data: Any) -> tuple[str, Plan]:
     Raises:
       InputError: it is not a plan of format 1.
     """
-    try:
-        if data["format"] != 1:
-            raise KeyError("format")
-        plan = {group["name"]: _cut(group) for group in data["groups"]}
-        if len(plan) != len(data["groups"]):
-            raise ValueError("a group named twice")
-        if not all(isinstance(name, str) for name in (data["model"], *plan)):
-            raise TypeError("a name")
-        return data["model"], plan
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise InputError(
-            "not a plan of format 1: expected format, model and groups with name, "
-            f"width and kept; {error} is missing or wrong."
-        ) from error
+    expected = "format 1, the model's name, and groups with name, width and kept"
+    match data:
+        case {"format": 1, "model": str(model), "groups": [*found]}:
+            plan = dict(map(_entry, found))
+        case _:
+            raise InputError(
+                f"not a plan of format 1: expected {expected}; got {trees.shown(data)}."
+            )
+    if len(plan) != len(found):
+        raise InputError("not a plan of format 1: a group is named twice.")
+    return model, plan
 
 
-def _cut(group: Mapping[str, Any]) -> Cut:
+def _entry(group: Any) -> tuple[str, Cut]:
     """A group of plan.json; a number that an array would round is no index."""
-    width, kept = group["width"], group["kept"]
-    if not all(type(number) is int for number in (width, *kept)):
-        raise ValueError(f"a width or an index of group {group['name']!r}")
-    return Cut(width, np.asarray(kept, np.int64))
+    match group:
+        case {"name": str(name), "width": int(width), "kept": [*kept]}:
+            if all(type(number) is int for number in (width, *kept)):
+                if not all(abs(number) < 2**31 for number in (width, *kept)):
+                    raise InputError(
+                        f"not a plan of format 1: group {name!r} has numbers that are "
+                        "no widths or indices."
+                    )
+                cut = Cut(width, np.asarray(kept, np.int64))
+                try:
+                    _check_cut(name, cut)
+                except InputError as error:
+                    raise InputError(f"not a plan of format 1: {error}") from error
+                return name, cut
+    raise InputError(
+        "not a plan of format 1: expected groups with a name, a width and the indices "
+        f"kept; got {trees.shown(group)}."
+    )
+
+
+def _check_cut(name: str, cut: Cut) -> None:
+    """Raises InputError where it is no Cut, or its indices are not ascending in range.
+
+    Indices alone: the length of `kept` is the width that the cut leaves.
+    """
+    kept = cut.kept if isinstance(cut, Cut) else None
+    if kept is None or isinstance(kept, jax.Array | np.ndarray) and kept.dtype == bool:
+        raise InputError(
+            f"the plan's group {name!r} must be a Cut(width, kept) with the indices of "
+            f"what is kept; got {trees.shown(cut)}."
+        )
+    trees.indices(kept, cut.width, f"group {name!r} of the plan")

@@ -2,16 +2,23 @@
 the answer.
 
 Imports jax and jaxtyping alone, so that any JAX program can use it under jit, vmap and
-shardings.
+shardings. What is static (shapes, dtypes, a size that is a Python int) is checked; a
+traced size is taken as it comes.
 """
 
 import dataclasses
+import functools
+import inspect
+import math
+import operator
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
+
+from ispasp_jax.errors import InputError
 
 #: The network from the hidden channels to the next sum or activation, called by a
 #: criterion: (n, *positions, d) -> (n, *positions', d_out). Examples must not mix.
@@ -100,10 +107,29 @@ class Criterion:
     Attributes:
       select: (problem, size) -> Selection; traceable by jit and vmap.
       needs: names of Problem fields. The walk gathers these and no others.
+
+    Raises:
+      InputError: `needs` names what is no field of a Problem; when it is called: a
+        field that it needs is missing, or the size is not one of the problem's.
     """
 
     select: Select
     needs: frozenset[str]
+
+    def __post_init__(self):
+        if not callable(self.select):
+            raise InputError(
+                "a criterion's select is a function of (problem, size); got "
+                f"{self.select!r}."
+            )
+        needs = {self.needs} if isinstance(self.needs, str) else {*self.needs}
+        if unknown := needs - {*Problem._fields}:
+            raise InputError(
+                f"a criterion cannot need {', '.join(map(repr, sorted(unknown)))}; a "
+                f"problem has {', '.join(Problem._fields)}."
+            )
+        # Hashable, as what jit takes for static has to be.
+        object.__setattr__(self, "needs", frozenset(needs))
 
     @property
     def labels(self) -> bool:
@@ -111,13 +137,119 @@ class Criterion:
         return bool(self.needs & LABELLED)
 
     def __call__(self, problem: Problem, size: Size) -> Selection:
+        missing = [n for n in sorted(self.needs) if getattr(problem, n) is None]
+        if missing:
+            raise InputError(
+                f"this criterion needs {', '.join(sorted(self.needs))}; the problem "
+                f"has no {', '.join(missing)}."
+            )
+        if "hidden" in self.needs:
+            check_hidden(problem.hidden)
+            check_size(size, problem.hidden.shape[-1])
+        elif "producer" in self.needs:
+            check_size(size, channels(problem))
+        elif "gradient" in self.needs:
+            check_size(size, problem.gradient.shape[-1])
         return self.select(problem, size)
 
 
+def criterion_factory(make: Callable[..., Criterion]) -> Callable[..., Criterion]:
+    """Makes equal criteria the same object, however their options are written, so that
+    nothing compiles again. An option is a count, if its default is an int, or a number
+    of 0 or more.
+
+    Raises:
+      InputError: by the factory, for an option of another kind.
+    """
+    signature = inspect.signature(make)
+    defaults = {n: p.default for n, p in signature.parameters.items()}
+    cached = functools.cache(make)
+
+    @functools.wraps(make)
+    def create(*args, **options):
+        bound = signature.bind(*args, **options)
+        bound.apply_defaults()
+        given = bound.arguments.items()
+        return cached(*(_option(n, v, type(defaults[n])) for n, v in given))
+
+    return create
+
+
+def _option(name: str, value, kind: type):
+    if kind is int:
+        return check_count(name, value)
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise InputError(f"{name} must be a finite number of 0 or more; got {value!r}.")
+    return number
+
+
+def check_count(name: str, value) -> int:
+    """The value as an int.
+
+    Raises:
+      InputError: it is not an integer of 1 or more.
+    """
+    try:
+        count = 0 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise InputError(f"{name} must be an integer of 1 or more; got {value!r}.")
+    return count
+
+
+def check_size(size: Size, d: int) -> None:
+    """Raises InputError where a size is not a number of channels, 1 to d. Of a traced
+    one the dtype and shape alone are known.
+    """
+    if isinstance(size, jax.core.Tracer):
+        sound, got = jnp.issubdtype(size.dtype, jnp.integer) and not size.shape, size
+    else:
+        got = repr(size)
+        try:
+            sound = not isinstance(size, bool) and 1 <= operator.index(size) <= d
+        except TypeError:
+            sound = False
+    if not sound:
+        raise InputError(
+            f"the number of channels to keep must be an integer from 1 to {d}; got "
+            f"{got} (of a ratio, keep max(1, int(ratio * {d})))."
+        )
+
+
+def check_hidden(H: Float[Array, "n *positions d"]) -> None:
+    """Raises InputError where these are no hidden activations."""
+    shape, dtype = getattr(H, "shape", None), getattr(H, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        found = type(H).__name__ if dtype is None else f"dtype {dtype}"
+        raise InputError(
+            f"hidden activations must be an array of floating-point numbers; got "
+            f"{found}."
+        )
+    if len(shape) < 2 or 0 in shape:
+        raise InputError(
+            "hidden activations must have the shape (examples, *positions, channels), "
+            f"none of them 0; got {tuple(shape)}."
+        )
+
+
 def channels(problem: Problem) -> int:
-    """How many channels the group has; from the producer's arrays."""
-    (d,) = {array.shape[-1] for array in problem.producer.values()}
-    return d
+    """How many channels the group has; from the producer's arrays.
+
+    Raises:
+      Unsuited: no array makes them.
+    """
+    found = {path: array.shape[-1] for path, array in problem.producer.items()}
+    if len({*found.values()}) != 1:
+        raise Unsuited(
+            "its number of channels is that of the arrays that make them, channels on "
+            f"the last axis; found {found}."
+        )
+    return next(iter(found.values()))
 
 
 def regularised(
@@ -152,7 +284,16 @@ def batch_sum(
     Args:
       hidden: hidden activations.
       weights: of the examples, 0 for one that is padding; all are 1 if None.
+
+    Raises:
+      InputError: no floating-point activations, or other weights than one an example.
     """
+    check_hidden(hidden)
+    if weights is not None and jnp.shape(weights) != hidden.shape[:1]:
+        raise InputError(
+            f"expected one weight for each of {hidden.shape[0]} examples, got an array "
+            f"of shape {jnp.shape(weights)}."
+        )
     if weights is None:
         weights = jnp.ones(len(hidden))
     # A product of matrices runs as fast as memory is read; XLA's sum over the first

@@ -129,7 +129,7 @@ def select(
         raise InputError(f"group {name!r}: {error}") from error
     selection = checked(devices.agree(jax.device_get(selection)), name)
     residual = _relative_residual(i, stream, hidden, selection.support, asked)
-    cut = Cut(block.widths[i], np.flatnonzero(selection.support))
+    cut = Cut(len(selection.support), np.flatnonzero(selection.support))
     return GroupResult(name, cut, residual, int(selection.iterations), None)
 
 

@@ -21,6 +21,7 @@ from ispasp_jax import devices, groups
 from ispasp_jax import plan as plans
 from ispasp_jax.data import Batch
 from ispasp_jax.models.network import Network, Variables
+from ispasp_jax.optimizers import take_optimizer
 from ispasp_jax.plan import Plan
 
 
@@ -152,15 +153,11 @@ def cut_state(
       InputError: the plan is for another architecture, or for other widths.
     """
     narrow, variables = plans.apply(plan, network, state.variables)
-    moments = state.optimizer_state
+    moments, params = state.optimizer_state, state.variables["params"]
     for name, cut in plan.items():
-        moments = groups.take_optimizer(
-            transformation,
-            moments,
-            state.variables["params"],
-            network.groups()[name],
-            cut.kept,
-        )
+        group = network.groups()[name]
+        moments = take_optimizer(transformation, moments, params, group, cut.kept)
+        params = groups.take(params, group, cut.kept)
     ema = state.ema
     if ema is not None:
         _, ema = plans.apply(plan, network, ema)

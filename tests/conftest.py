@@ -26,7 +26,7 @@ import pytest  # noqa: E402
 #: Where a wrong shape or dtype is an error. The hook has to come before the imports.
 CHECKED = (
     *("problem", "ispasp", "cosamp", "obs", "criteria", "groups", "budget", "plan"),
-    *("gates", "pruning", "selecting", "repair"),
+    *("gates", "pruning", "selecting", "repair", "trees", "optimizers"),
 )
 jaxtyping.install_import_hook(
     [f"ispasp_jax.{module}" for module in (*CHECKED, "cost", "models")],
@@ -59,3 +59,11 @@ def data_folder():
     if not os.path.isdir(folder):
         pytest.skip(f"ISPASP_DATA is {folder!r}, which is not a folder")
     return folder
+
+
+@pytest.fixture
+def unchecked():
+    """Annotations as users have them: nothing looks at them at run time."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

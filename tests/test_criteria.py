@@ -1,7 +1,9 @@
 """The criteria beside i-SpaSP, and what the walk hands to a criterion."""
 
+import functools
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,9 @@ from networks import NETWORKS, images_of, variables_of
 from ispasp_jax import budget, criteria, groups, pruning
 from ispasp_jax.commands import prune
 from ispasp_jax.errors import InputError
+from ispasp_jax.models.layers import Dense
 from ispasp_jax.models.mlp import MLP
+from ispasp_jax.models.network import Block, Network, Part
 from ispasp_jax.problem import Criterion, Problem, Unsuited, by_score
 
 pytestmark = pytest.mark.usefixtures("strict")
@@ -162,10 +166,10 @@ def test_random_is_uniform():
 def test_create_passes_the_options_that_the_factory_names():
     H, W1 = np.ones((2, 6), np.float32), np.ones((3, 6), np.float32)
     problem = Problem(consumer=lambda h: h @ W1.T, hidden=jnp.asarray(H))
-    chosen = criteria.create("ispasp", num_iters=3, nothing=0)(problem, 2)
+    chosen = criteria.create("ispasp", num_iters=3)(problem, 2)
     assert chosen.residuals.shape == (3,)
     assert criteria.create("ispasp")(problem, 2).residuals.shape == (20,)
-    assert criteria.create("l1", num_iters=3).needs == {"producer"}
+    assert criteria.create("l1").needs == {"producer"}
 
 
 def test_create_names_what_there_is():
@@ -238,3 +242,129 @@ def test_the_walk_gathers_what_is_needed_and_nothing_else(needs, residual_images
         residual_images=residual_images,
     )
     assert seen and all(given == set(needs) for given in seen)
+
+
+SAME = {
+    "ispasp": [lambda f: f(), lambda f: f(20), lambda f: f(num_iters=np.int64(20))],
+    "cosamp": [lambda f: f(), lambda f: f(20), lambda f: f(ridge=1e-3, num_iters=20)],
+    "obs": [lambda f: f(), lambda f: f(1e-3), lambda f: f(ridge=np.float64(1e-3))],
+}
+
+
+@pytest.mark.parametrize("name", criteria.CRITERIA)
+def test_equal_criteria_are_one_object(name):
+    factory = criteria.CRITERIA[name]
+    ways = SAME.get(name, [lambda f: f(), lambda f: criteria.create(name)])
+    assert len({id(way(factory)) for way in ways}) == 1
+    assert factory.__doc__ and (name in SAME) == bool(criteria.options(name))
+
+
+def test_equal_criteria_compile_once():
+    traces = []
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def select(criterion, hidden):
+        traces.append(criterion)
+        return criterion(Problem(hidden=hidden, consumer=lambda h: h @ h[0]), 2)
+
+    for criterion in (criteria.ispasp(), criteria.ispasp(20), criteria.ispasp(20)):
+        select(criterion, jnp.ones((2, 6)))
+    assert len(traces) == 1
+    select(criteria.ispasp(3), jnp.ones((2, 6)))
+    assert len(traces) == 2
+
+
+HIDDEN = Problem(hidden=jnp.ones((2, 6)))
+BAD = {
+    "option": (lambda: criteria.create("l1", num_iters=3), "l1 has no option 'num_it"),
+    "misspelt": (lambda: criteria.create("obs", rigde=1), "'rigde'; it has ridge"),
+    "name": (lambda: criteria.create("l3"), "unknown method 'l3'; expected one of"),
+    "no iterations": (lambda: criteria.ispasp(0), "num_iters must be an integer of 1"),
+    "1.5": (lambda: criteria.cosamp(1.5), "num_iters must be.*got 1.5"),
+    "text": (lambda: criteria.ispasp("20"), "num_iters must be.*got '20'"),
+    "ridge": (lambda: criteria.obs(-1), "ridge must be a finite number of 0 or more"),
+    "nan": (lambda: criteria.cosamp(ridge=np.nan), "ridge must be.*got nan"),
+    "needs": (
+        lambda: Criterion(print, needs=frozenset({"hiden", "producer"})),
+        "cannot need 'hiden'; a problem has consumer, hidden, producer",
+    ),
+    "needs a text": (lambda: Criterion(print, needs="hiden"), "cannot need 'hiden'"),
+    "select": (lambda: Criterion(3, needs=frozenset()), "is a function of.*got 3"),
+    "no problem": (
+        lambda: criteria.ispasp()(HIDDEN, 2),
+        "needs consumer, hidden; the problem has no consumer",
+    ),
+    "a ratio": (lambda: criteria.activation()(HIDDEN, 0.4), "from 1 to 6; got 0.4"),
+    "too many": (lambda: criteria.activation()(HIDDEN, 7), "from 1 to 6; got 7"),
+    "producer": (
+        lambda: criteria.l1()(Problem(producer={"kernel": jnp.ones((3, 4))}), 5),
+        "from 1 to 4; got 5",
+    ),
+    "no kernel": (
+        lambda: criteria.l2()(Problem(producer={"linear/w": jnp.ones((3, 4))}), 2),
+        r"no kernel makes its channels \(linear/w\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("make, words", BAD.values(), ids=BAD)
+def test_what_is_no_criterion_is_refused(make, words, unchecked):
+    with pytest.raises(ValueError, match=words) as caught:
+        make()
+    assert isinstance(caught.value, InputError | Unsuited)
+    assert "\n" not in str(caught.value) and "--" not in str(caught.value)
+
+
+def test_needs_may_be_any_set():
+    assert hash(Criterion(print, needs=frozenset({"key"}))) is not None
+
+
+class Later(Block):
+    """A pair that cannot be cut before one that can."""
+
+    groups = (
+        groups.Group("first", axes=(), consumer=("a",)),
+        groups.Group("second", axes=(("b/*", -1), ("c/kernel", -2)), consumer=("c",)),
+    )
+
+    def setup(self):
+        self.a, self.b, self.c = Dense(5), Dense(self.widths[0]), Dense(5)
+
+    def hidden(self, x, i, train=False):
+        return x.mean((1, 2)) if i == 0 else jax.nn.relu(self.b(x))
+
+    def consumer(self, h, i, train=False):
+        return self.a(h) if i == 0 else self.c(h)
+
+
+class Chain(Network):
+    """Parts by name, and the widths of each."""
+
+    made: tuple = (("later", (6,)),)
+
+    @nn.nowrap
+    def parts(self):
+        return tuple(Part(n, Later(w, parent=None)) for n, w in self.made)
+
+
+def test_a_group_without_axes_may_come_first():
+    network = Chain(5)
+    images = images_of(8)
+    variables = network.init(jax.random.key(0), jnp.asarray(images))
+    pruned = pruning.prune(network, variables, [images], 0.5)
+    assert {n: (c.width, len(c.kept)) for n, c in pruned.plan.items()} == {
+        "later.second": (6, 3)
+    }
+
+
+@pytest.mark.parametrize(
+    "made, words",
+    [
+        ([("a", (6,)), ("a", (6,))], "two groups have the name 'a.second'"),
+        ([("a", (4, 6))], r"1 groups .*\(a.second\) and the widths \(4, 6\)"),
+        ([("a", ())], r"and the widths \(\); give one for each"),
+    ],
+)
+def test_groups_have_names_and_widths_of_their_own(made, words):
+    with pytest.raises(InputError, match=words):
+        Chain(5, made=tuple(made)).group_widths()

@@ -5,6 +5,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 import ispasp_jax.problem
 
 ROOT = pathlib.Path(ispasp_jax.problem.__file__).parent
@@ -30,18 +32,21 @@ def ours(path):
 
 def test_the_selection_core_imports_jax_alone():
     allowed = {
+        "trees": set(),
         "problem": set(),
         "ispasp": {"problem"},
         "cosamp": {"problem"},
         "obs": {"problem"},
         "criteria": {"problem", "ispasp", "cosamp", "obs"},
     }
+    assert not imported(ROOT / "errors.py")
     for module, neighbours in allowed.items():
         path = ROOT / f"{module}.py"
         roots = {name.split(".")[0] for name in imported(path)}
-        outside = roots - {"jax", "jaxtyping", "ispasp_jax"} - sys.stdlib_module_names
+        known = {"jax", "jaxtyping", "ispasp_jax", *sys.stdlib_module_names}
+        outside = roots - known - ({"numpy"} if module == "trees" else set())
         assert not outside, module
-        assert ours(path) <= neighbours, module
+        assert ours(path) <= neighbours | {"errors"}, module
         stdlib = roots & sys.stdlib_module_names
         assert not stdlib & {"os", "io", "pathlib", "logging", "sys"}, module
 
@@ -58,7 +63,8 @@ def test_imports_run_one_way():
     upper = {"data", "training", "checkpoints", "report", "commands", "hub", "weights"}
     for module in ("groups", "plan", "budget", "pruning", "cost", "gates"):
         assert not ours(ROOT / f"{module}.py") & upper, module
-    assert not ours(ROOT / "groups.py") & {"models", "pruning", "plan"}
+    assert ours(ROOT / "groups.py") == {"trees", "errors"}
+    assert ours(ROOT / "optimizers.py") == {"trees", "groups", "errors"}
     assert "pruning" not in ours(ROOT / "plan.py") | ours(ROOT / "budget.py")
 
 
@@ -85,6 +91,36 @@ def test_importing_starts_no_backend_and_loads_no_other_framework():
     module = "ispasp_jax, ispasp_jax.pruning, ispasp_jax.models, ispasp_jax.cost"
     subprocess.run(
         [sys.executable, "-c", PROGRAM.format(module=module)],
+        check=True,
+        cwd=ROOT.parent,
+        timeout=120,
+    )
+
+
+NAMES = """
+import importlib, pkgutil
+import ispasp_jax
+
+def public():
+    return {name: getattr(ispasp_jax, name) for name in ispasp_jax.__all__}
+
+EARLY
+before = public()
+for module in pkgutil.walk_packages(ispasp_jax.__path__, "ispasp_jax."):
+    if not module.name.startswith("ispasp_jax.plots"):
+        importlib.import_module(module.name)
+for name, thing in public().items():
+    assert thing is before[name], name
+assert callable(ispasp_jax.ispasp) and ispasp_jax.ispasp() is ispasp_jax.ispasp(20)
+from ispasp_jax.ispasp import algorithm_1
+assert algorithm_1 is ispasp_jax.algorithm_1
+"""
+
+
+@pytest.mark.parametrize("early", ["", "import ispasp_jax.ispasp"])
+def test_a_public_name_is_one_object_whatever_is_imported(early):
+    subprocess.run(
+        [sys.executable, "-c", NAMES.replace("EARLY", early)],
         check=True,
         cwd=ROOT.parent,
         timeout=120,

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from numpy_algorithm import MARGIN
 
+from ispasp_jax.errors import InputError
 from ispasp_jax.ispasp import algorithm_1, ispasp, μ
 from ispasp_jax.problem import Problem, Selection, batch_sum, checked, largest
 
@@ -369,3 +370,62 @@ def test_a_shift_of_the_consumer_changes_nothing():
         )
         np.testing.assert_array_equal(one.support, other.support)
         np.testing.assert_allclose(one.residuals, other.residuals, rtol=1e-4)
+
+
+H2 = jnp.ones((4, 6))
+MATRIX = np.ones((6, 3), np.float32)
+
+
+def listening(h):
+    return h @ MATRIX
+
+
+BAD = {
+    "a ratio": ((H2, listening, 0.4), "from 1 to 6; got 0.4"),
+    "none": ((H2, listening, 0), "from 1 to 6; got 0"),
+    "negative": ((H2, listening, -2), "from 1 to 6; got -2"),
+    "more than there are": ((H2, listening, 7), "from 1 to 6; got 7"),
+    "a truth": ((H2, listening, True), "from 1 to 6; got True"),
+    "several": ((H2, listening, jnp.arange(2)), "from 1 to 6"),
+    "an array of none": ((H2, listening, jnp.asarray(0)), "from 1 to 6"),
+    "no iterations": ((H2, listening, 2, 0), "T must be an integer of 1 or more"),
+    "negative iterations": ((H2, listening, 2, -1), "T must be.*got -1"),
+    "half an iteration": ((H2, listening, 2, 1.5), "T must be.*got 1.5"),
+    "integers": ((jnp.ones((4, 6), int), listening, 2), "floating.*got dtype int"),
+    "pixels": ((np.ones((4, 6), np.uint8), listening, 2), "floating.*got dtype uint8"),
+    "a list": (([[1.0, 2.0]], listening, 2), "floating-point numbers; got list"),
+    "one example": ((jnp.ones(6), listening, 2), r"shape \(examples, .*got \(6,\)"),
+    "no examples": ((jnp.ones((0, 6)), listening, 2), r"none of them 0; got \(0, 6\)"),
+    "a matrix": ((H2, MATRIX, 2), "must be a function.*got ndarray"),
+    "another matrix": ((H2, lambda h: h @ MATRIX.T, 2), r"of shape \(4, 6\): "),
+    "two outputs": ((H2, lambda h: (h, h), 2), "must give one array"),
+    "a number": ((H2, lambda h: h.sum(), 2), "must give one array"),
+}
+
+
+@pytest.mark.parametrize("given, words", BAD.values(), ids=BAD)
+def test_what_is_no_problem_is_refused_in_one_sentence(given, words, unchecked):
+    with pytest.raises(InputError, match=words) as caught:
+        algorithm_1(*given)
+    assert "\n" not in str(caught.value) and "--" not in str(caught.value)
+
+
+def test_a_traced_size_is_an_integer(unchecked):
+    select = jax.jit(lambda s: algorithm_1(H2, listening, s).support)
+    assert int(select(2).sum()) == 2
+    with pytest.raises(InputError, match="from 1 to 6"):
+        select(0.4)
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ((np.ones((3, 4), np.uint8),), "floating"),
+        ((jnp.ones(4),), "shape"),
+        ((jnp.ones((3, 4)), jnp.ones(4)), "one weight for each of 3 examples"),
+        ((jnp.ones((3, 4)), jnp.ones((3, 1))), r"of shape \(3, 1\)"),
+    ],
+)
+def test_what_cannot_be_summed_is_refused(given, words, unchecked):
+    with pytest.raises(InputError, match=words):
+        batch_sum(*given)

@@ -7,6 +7,8 @@ import jax
 import networks
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 import ispasp_jax
@@ -116,6 +118,68 @@ def test_the_walk_refuses_a_plan_of_another_network():
 def test_a_plan_with_odd_numbers_is_refused(groups):
     with pytest.raises(InputError, match="not a plan of format 1"):
         plan.from_json({"format": 1, "model": "x", "groups": groups})
+
+
+SOUND = {"format": 1, "model": "x", "groups": [{"name": "a", "width": 4, "kept": [0]}]}
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["format", "model", "groups", "name", "width", "kept"]),
+            inner,
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=150)
+@given(
+    json_values,
+    st.sampled_from([*SOUND, "name", "width", "kept", "none"]),
+    st.booleans(),
+)
+def test_any_json_is_a_plan_or_refused(value, place, leave_out):
+    data = json.loads(json.dumps(SOUND))
+    holder = data if place in data else data["groups"][0]
+    if leave_out:
+        holder.pop(place, None)
+    elif place != "none":
+        holder[place] = value
+    for anything in (data, value):
+        try:
+            _, read = plan.from_json(anything)
+        except InputError as error:
+            assert "not a plan of format 1" in str(error) and "\n" not in str(error)
+            continue
+        for name, cut in read.items():
+            assert isinstance(name, str) and cut.kept.dtype == np.int64
+            assert 0 <= cut.kept[0] and cut.kept[-1] < cut.width
+            assert (np.diff(cut.kept) > 0).all()
+
+
+@pytest.mark.parametrize(
+    "cut, words",
+    {
+        "a list": ([0, 1], "must be a Cut"),
+        "a mask": (plan.Cut(24, np.ones(24, bool)), "must be a Cut"),
+        "none kept": (plan.Cut(24, np.array([], int)), "at least one"),
+        "descending": (plan.Cut(24, np.array([3, 1])), "must be ascending"),
+        "twice": (plan.Cut(24, np.array([1, 1])), "must be ascending"),
+        "negative": (plan.Cut(24, np.array([-1, 1])), "must be ascending"),
+        "too many": (plan.Cut(24, np.array([0, 24])), r"in \[0, 24\)"),
+        "rounded": (plan.Cut(24, np.array([0.0, 1.0])), "must be ascending"),
+        "width": (plan.Cut(25, np.array([0])), "expects 25 channels"),
+    }.values(),
+)
+def test_plans_made_by_hand_are_checked(cut, words, unchecked):
+    network = NETWORKS["mlp"]
+    (name, *_) = network.group_widths()
+    variables = networks.variables_of(network)
+    for use in (plan.apply, plan.mask):
+        with pytest.raises(InputError, match=words):
+            use({name: cut}, network, variables)
 
 
 # The command.

@@ -145,10 +145,8 @@ def criterion(args):
     """The criterion that --method names."""
     from ispasp_jax import criteria
 
-    try:
-        return criteria.create(args.method, num_iters=args.num_iters)
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    known, given = criteria.options(args.method), {"num_iters": args.num_iters}
+    return criteria.create(args.method, **{k: given[k] for k in given if k in known})
 
 
 def dry_run(args) -> None:

@@ -15,6 +15,7 @@ model.
 An own model is a `Block` or two and a `Network` that lists them (README, "Your own").
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
@@ -24,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ispasp_jax.errors import InputError
 from ispasp_jax.groups import Group
 from ispasp_jax.models.layers import Dense
 
@@ -149,17 +151,33 @@ class Network(nn.Module):
 
     @nn.nowrap
     def chain(self) -> tuple[Part, ...]:
-        """The parts from input to output, at this network's widths."""
-        widths = dict(self.widths)
+        """The parts from input to output, at this network's widths.
+
+        Raises:
+          InputError: two groups have one name, or a part not a width for each group.
+        """
+        widths, parts = dict(self.widths), self.parts()
+        names = Counter(name for part in parts for name in group_names(part))
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise InputError(
+                f"two groups have the name {twice[0]!r}; give every part, and every "
+                "group of a part, a name of its own."
+            )
 
         def narrow(part):
-            if not group_names(part):
+            own, given = group_names(part), getattr(part.module, "widths", ())
+            if not own:
                 return part
-            own = zip(group_names(part), part.module.widths, strict=True)
-            module = part.module.clone(widths=tuple(widths.get(g, w) for g, w in own))
+            if len(own) != len(given):
+                raise InputError(
+                    f"part {part.name!r} has {len(own)} groups that can be cut "
+                    f"({', '.join(own)}) and the widths {tuple(given)}; give one for "
+                    "each of them, and none for a group without axes."
+                )
+            module = part.module.clone(widths=tuple(map(widths.get, own, given)))
             return part._replace(module=module)
 
-        return tuple(narrow(part) for part in self.parts())
+        return tuple(narrow(part) for part in parts)
 
     @nn.nowrap
     def groups(self) -> dict[str, Group]:
