@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 
 from ispasp_jax.errors import InputError
@@ -19,6 +19,9 @@ SHIFTS = {"none": (0, False), "shift": (4, True), "jitter": (1, False)}
 
 #: Every recipe that `augment` knows.
 RECIPES = (*SHIFTS, "crop")
+
+#: Longest side that images are brought to; beyond, one is larger than a GPU's memory.
+MOST_PIXELS = 8192
 
 
 class Preprocessing(NamedTuple):
@@ -81,28 +84,38 @@ def checked(preprocessing: Preprocessing) -> Preprocessing:
 
     Raises:
       InputError: a size that is no positive integer, or a mean and std that are not 1
-        or 3 finite numbers each, std above 0.
+        or 3 numbers each, of values in 0..1 (and not in 0..255).
     """
     size, resize, mean, std = preprocessing
     for name, value in (("image size", size), ("resize", resize)):
         if value is None and name == "resize":
             continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not (whole and 1 <= value <= MOST_PIXELS):
             raise InputError(
-                f"{name} {value!r} is not a number of pixels: expected an integer of "
-                f"at least 1{' or none' if name == 'resize' else ''}."
+                f"{name} {value!r:.40} is not a number of pixels: expected an integer "
+                f"from 1 to {MOST_PIXELS}{' or none' if name == 'resize' else ''}."
             )
-    numbers = [isinstance(x, int | float) and math.isfinite(x) for x in (*mean, *std)]
-    if not (len(mean) == len(std) in (1, 3) and all(numbers) and min(std) > 0):
+    both = (*mean, *std)
+    numbers = all(isinstance(x, int | float) and not isinstance(x, bool) for x in both)
+    if not (len(mean) == len(std) in (1, 3) and numbers):
         raise InputError(
-            f"mean {mean} and std {std} do not fit: expected 1 or 3 finite numbers "
-            "each, one a channel, with std above 0."
+            f"mean {mean!r:.80} and std {std!r:.80} do not fit: expected 1 or 3 finite "
+            "numbers each, one a channel, with std above 0."
+        )
+    # Colours differ by a thousandth at least, and by no more than all there is.
+    if not all(0 <= m <= 1 and 1e-3 <= s <= 1 for m, s in zip(mean, std, strict=True)):
+        large = all(0 <= x <= 255 for x in both) and max(both) > 1
+        advice = "; divide those for 0..255 by 255" if large else ""
+        raise InputError(
+            f"mean {mean!r:.80} and std {std!r:.80} are not those of pixels in 0..1: "
+            f"expected a mean from 0 to 1 and an std from 0.001 to 1{advice}."
         )
     return preprocessing
 
 
 def evaluate(
-    image: Image.Image | UInt8[np.ndarray, "..."], preprocessing: Preprocessing
+    image: Image.Image | Shaped[np.ndarray, "..."], preprocessing: Preprocessing
 ) -> Float[np.ndarray, "size size c"]:
     """The image as the network sees it in evaluation.
 
@@ -111,16 +124,20 @@ def evaluate(
     enlarged to `image_size`.
 
     Args:
-      image: a PIL image of any mode, or uint8 (h, w), or (h, w, c) with 1, 3 or
-        4 channels.
+      image: a PIL image of any mode, or an array (h, w), or (h, w, c) with 1, 3 or 4
+        channels. Values are 0 to 255; others are brought there from 0 to 1 (floats) or
+        0 to 65535 (integers).
       preprocessing: what to make of it.
+
+    Raises:
+      InputError: the values are of another range, or none can be told.
     """
     image = to_pil(image, preprocessing.channels)
     return normalise(_fit(image, preprocessing), preprocessing)
 
 
 def augment(
-    image: Image.Image | UInt8[np.ndarray, "..."],
+    image: Image.Image | Shaped[np.ndarray, "..."],
     preprocessing: Preprocessing,
     rng: np.random.Generator,
     recipe: str,
@@ -186,21 +203,76 @@ def normalise(
     return out
 
 
-def to_pil(image: Image.Image | UInt8[np.ndarray, "..."], channels: int) -> Image.Image:
+def to_pil(
+    image: Image.Image | Shaped[np.ndarray, "..."], channels: int
+) -> Image.Image:
     """The image in mode L or RGB, transparency dropped as torchvision does."""
     if isinstance(image, np.ndarray):
+        image = np.asarray(_eight_bits(image))
         image = Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
-    if image.mode.startswith("I"):
-        # PIL clips 16 bits to 8, which leaves white; the upper byte is the image.
-        image = Image.fromarray(
-            np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8)
-        )
+    image = eight_bits(image)
     if "transparency" in image.info and image.mode == "P":
         image = image.convert("RGBA")  # straight to RGB, PIL warns of byte palettes
     mode = "L" if channels == 1 else "RGB"
     if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
         image = image.convert("RGB")
     return image if image.mode == mode else image.convert(mode)
+
+
+def eight_bits(image: Image.Image, deep: bool = False) -> Image.Image:
+    """The image itself, or its values brought to 0..255 where its mode has others.
+
+    Args:
+      image: of any mode.
+      deep: its file holds 16 bits a value, which PIL has cut to 8 in colours.
+
+    Raises:
+      InputError: which values stand for white cannot be told.
+    """
+    if image.mode[0] in "IF":
+        return Image.fromarray(_eight_bits(np.asarray(image), deep))
+    if deep and image.mode in ("RGB", "RGBA"):
+        _told(max(high for _, high in image.getextrema()[:3]), 255, "upper bytes of")
+    return image
+
+
+def _eight_bits(
+    values: Shaped[np.ndarray, "..."], deep: bool = False
+) -> UInt8[np.ndarray, "..."]:
+    """Values of any type as 0..255: floats from 0..1 or 0..255, integers from 0..255 or
+    0..65535, whose upper byte is the image.
+    """
+    kind = values.dtype.kind
+    if values.dtype == np.uint8 or not values.size:
+        return values.astype(np.uint8)
+    if kind == "b":
+        return values * np.uint8(255)
+    if kind not in "uif":
+        raise InputError(f"holds {values.dtype}; expected numbers from 0 to 255.")
+    low, high = values.min(), values.max()
+    if not 0 <= low <= high <= (255 if kind == "f" else 65535):  # NaN is neither
+        raise InputError(
+            f"holds {values.dtype} from {low} to {high}; expected 0 to 1 or 0 to 255 "
+            "of floats, 0 to 255 or 0 to 65535 of integers."
+        )
+    if kind == "f":
+        if high > 1:
+            _told(high, 255, values.dtype)
+        return np.rint(values * (255 if high <= 1 else 1)).astype(np.uint8)
+    deep |= values.dtype.itemsize == 2 and kind == "u"
+    if high > 255 or (deep and high):
+        _told(high, 65535, values.dtype)
+        values = values >> 8
+    return values.astype(np.uint8)
+
+
+def _told(high: float, white: int, what: object) -> None:
+    """Raises InputError where an image is so dark that its white may be another."""
+    if high < white / 4:
+        raise InputError(
+            f"holds {what} values up to {high}, and {white} would be white: it is "
+            "nearly black, or of another range; save it with 8 bits a value."
+        )
 
 
 def as_array(image: Image.Image) -> UInt8[np.ndarray, "h w c"]:
@@ -220,6 +292,11 @@ def _fit(
     if resize is not None and min(image.size) != resize:
         width, height = image.size
         long = int(resize * max(width, height) / min(width, height))
+        if long > 16 * MOST_PIXELS:
+            raise InputError(
+                f"has {width} x {height} pixels, too long a strip to be resized to "
+                f"{resize} x {long}; crop it first."
+            )
         shape = (resize, long) if width <= height else (long, resize)
         image = image.resize(shape, Image.Resampling.BILINEAR)
     pixels = as_array(image)

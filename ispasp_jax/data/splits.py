@@ -3,17 +3,25 @@
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import BinaryIO, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int32, UInt8
 from PIL import Image
 
+from ispasp_jax.data import preprocessing as pixels
 from ispasp_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from ispasp_jax.errors import InputError
 
+#: What files may hold, whatever their names: PIL knows formats that start programs.
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000")
+
 #: What `Split.read` gives: a PIL image, or uint8 of (h, w, c).
 Picture = Image.Image | UInt8[np.ndarray, "h w c"]
+
+#: More classes than any data set of images has; labels beyond are something else's
+#: numbers (WordNet's 1440764), and a classifier for them would not fit in memory.
+MOST_CLASSES = 250_000
 
 
 @runtime_checkable
@@ -45,6 +53,7 @@ class Source(NamedTuple):
       test: what to report on.
       preprocessing: what to make of the images where the weights do not say.
       recipe: how to augment them in training (see `augment`).
+      notes: what a person should know of how the data is read.
     """
 
     name: str
@@ -53,6 +62,7 @@ class Source(NamedTuple):
     test: Split
     preprocessing: Preprocessing
     recipe: str
+    notes: tuple[str, ...] = ()
 
 
 class ArraySplit:
@@ -92,8 +102,8 @@ class FileSplit:
 
     def read(self, i: int) -> tuple[Picture, int]:
         try:
-            with Image.open(self.files[i]) as image:
-                image.load()
+            with open(self.files[i], "rb") as file:
+                image = _decoded(file)
         except Exception as error:  # PIL raises nearly anything on a broken file
             raise InputError(
                 f"{self.files[i]} is not an image that can be read ({error}); remove "
@@ -103,6 +113,23 @@ class FileSplit:
 
     def where(self, i: int) -> str:
         return str(self.files[i])
+
+
+def _decoded(file: BinaryIO) -> Image.Image:
+    """The image in a file, whole; its checksums fit, where it has some (PNG)."""
+    image = Image.open(file, formats=_FORMATS)
+    if image.format == "PNG":
+        image.verify()
+        file.seek(0)
+        image = Image.open(file, formats=_FORMATS)
+    deep = any(";16" in str(tile[3]) for tile in image.tile)  # gone once it is loaded
+    image.load()
+    return pixels.eight_bits(image, deep)
+
+
+def class_count(*labels: Int32[np.ndarray, " _"]) -> int:
+    """How many classes there are at least, where they count from 0."""
+    return 1 + max((int(part.max()) for part in labels if len(part)), default=0)
 
 
 def defaults(

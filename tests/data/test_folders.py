@@ -65,7 +65,7 @@ def test_labels_csv(tmp_path):
         ([], ("file", "class_index"), "holds no images"),
         ([("0.png", "n01440764")], None, "entry 1: class_index 'n01440764'"),
         ([("0.png", -1)], None, "entry 1: class_index '-1'"),
-        ([("0.png", 1), ("0.png",)], None, "entry 2: class_index ''"),
+        ([("0.png", 1), ("0.png",)], None, "entry 2: 1 values for the 2 columns"),
         ([("0.png", 1), ("9.png", 1)], None, "entry 2: .*9.png does not exist"),
     ],
 )
