@@ -74,8 +74,8 @@ def _open(train: Path, test: Path) -> Source:
     others = _from_csv(test, last) if tested else _from_folders(test, classes)
     splits = [_split(part, r) for part, r in ((train, rows), (test, others))]
     count = max(len(classes), class_count(*(split.labels for split in splits)))
-    kinds = defaults(None, None, 3)
-    return Source("folder", count, *splits, *kinds, notes=_numbered(classes))
+    preprocessing, recipe, _ = defaults(None, None, 3)
+    return Source("folder", count, *splits, preprocessing, recipe, _numbered(classes))
 
 
 def _split(part: Path, rows: _Rows) -> FileSplit:

@@ -104,15 +104,22 @@ class FileSplit:
         try:
             with open(self.files[i], "rb") as file:
                 image = _decoded(file)
+        except InputError as error:
+            raise InputError(f"{self.files[i]} {error}") from error
         except Exception as error:  # PIL raises nearly anything on a broken file
             raise InputError(
-                f"{self.files[i]} is not an image that can be read ({error}); remove "
-                "it or fetch it again."
+                f"{self.files[i]} is not an image that can be read ({reason(error)}); "
+                "remove it or fetch it again."
             ) from error
         return image, int(self.labels[i])
 
     def where(self, i: int) -> str:
         return str(self.files[i])
+
+
+def reason(error: Exception) -> str:
+    """What an error says, in one line that fits into a sentence."""
+    return next(iter(str(error).splitlines()), "")[:200] or type(error).__name__
 
 
 def _decoded(file: BinaryIO) -> Image.Image:
@@ -134,8 +141,9 @@ def class_count(*labels: Int32[np.ndarray, " _"]) -> int:
 
 def defaults(
     height: int | None, width: int | None, channels: int
-) -> tuple[Preprocessing, str]:
-    """Preprocessing and recipe for images of that size (None: each has its own).
+) -> tuple[Preprocessing, str, tuple[str, ...]]:
+    """Preprocessing and recipe for images of that size (None: each has its own), and
+    what to note of them.
 
     Up to 224 pixels images stay as they are, up to 64 the augmentation only moves them;
     others are treated as ImageNet's. Grey ones get MNIST's mean, colours ImageNet's.
@@ -144,7 +152,17 @@ def defaults(
         (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.1307,), (0.3081,))
     )
     if height is None or width is None or min(height, width) > 224:
-        return Preprocessing(224, 256, mean, std), "crop"
+        notes = _cropped(height, width) if height and width else ()
+        return Preprocessing(224, 256, mean, std), "crop", notes
     side = min(height, width)
     recipe = "crop" if side > 64 else "shift" if channels == 3 else "none"
-    return Preprocessing(side, None, mean, std), recipe
+    return Preprocessing(side, None, mean, std), recipe, _cropped(height, width)
+
+
+def _cropped(height: int, width: int) -> tuple[str, ...]:
+    if height == width:
+        return ()
+    return (
+        f"the images are {height} pixels high and {width} wide: the network sees the "
+        "square in their centre",
+    )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ispasp_jax.data.preprocessing import Preprocessing
-from ispasp_jax.data.splits import Picture, Source, defaults
+from ispasp_jax.data.splits import Picture, Source, defaults, reason
 from ispasp_jax.data.tfrecord import TfRecords
 from ispasp_jax.errors import InputError
 
@@ -59,7 +59,7 @@ def open_tfds(place: str) -> Source:
     """
     name, splits = _parse(place)
     builder = _prepared(_builder(name), name)
-    keys, preprocessing, recipe = _features(builder, name)
+    keys, *looks = _features(builder, name)
 
     def split(part: str) -> TfdsSplit:
         try:
@@ -67,7 +67,7 @@ def open_tfds(place: str) -> Source:
         except Exception as error:  # TFDS raises ValueError, KeyError, AssertionError
             raise InputError(
                 f"tfds:{name} has no split {part!r} that can be read "
-                f"({_first_line(error)}); expected one of "
+                f"({reason(error)}); expected one of "
                 f"{', '.join(builder.info.splits)}."
             ) from error
         return TfdsSplit(records, keys, f"tfds:{name} ({part})")
@@ -81,7 +81,7 @@ def open_tfds(place: str) -> Source:
                 test = split(part)
     num_classes = builder.info.features[keys[1]].num_classes
     test = test or split("test")
-    return Source("tfds", num_classes, train, test, preprocessing, recipe)
+    return Source("tfds", num_classes, train, test, *looks)
 
 
 def describe(place: str) -> tuple[int, Preprocessing]:
@@ -92,7 +92,7 @@ def describe(place: str) -> tuple[int, Preprocessing]:
     """
     name, _ = _parse(place)
     builder = _builder(name)
-    (_, label), preprocessing, _ = _features(builder, name)
+    (_, label), preprocessing, *_ = _features(builder, name)
     return builder.info.features[label].num_classes, preprocessing
 
 
@@ -122,7 +122,7 @@ def _builder(name: str):
         )
     except Exception as error:  # an unknown name, configuration or version
         raise InputError(
-            f"tfds:{name} cannot be opened ({_first_line(error)}); see "
+            f"tfds:{name} cannot be opened ({reason(error)}); see "
             "https://www.tensorflow.org/datasets/catalog for names."
         ) from error
 
@@ -161,7 +161,9 @@ def _records(builder, part: str) -> Sequence:
         return TfRecords(files, builder.info.features.deserialize_example_np)
 
 
-def _features(builder, name: str) -> tuple[tuple[str, str], Preprocessing, str]:
+def _features(
+    builder, name: str
+) -> tuple[tuple[str, str], Preprocessing, str, tuple[str, ...]]:
     """The keys of image and label, and what the shape of the images suggests."""
     features = builder.info.features
     keys = builder.info.supervised_keys or ("image", "label")
@@ -176,7 +178,3 @@ def _features(builder, name: str) -> tuple[tuple[str, str], Preprocessing, str]:
         f"tfds:{name} is not a data set of labelled images (it has "
         f"{', '.join(features)}); choose one for image classification."
     )
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

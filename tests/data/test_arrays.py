@@ -136,7 +136,7 @@ def test_idx(tmp_path, zipped):
     [
         (None, "neither t10k-labels-idx1-ubyte nor"),
         (b"", "no idx file"),
-        (b"\0\0\x08\x03" + bytes(12), "no idx file of 1 axes .*00 00 08 03"),
+        (b"\0\0\x08\x03" + bytes(12), "no idx file of 1 axes.*00 00 08 03"),
         (b"\0\0\x08\x01\0\0\0\x02\0", "1 bytes of the 2"),
         (b"\0\0\x08\x01\0\0\0\x03\0\1\0", r"\(3,\); expected integers \(2,\)"),
     ],
