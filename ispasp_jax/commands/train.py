@@ -50,11 +50,10 @@ def command(argv) -> None:
     flags.find_own(args.model)
     flags.load("ispasp_jax.commands.dense", "ispasp_jax.commands.workspace")
 
-    from ispasp_jax import data
     from ispasp_jax.commands import dense
 
     dense.start_devices(args)
-    source = data.open_source(args.data)
+    source = dense.open_source(args)
     model = start(args, source)
     kind = "tuned" if args.weights else "dense"
     train(args, source, model, args.out or Path("runs") / dense.run_name(args, kind))
@@ -64,7 +63,7 @@ def start(args, source):
     """The model to train: fresh, or from --weights."""
     from ispasp_jax.commands import dense
 
-    dense.batch_size(args, source)
+    dense.check_batch(args, source)
     if args.weights:
         return dense.load_weights(args, source)
     prep = dense.preprocessing(args, source.preprocessing)
