@@ -22,8 +22,11 @@ _PLACE = re.compile(r"(?P<name>[^:]+(:\d+\.[\d*]+\.[\d*]+)?)(:(?P<splits>.+))?")
 class TfdsSplit:
     """One split of a prepared data set; labels come with the images."""
 
-    def __init__(self, records: Sequence, keys: tuple[str, str], origin: str):
-        self._records, self._keys, self._origin = records, keys, origin
+    def __init__(
+        self, records: Sequence, keys: tuple[str, str], num_classes: int, origin: str
+    ):
+        self._records, self._keys = records, keys
+        self._num_classes, self._origin = num_classes, origin
 
     def __len__(self) -> int:
         return len(self._records)
@@ -33,12 +36,18 @@ class TfdsSplit:
             image, label = (self._records[i][key] for key in self._keys)
         except Exception as error:  # of ArrayRecord, protobuf and PIL
             raise InputError(
-                f"{self.where(i)} cannot be read ({error}); prepare the data set again."
+                f"{self.where(i)} cannot be read ({reason(error)}); "
+                "prepare the data set again."
             ) from error
         if label < 0:
             raise InputError(
                 f"{self.where(i)} has no label; name other splits, as in "
                 "tfds:NAME:train,validation."
+            )
+        if label >= self._num_classes:
+            raise InputError(
+                f"{self.where(i)} is of class {label} of {self._num_classes}; prepare "
+                "the data set again."
             )
         return image, int(label)
 
@@ -60,6 +69,7 @@ def open_tfds(place: str) -> Source:
     name, splits = _parse(place)
     builder = _prepared(_builder(name), name)
     keys, *looks = _features(builder, name)
+    num_classes = builder.info.features[keys[1]].num_classes
 
     def split(part: str) -> TfdsSplit:
         try:
@@ -70,7 +80,7 @@ def open_tfds(place: str) -> Source:
                 f"({reason(error)}); expected one of "
                 f"{', '.join(builder.info.splits)}."
             ) from error
-        return TfdsSplit(records, keys, f"tfds:{name} ({part})")
+        return TfdsSplit(records, keys, num_classes, f"tfds:{name} ({part})")
 
     train, test = map(split, splits) if splits else (split("train"), None)
     for part in ("test", "validation"):
@@ -79,7 +89,6 @@ def open_tfds(place: str) -> Source:
             with contextlib.suppress(InputError):
                 split(part).read(0)
                 test = split(part)
-    num_classes = builder.info.features[keys[1]].num_classes
     test = test or split("test")
     return Source("tfds", num_classes, train, test, *looks)
 
