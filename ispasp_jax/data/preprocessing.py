@@ -248,11 +248,13 @@ def _eight_bits(
     if kind == "b":
         return values * np.uint8(255)
     if kind not in "uif":
-        raise InputError(f"holds {values.dtype}; expected numbers from 0 to 255.")
+        raise InputError(
+            f"the image holds {values.dtype}; expected numbers from 0 to 255."
+        )
     low, high = values.min(), values.max()
     if not 0 <= low <= high <= (255 if kind == "f" else 65535):  # NaN is neither
         raise InputError(
-            f"holds {values.dtype} from {low} to {high}; expected 0 to 1 or 0 to 255 "
+            f"the image holds {values.dtype} from {low} to {high}; expected 0 to 1 or 0 to 255 "
             "of floats, 0 to 255 or 0 to 65535 of integers."
         )
     if kind == "f":
@@ -270,7 +272,7 @@ def _told(high: float, white: int, what: object) -> None:
     """Raises InputError where an image is so dark that its white may be another."""
     if high < white / 4:
         raise InputError(
-            f"holds {what} values up to {high}, and {white} would be white: it is "
+            f"the image holds {what} values up to {high}, and {white} would be white: it is "
             "nearly black, or of another range; save it with 8 bits a value."
         )
 
@@ -294,7 +296,7 @@ def _fit(
         long = int(resize * max(width, height) / min(width, height))
         if long > 16 * MOST_PIXELS:
             raise InputError(
-                f"has {width} x {height} pixels, too long a strip to be resized to "
+                f"the image has {width} x {height} pixels, too long a strip to be resized to "
                 f"{resize} x {long}; crop it first."
             )
         shape = (resize, long) if width <= height else (long, resize)

@@ -105,7 +105,7 @@ class FileSplit:
             with open(self.files[i], "rb") as file:
                 image = _decoded(file)
         except InputError as error:
-            raise InputError(f"{self.files[i]} {error}") from error
+            raise InputError(f"{self.files[i]}: {error}") from error
         except Exception as error:  # PIL raises nearly anything on a broken file
             raise InputError(
                 f"{self.files[i]} is not an image that can be read ({reason(error)}); "
