@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 from PIL import Image
 
-from ispasp_jax.data import preprocessing as pixels
+from ispasp_jax.data import depth
 from ispasp_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from ispasp_jax.errors import InputError
 
@@ -131,7 +131,7 @@ def _decoded(file: BinaryIO) -> Image.Image:
         image = Image.open(file, formats=_FORMATS)
     deep = any(";16" in str(tile[3]) for tile in image.tile)  # gone once it is loaded
     image.load()
-    return pixels.eight_bits(image, deep)
+    return depth.eight_bits(image, deep)
 
 
 def class_count(*labels: Int32[np.ndarray, " _"]) -> int:

@@ -131,7 +131,7 @@ def test_values_are_brought_to_eight_bits_by_their_range(kind, expected):
         (noise(8, 8) * np.uint16(16), "uint16 values up to .*65535 would be white"),
         (noise(8, 8).astype(np.uint16), "65535 would be white"),
         (noise(8, 8) * np.int32(16), "int32 values up to"),
-        (noise(8, 8) * np.int32(1000), "int32 from .*0 to 65535 of integers"),
+        (noise(8, 8) * np.int32(1000), "int32 from .*integers .*0 to 65535"),
         (noise(8, 8) - np.int16(128), "int16 from -"),
         (noise(8, 8) / 100, "float64 values up to .*255 would be white"),
         (noise(8, 8) / 127.5 - 1, "float64 from -.*0 to 1"),
@@ -141,12 +141,16 @@ def test_values_are_brought_to_eight_bits_by_their_range(kind, expected):
         (np.where(noise(8, 8) > 9, 1, np.inf), "to inf"),
         (np.where(noise(8, 8) > 9, 1, -np.inf), "from -inf"),
         (np.ones((8, 8), complex), "complex128"),
+        (noise(8), "expected .height, width"),
+        (noise(8, 8, 2), "expected .height, width"),
+        (noise(8, 8, 3, 3), "expected .height, width"),
+        (noise(0, 8, 3), "expected .height, width"),
         (np.full((8, 8), "a"), "<U1"),
         (np.full((8, 8), None), "object"),
     ],
 )
 def test_values_of_another_range_are_refused(values, words):
-    with raises("^the image holds", words):
+    with raises("^the image", words):
         data.evaluate(values, GREY)
 
 
