@@ -35,7 +35,7 @@ from ispasp_jax.models import shapes
 from ispasp_jax.models.network import Network, Variables
 from ispasp_jax.weight_files import HEADER, as_float32, read, some
 
-__all__ = ["read", "save_safetensors", "to_torchvision", "to_variables"]
+__all__ = ["classes", "read", "save_safetensors", "to_torchvision", "to_variables"]
 
 Arrays = Mapping[str, Shaped[np.ndarray, "..."]]
 
@@ -205,6 +205,18 @@ def _new_head(network: Network, input_shape: tuple[int, ...]) -> dict[str, np.nd
     return {
         name: array.transpose(_to_torch(array.shape)) for name, array in drawn.items()
     }
+
+
+def classes(
+    arrays: Mapping[str, np.ndarray], network: Network, input_shape: tuple[int, ...]
+) -> int:
+    """How many classes arrays of any known naming tell apart; 0 where their classifier
+    is not found.
+    """
+    given = _torchvision_names(arrays, getattr(network, "aliases", dict)())
+    head = [given[n] for n in _head_names(network, input_shape) if n in given]
+    counts = {array.shape[0] for array in head if array.ndim}
+    return counts.pop() if len(counts) == 1 else 0
 
 
 def _head_names(network: Network, input_shape: tuple[int, ...]) -> set[str]:

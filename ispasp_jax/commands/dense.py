@@ -89,19 +89,45 @@ def initialised(model: Model, seed: int) -> Model:
     return model.replace(model.network, variables)
 
 
-def batch_size(args: Namespace, source: Source) -> int:
-    """--batch-size, or its default for the data.
+def open_source(args: Namespace) -> Source:
+    """The data, with as many classes as --num-classes says.
 
     Raises:
-      InputError: a split to train on has fewer images than a batch.
+      InputError: there is none, or it has more classes.
     """
-    size = args.batch_size or (64 if len(source.train) < 10_000 else 256)
+    source = data.open_source(args.data)
+    for text in source.notes:
+        say(f"{args.data}: {text}")
+    return source._replace(num_classes=classes(args, source.num_classes))
+
+
+def classes(args: Namespace, found: int) -> int:
+    """--num-classes, or what was found in the data.
+
+    Raises:
+      InputError: the data has more.
+    """
+    if args.num_classes and args.num_classes < found:
+        raise InputError(
+            f"--num-classes {args.num_classes} is less than {args.data} has, whose "
+            f"last class is {found - 1}; give at least {found}."
+        )
+    return args.num_classes or found
+
+
+def batch_size(args: Namespace, source: Source) -> int:
+    """--batch-size, or its default for the data."""
+    return args.batch_size or (64 if len(source.train) < 10_000 else 256)
+
+
+def check_batch(args: Namespace, source: Source) -> None:
+    """Raises InputError where there are fewer images to train on than one batch has."""
+    size = batch_size(args, source)
     if len(source.train) < size:
         raise InputError(
             f"{args.data} has {len(source.train)} training images, fewer than a batch "
             f"of {size}; give a smaller --batch-size."
         )
-    return size
 
 
 def activations(args: Namespace, images: np.ndarray) -> np.ndarray:
@@ -113,9 +139,10 @@ def run_name(args: Namespace, method: str) -> str:
     """MODEL-DATA-METHOD, with what else sets two dense networks apart."""
     kind, _, where = args.data.partition(":")
     extra = [f"{args.image_size}px"] if args.image_size else []
+    extra += [f"{args.num_classes}classes"] if args.num_classes else []
     extra += [args.stem] if args.stem else []
     extra += [f"seed{args.seed}"] if args.seed else []
-    other = [_place(args.data), args.mean, args.std, args.resize]
+    other = [data.located(args.data), args.mean, args.std, args.resize]
     if other != [args.data, None, None, None]:
         extra.append(f"{zlib.crc32(repr(other).encode()):08x}")
     name = "-".join(filter(None, (kind, Path(where).stem)))
@@ -139,13 +166,6 @@ def identity(args: Namespace, source: Source, model: Model) -> dict[str, Any]:
     return json.loads(json.dumps(found))
 
 
-def _place(spec: str) -> str:
-    """The data's name, with a path made absolute."""
-    kind, _, where = spec.partition(":")
-    on_disk = kind in ("folder", "npz", "idx")
-    return f"{kind}:{Path(where).resolve()}" if on_disk else spec
-
-
 def load_weights(args: Namespace, source: Source) -> Model:
     """The model that --weights names, checked against the flags and the data."""
     ours = (checkpoints.CONFIG, checkpoints.ARRAYS, f"model/{checkpoints.CONFIG}")
@@ -160,11 +180,18 @@ def load_weights(args: Namespace, source: Source) -> Model:
             arrays, network, model.input_shape, new_head=True, source=args.weights
         )
         model = model.replace(network, variables)
-    if model.network.num_classes != source.num_classes:
+    knows = model.network.num_classes
+    if knows < source.num_classes or args.num_classes not in (None, knows):
+        wanted = "--num-classes asks for" if args.num_classes else f"{args.data} has"
         raise InputError(
-            f"--weights {args.weights} knows {model.network.num_classes} classes, "
-            f"{args.data} has {source.num_classes}; give weights or data that fit, or "
-            "--new-head to start a fresh classifier."
+            f"--weights {args.weights} knows {knows} classes, {wanted} "
+            f"{source.num_classes}; give weights or data that fit, or --new-head to "
+            "start a fresh classifier."
+        )
+    if knows > source.num_classes:
+        say(
+            f"--weights {args.weights} knows {knows} classes, and {args.data} the "
+            f"first {source.num_classes} of them, if its labels are the weights' own"
         )
     return model
 
@@ -303,6 +330,9 @@ def _from_file(args: Namespace, source: Source) -> Model:
     prep = preprocessing(args, base._replace(**known))
     here = Namespace(**{**vars(args), "stem": stem})
     model = architecture(here, source.num_classes, prep)
+    knows = weights.classes(arrays, model.network, model.input_shape)
+    if not args.new_head and knows > source.num_classes:
+        model = model.replace(model.network.clone(num_classes=knows), {})
     if "widths" in metadata:
         model = model.replace(model.network.narrowed(metadata["widths"]), {})
     variables = weights.to_variables(

@@ -199,6 +199,13 @@ def add_shared(parser: Parser) -> None:
         help="digits, tfds:NAME[:SPLITS], folder:DIR, npz:FILE, idx:DIR",
     )
     data.add_argument(
+        "--num-classes",
+        type=positive,
+        metavar="N",
+        help="classes of the network, where the data lacks the last ones; default: the "
+        "data's",
+    )
+    data.add_argument(
         "--image-size",
         type=positive,
         metavar="PIXELS",

@@ -58,12 +58,6 @@ def parser() -> flags.Parser:
         action="store_true",
         help="print the plan, touching neither weights nor data",
     )
-    pruning.add_argument(
-        "--num-classes",
-        type=flags.positive,
-        metavar="N",
-        help="for --dry-run; default: the data's",
-    )
     tuning = parser.add_argument_group("fine-tuning")
     tuning.add_argument(
         "--block-finetune-epochs",
@@ -164,7 +158,8 @@ def dry_run(args) -> None:
         if not (args.num_classes and args.image_size):
             raise
         prep = data.Preprocessing(args.image_size, None, (0.5,) * 3, (0.5,) * 3)
-    num_classes = args.num_classes or num_classes
+        num_classes = args.num_classes
+    num_classes = dense.classes(args, num_classes)
     model = dense.architecture(args, num_classes, dense.preprocessing(args, prep))
     if given is not None:
         sizes = plan_files.sizes(args, given, model.network)
@@ -187,7 +182,7 @@ def dry_run(args) -> None:
 
 def prune(args) -> None:
     """The whole job: dense network, walk, fine-tuning, measurements, result."""
-    from ispasp_jax import data, devices
+    from ispasp_jax import devices
     from ispasp_jax.commands import budgets, dense, locks, plan_files
     from ispasp_jax.commands.run import Run, trains
     from ispasp_jax.report import say, summary
@@ -217,8 +212,9 @@ def prune(args) -> None:
             f"--out {out} is where --weights comes from and would be replaced; give "
             "another folder."
         )
-    source = data.open_source(args.data)
-    dense.batch_size(args, source)
+    source = dense.open_source(args)
+    if trains(args):
+        dense.check_batch(args, source)
     prep = dense.preprocessing(args, source.preprocessing)
     own = dense.architecture(args, source.num_classes, prep)
     if given is None and asked is None:

@@ -57,7 +57,7 @@ class Run:
         self, args: Namespace, source: Source, out: Path, given: Plan | None = None
     ):
         self.args, self.source, self.out, self.given = args, source, out, given
-        aside = ("resume", "out", "dry_run", "num_classes", "devices", "distributed")
+        aside = ("resume", "out", "dry_run", "devices", "distributed")
         aside += ("calibration_memory", "compilation_cache")
         settings = {k: v for k, v in vars(args).items() if k not in aside}
         if given is not None:  # what the file says, not where it lies

@@ -56,11 +56,10 @@ def command(argv) -> None:
     peers.guard(args)
     flags.load("ispasp_jax.commands.dense", "ispasp_jax.commands.workspace")
 
-    from ispasp_jax import data
     from ispasp_jax.commands import dense
 
     dense.start_devices(args)
-    source = data.open_source(args.data)
+    source = dense.open_source(args)
     model = start(args, source)
     kind = "tuned" if args.weights else "dense"
     train(args, source, model, args.out or Path("runs") / dense.run_name(args, kind))
@@ -71,7 +70,7 @@ def start(args, source):
     from ispasp_jax.commands import dense, doubts
     from ispasp_jax.report import say
 
-    dense.batch_size(args, source)
+    dense.check_batch(args, source)
     if args.weights:
         model = dense.load_weights(args, source)
         if doubt := doubts.of_images(source.preprocessing, model.preprocessing):

@@ -10,7 +10,7 @@ from ispasp_jax.data.preprocessing import (
     from_json,
     to_json,
 )
-from ispasp_jax.data.sources import describe, open_source
+from ispasp_jax.data.sources import describe, located, open_source
 from ispasp_jax.data.splits import Source, Split
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "describe",
     "evaluate",
     "from_json",
+    "located",
     "open_source",
     "to_json",
 ]

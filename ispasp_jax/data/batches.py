@@ -75,10 +75,14 @@ def batches(
 
     def one(batch: Batch, row: int, i: int) -> None:
         image, batch.label[row] = split.read(i)
-        if recipe is None:
-            batch.image[row] = pixels.evaluate(image, preprocessing)
-        else:
-            batch.image[row] = pixels.augment(image, preprocessing, chance(i), recipe)
+        try:
+            if recipe is None:
+                new = pixels.evaluate(image, preprocessing)
+            else:
+                new = pixels.augment(image, preprocessing, chance(i), recipe)
+        except InputError as error:
+            raise InputError(f"{split.where(i)}: {error}") from error
+        batch.image[row] = new
 
     def whole(batch: Batch, chunk: Int[np.ndarray, " m"]) -> None:
         images, moved = split.images[chunk], recipe not in (None, "none")
@@ -148,6 +152,7 @@ def _as_they_are(split: Split, wanted: Preprocessing, recipe: str | None) -> boo
     """Whether the images are an array of the size wanted, so that no PIL is needed."""
     return (
         isinstance(split, ArraySplit)
+        and split.images.dtype == np.uint8
         and split.images.shape[1:] == wanted.shape
         and wanted.resize in (None, wanted.image_size)
         and (recipe is None or recipe in pixels.SHIFTS)

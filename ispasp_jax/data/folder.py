@@ -2,28 +2,48 @@
 
 import csv
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from ispasp_jax.data.splits import FileSplit, Source, defaults
+from ispasp_jax.data.splits import (
+    MOST_CLASSES,
+    FileSplit,
+    Source,
+    class_count,
+    defaults,
+)
 from ispasp_jax.errors import InputError
 
 _SUFFIXES = frozenset(
     ".jpg .jpeg .png .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .jp2".split()
 )
 
+#: What archives, servers and systems leave behind; all that is hidden likewise.
+_LITTER = frozenset(
+    ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found")
+    + ("System Volume Information",)
+)
+
+_TABLE = "labels.csv"
+_COLUMNS = ("file", "class_index")
+
+#: File and class of every image.
+_Rows = list[tuple[str, int]]
+
 
 def open_folder(place: str) -> Source:
     """A folder of images.
 
-    Class folders are numbered in the order of their names in DIR/train; DIR/val (or
-    DIR/test) may lack some of them. A labels.csv has columns file (relative to it) and
-    class_index (from 0); other columns are ignored. EXIF orientation is not applied.
+    Class folders are numbered in the order of their names, as text, in DIR/train;
+    DIR/val (or DIR/test) may lack some of them. A labels.csv has columns file (relative
+    to it) and class_index (from 0); other columns are ignored, and so are folders
+    beside it. EXIF orientation is not applied.
 
     Raises:
-      InputError: a split is missing, has no images, an unknown class or a bad
-        labels.csv.
+      InputError: a split is missing, has no images, an unknown or empty class, a link
+        that leads back, or a bad labels.csv.
     """
     root = Path(place)
     parts = [p for p in (root / "train", root / "val", root / "test") if p.is_dir()]
@@ -32,18 +52,33 @@ def open_folder(place: str) -> Source:
             f"{place} does not hold the folders train and val (or test); put the "
             "images there, in one folder a class or with a labels.csv."
         )
-    classes = _class_names(parts[0])
-    train, test = (_read_split(part, classes) for part in parts[:2])
-    listed = 1 + max(int(split.labels.max()) for split in (train, test))
-    num_classes = max(len(classes), listed)
-    return Source("folder", num_classes, train, test, *defaults(None, None, 3))
+    try:
+        return _open(*parts[:2])
+    except OSError as error:  # no permission, most likely
+        raise InputError(f"{place} cannot be read ({error}); mend that first.") from (
+            error
+        )
 
 
-def _read_split(part: Path, classes: list[str]) -> FileSplit:
-    if (part / "labels.csv").is_file():
-        rows = _from_csv(part / "labels.csv")
-    else:
-        rows = _from_folders(part, classes)
+def _open(train: Path, test: Path) -> Source:
+    listed, tested = ((part / _TABLE).is_file() for part in (train, test))
+    classes = [] if listed else _class_names(train)
+    if listed and not tested:
+        raise InputError(
+            f"{train} has a labels.csv, which does not number the folders of {test}; "
+            "write a labels.csv for both."
+        )
+    rows = _from_csv(train) if listed else _from_folders(train, classes)
+    _known(train, classes, rows)
+    last = None if listed else len(classes) - 1
+    others = _from_csv(test, last) if tested else _from_folders(test, classes)
+    splits = [_split(part, r) for part, r in ((train, rows), (test, others))]
+    count = max(len(classes), class_count(*(split.labels for split in splits)))
+    preprocessing, recipe, _ = defaults(None, None, 3)
+    return Source("folder", count, *splits, preprocessing, recipe, _numbered(classes))
+
+
+def _split(part: Path, rows: _Rows) -> FileSplit:
     if not rows:
         raise InputError(
             f"{part} holds no images; put them in one folder a class, or list them in "
@@ -53,59 +88,153 @@ def _read_split(part: Path, classes: list[str]) -> FileSplit:
     return FileSplit(files, np.array(labels, np.int32))
 
 
+def _known(part: Path, classes: list[str], rows: _Rows) -> None:
+    """Raises InputError where a class to be trained has no image, but others have."""
+    empty = sorted(set(range(len(classes))) - {label for _, label in rows})
+    if rows and empty:
+        raise InputError(
+            f"{part / classes[empty[0]]} is a class without an image (of "
+            f"{' '.join(sorted(_SUFFIXES))}); add some, or remove the folder."
+        )
+
+
+def _numbered(classes: list[str]) -> tuple[str, ...]:
+    """What to say where names that are numbers come in another order than theirs."""
+    if not all(name.isascii() and name.isdigit() for name in classes):
+        return ()
+    if classes == sorted(classes, key=lambda name: (len(name.lstrip("0")), name)):
+        return ()
+    first = ", ".join(classes[:4])
+    return (
+        f"the class folders are numbers, and numbered as text ({first}, …), as "
+        "torchvision does; for another order write a labels.csv",
+    )
+
+
+def _wanted(name: str) -> bool:
+    return name[0] != "." and name not in _LITTER
+
+
 def _class_names(part: Path) -> list[str]:
-    """Sub-folders by name; those with a dot in front (.git, .cache) are no classes."""
+    """Sub-folders by name; hidden ones (.git, .cache) and litter are no classes."""
     with os.scandir(part) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and e.name[0] != ".")
+        return sorted(e.name for e in entries if e.is_dir() and _wanted(e.name))
 
 
-def _from_folders(part: Path, classes: list[str]) -> list[tuple[str, int]]:
+def _from_folders(part: Path, classes: list[str]) -> _Rows:
     index = {name: i for i, name in enumerate(classes)}
-    rows = []
+    above = [part, *part.resolve().parents]
+    seen, rows = {_place(folder) for folder in above}, []
     for name in _class_names(part):
         if name not in index:
             raise InputError(
                 f"{part / name} is a class that {part.parent / 'train'} does not have; "
                 "name the class folders alike."
             )
-        for folder, subfolders, files in os.walk(part / name, followlinks=True):
-            subfolders.sort()
-            rows += [
-                (os.path.join(folder, file), index[name])
-                for file in sorted(files)
-                if Path(file).suffix.lower() in _SUFFIXES and file[0] != "."
-            ]
+        rows += [(file, index[name]) for file in _images(part / name, seen)]
     return rows
 
 
-def _from_csv(table: Path) -> list[tuple[str, int]]:
-    with open(table, newline="", encoding="utf-8-sig") as lines:
-        reader = csv.DictReader(lines, skipinitialspace=True)
-        try:
-            entries = list(reader)
-        except (csv.Error, UnicodeDecodeError) as error:
+def _place(folder: str | os.PathLike) -> tuple[int, int]:
+    """What is the same for all paths to one folder."""
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _images(top: str | os.PathLike, seen: set[tuple[int, int]]) -> Iterator[str]:
+    """The image files in a folder and below, each folder once: those of `seen`, which
+    grows, must not come again.
+    """
+    folders = [os.fspath(top)]
+    while folders:
+        folder = folders.pop()
+        here = _place(folder)
+        if here in seen:
             raise InputError(
-                f"{table} cannot be read ({error}); write it as UTF-8 text with "
-                "columns file, class_index."
-            ) from error
-    missing = {"file", "class_index"} - set(reader.fieldnames or ())
-    if missing:
+                f"{folder} leads to a folder that is read already; remove the link."
+            )
+        seen.add(here)
+        with os.scandir(folder) as entries:
+            found = [entry for entry in entries if _wanted(entry.name)]
+        found.sort(key=lambda entry: entry.name)
+        folders += [e.path for e in reversed(found) if e.is_dir()]
+        for entry in found:
+            suffix = os.path.splitext(entry.name)[1].lower()
+            if suffix not in _SUFFIXES or entry.is_dir():
+                continue
+            if not entry.is_file():
+                raise InputError(
+                    f"{entry.path} is no file (a broken link?); remove it or fetch it "
+                    "again."
+                )
+            yield entry.path
+
+
+def _from_csv(part: Path, last: int | None = None) -> _Rows:
+    """What a labels.csv lists; `last` is the last class there is, if that is known."""
+    table, rows, classes = part / _TABLE, [], {}
+    for number, (file, label) in enumerate(_entries(table), 1):
+        where = f"{table}, entry {number}"
+        path = os.path.normpath(part / file)
+        if not (label.isascii() and label.isdigit() and len(label) < 20):
+            raise InputError(
+                f"{where}: class_index {label[:40]!r} is not a class; expected an "
+                "integer from 0."
+            )
+        if int(label) >= MOST_CLASSES:
+            raise InputError(
+                f"{where}: class_index {label} is not one of {MOST_CLASSES} "
+                "classes at most; number them from 0."
+            )
+        if last is not None and int(label) > last:
+            raise InputError(
+                f"{where}: class_index {label} is not a class of "
+                f"{part.parent / 'train'}, whose folders are classes 0 to {last}; "
+                "correct the entry."
+            )
+        if not Path(path).is_relative_to(os.path.normpath(part)):
+            raise InputError(
+                f"{where}: {file} lies outside {part}; move it there, and name it "
+                "relative to the table."
+            )
+        if not os.path.isfile(path):
+            raise InputError(
+                f"{where}: {path} does not exist; remove the entry or fetch the file."
+            )
+        if classes.setdefault(path, int(label)) != int(label):
+            raise InputError(
+                f"{where}: {path} is of class {label} here and {classes[path]} before; "
+                "remove one entry."
+            )
+        rows.append((path, int(label)))
+    return rows
+
+
+def _entries(table: Path) -> Iterator[tuple[str, str]]:
+    """File and class_index of every line below the first, unchecked."""
+    try:
+        with open(table, newline="", encoding="utf-8-sig") as lines:
+            found = list(csv.reader(lines, skipinitialspace=True, strict=True))
+    except (csv.Error, UnicodeDecodeError) as error:
         raise InputError(
-            f"{table} has no column {' or '.join(sorted(missing))}; its first line has "
-            "to name the columns file and class_index."
+            f"{table} cannot be read ({error}); write it as UTF-8 text with columns "
+            "file, class_index."
+        ) from error
+    names, *entries = [line for line in found if line] or [[]]
+    names = [name.strip() for name in names]
+    wrong = [name for name in sorted(_COLUMNS) if names.count(name) != 1]
+    if wrong:
+        raise InputError(
+            f"{table} has no column {' or '.join(wrong)}, or has it twice; its first "
+            "line has to name the columns file and class_index."
         )
-    rows = []
-    for number, entry in enumerate(entries, 2):
-        label, file = (entry["class_index"] or "").strip(), entry["file"]
-        if not (label.isascii() and label.isdigit()):
+    columns = [names.index(name) for name in _COLUMNS]
+    for number, entry in enumerate(entries, 1):
+        if len(entry) != len(names):
             raise InputError(
-                f"{table}, entry {number - 1}: class_index {label!r} is not a class; "
-                "expected an integer from 0."
+                f"{table}, entry {number}: {len(entry)} values for the {len(names)} "
+                f"columns {', '.join(names)[:80]}; write as many, in quotes where one "
+                "holds a comma."
             )
-        if not (table.parent / file).is_file():
-            raise InputError(
-                f"{table}, entry {number - 1}: {table.parent / file} does not exist; "
-                "remove the entry or fetch the file."
-            )
-        rows.append((str(table.parent / file), int(label)))
-    return rows
+        file, label = (entry[i] for i in columns)
+        yield file, label.strip()

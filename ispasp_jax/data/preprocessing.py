@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 
+from ispasp_jax.data import depth
 from ispasp_jax.errors import InputError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -19,6 +20,9 @@ SHIFTS = {"none": (0, False), "shift": (4, True), "jitter": (1, False)}
 
 #: Every recipe that `augment` knows.
 RECIPES = (*SHIFTS, "crop")
+
+#: Longest side that images are brought to; beyond, one is larger than a GPU's memory.
+MOST_PIXELS = 8192
 
 
 class Preprocessing(NamedTuple):
@@ -81,28 +85,38 @@ def checked(preprocessing: Preprocessing) -> Preprocessing:
 
     Raises:
       InputError: a size that is no positive integer, or a mean and std that are not 1
-        or 3 finite numbers each, std above 0.
+        or 3 numbers each, of values in 0..1 (and not in 0..255).
     """
     size, resize, mean, std = preprocessing
     for name, value in (("image size", size), ("resize", resize)):
         if value is None and name == "resize":
             continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not (whole and 1 <= value <= MOST_PIXELS):
             raise InputError(
-                f"{name} {value!r} is not a number of pixels: expected an integer of "
-                f"at least 1{' or none' if name == 'resize' else ''}."
+                f"{name} {value!r:.40} is not a number of pixels: expected an integer "
+                f"from 1 to {MOST_PIXELS}{' or none' if name == 'resize' else ''}."
             )
-    numbers = [isinstance(x, int | float) and math.isfinite(x) for x in (*mean, *std)]
-    if not (len(mean) == len(std) in (1, 3) and all(numbers) and min(std) > 0):
+    both = (*mean, *std)
+    numbers = all(isinstance(x, int | float) and not isinstance(x, bool) for x in both)
+    if not (len(mean) == len(std) in (1, 3) and numbers):
         raise InputError(
-            f"mean {mean} and std {std} do not fit: expected 1 or 3 finite numbers "
-            "each, one a channel, with std above 0."
+            f"mean {mean!r:.80} and std {std!r:.80} do not fit: expected 1 or 3 finite "
+            "numbers each, one a channel, with std above 0."
+        )
+    # Colours differ by a thousandth at least, and by no more than all there is.
+    if not all(0 <= m <= 1 and 1e-3 <= s <= 1 for m, s in zip(mean, std, strict=True)):
+        large = all(0 <= x <= 255 for x in both) and max(both) > 1
+        advice = "; divide those for 0..255 by 255" if large else ""
+        raise InputError(
+            f"mean {mean!r:.80} and std {std!r:.80} are not those of pixels in 0..1: "
+            f"expected a mean from 0 to 1 and an std from 0.001 to 1{advice}."
         )
     return preprocessing
 
 
 def evaluate(
-    image: Image.Image | UInt8[np.ndarray, "..."], preprocessing: Preprocessing
+    image: Image.Image | Shaped[np.ndarray, "..."], preprocessing: Preprocessing
 ) -> Float[np.ndarray, "size size c"]:
     """The image as the network sees it in evaluation.
 
@@ -111,16 +125,20 @@ def evaluate(
     enlarged to `image_size`.
 
     Args:
-      image: a PIL image of any mode, or uint8 (h, w), or (h, w, c) with 1, 3 or
-        4 channels.
+      image: a PIL image of any mode, or an array (h, w), or (h, w, c) with 1, 3 or 4
+        channels. Values are 0 to 255; others are brought there from 0 to 1 (floats) or
+        0 to 65535 (integers).
       preprocessing: what to make of it.
+
+    Raises:
+      InputError: the values are of another range, or none can be told.
     """
     image = to_pil(image, preprocessing.channels)
     return normalise(_fit(image, preprocessing), preprocessing)
 
 
 def augment(
-    image: Image.Image | UInt8[np.ndarray, "..."],
+    image: Image.Image | Shaped[np.ndarray, "..."],
     preprocessing: Preprocessing,
     rng: np.random.Generator,
     recipe: str,
@@ -186,15 +204,20 @@ def normalise(
     return out
 
 
-def to_pil(image: Image.Image | UInt8[np.ndarray, "..."], channels: int) -> Image.Image:
+def to_pil(
+    image: Image.Image | Shaped[np.ndarray, "..."], channels: int
+) -> Image.Image:
     """The image in mode L or RGB, transparency dropped as torchvision does."""
     if isinstance(image, np.ndarray):
+        depths = ((), (1,), (3,), (4,))
+        if image.ndim < 2 or image.shape[2:] not in depths or not image.size:
+            raise InputError(
+                f"the image is an array {image.shape}; expected (height, width), or "
+                "(height, width, channels) with 1, 3 or 4 channels."
+            )
+        image = depth.of_array(image)
         image = Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
-    if image.mode.startswith("I"):
-        # PIL clips 16 bits to 8, which leaves white; the upper byte is the image.
-        image = Image.fromarray(
-            np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8)
-        )
+    image = depth.eight_bits(image)
     if "transparency" in image.info and image.mode == "P":
         image = image.convert("RGBA")  # straight to RGB, PIL warns of byte palettes
     mode = "L" if channels == 1 else "RGB"
@@ -220,6 +243,11 @@ def _fit(
     if resize is not None and min(image.size) != resize:
         width, height = image.size
         long = int(resize * max(width, height) / min(width, height))
+        if resize * long > MOST_PIXELS**2:
+            raise InputError(
+                f"the image has {width} x {height} pixels, too long a strip to be "
+                f"resized to {resize} x {long}; crop it first."
+            )
         shape = (resize, long) if width <= height else (long, resize)
         image = image.resize(shape, Image.Resampling.BILINEAR)
     pixels = as_array(image)

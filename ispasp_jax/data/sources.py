@@ -1,17 +1,20 @@
 """Data sources by name: digits, npz:FILE, idx:DIR, folder:DIR, tfds:NAME[:SPLITS]."""
 
-import contextlib
-import gzip
-import zipfile
-import zlib
-from pathlib import Path
+import os
 
 import numpy as np
 from jaxtyping import Int32, UInt8
 
 from ispasp_jax.data import folder, tfds
+from ispasp_jax.data.arrays import idx_array, npz_array, npz_head
 from ispasp_jax.data.preprocessing import Preprocessing
-from ispasp_jax.data.splits import ArraySplit, Source, defaults
+from ispasp_jax.data.splits import (
+    MOST_CLASSES,
+    ArraySplit,
+    Source,
+    class_count,
+    defaults,
+)
 from ispasp_jax.errors import InputError
 
 
@@ -28,7 +31,7 @@ def open_source(spec: str) -> Source:
     Raises:
       InputError: no such kind, or the data is missing, empty or broken.
     """
-    kind, _, place = spec.partition(":")
+    kind, place = _parts(spec)
     if kind not in _KINDS or (kind == "digits") == bool(place):
         raise InputError(
             f"unknown data source {spec!r}; expected digits, npz:FILE, idx:DIR, "
@@ -75,13 +78,13 @@ def npz(file: str) -> Source:
     """Arrays x_train, y_train, x_test, y_test; images are read at their first use."""
     splits, shapes = [], []
     for name in ("train", "test"):
-        shape = _npz_shape(file, f"x_{name}")
+        shape = _image_shape(file, f"x_{name}")
         labels = _class_labels(
-            _npz_array(file, f"y_{name}"), shape[0], f"{file}: y_{name}"
+            npz_array(file, f"y_{name}"), shape[0], f"{file}: y_{name}"
         )
 
         def load(key=f"x_{name}", shape=shape) -> UInt8[np.ndarray, "n h w c"]:
-            return _npz_array(file, key).reshape(shape)
+            return npz_array(file, key).reshape(shape)
 
         splits.append(ArraySplit(load, labels, f"{file} (x_{name})"))
         shapes.append(shape[1:])
@@ -90,22 +93,49 @@ def npz(file: str) -> Source:
             f"{file}: x_train has images of {shapes[0]} and x_test of {shapes[1]}; "
             "make them alike."
         )
-    return Source("npz", _num_classes(*splits), *splits, *defaults(*shapes[0]))
+    return Source(
+        "npz",
+        class_count(*(split.labels for split in splits)),
+        *splits,
+        *defaults(*shapes[0]),
+    )
 
 
 def idx(place: str) -> Source:
     """MNIST's four files, as published or unpacked."""
     splits = []
     for name in ("train", "t10k"):
-        images = _idx_array(place, f"{name}-images-idx3-ubyte")[..., None]
-        labels = _idx_array(place, f"{name}-labels-idx1-ubyte")
+        images = idx_array(place, f"{name}-images-idx3-ubyte")[..., None]
+        labels = idx_array(place, f"{name}-labels-idx1-ubyte")
         origin = f"{place} ({name})"
         labels = _class_labels(labels, len(images), origin)
         splits.append(ArraySplit(lambda images=images: images, labels, origin))
     train, test = splits
-    shape = train.images.shape[1:]
-    return Source("idx", _num_classes(train, test), train, test, *defaults(*shape))
+    shape, other = (split.images.shape[1:] for split in splits)
+    if shape != other or 0 in shape:
+        raise InputError(
+            f"{place} has images of {shape} to train and of {other} to test; expected "
+            "pixels, and the same number of them."
+        )
+    return Source(
+        "idx", class_count(train.labels, test.labels), train, test, *defaults(*shape)
+    )
 
+
+def located(spec: str) -> str:
+    """The name of the same data from any working folder."""
+    kind, place = _parts(spec)
+    return f"{kind}:{os.path.realpath(place)}" if kind in _ON_DISK else spec
+
+
+def _parts(spec: str) -> tuple[str, str]:
+    """What stands before the colon and behind it, where ~ is the home as in shells."""
+    kind, _, place = spec.partition(":")
+    return kind, os.path.expanduser(place) if kind in _ON_DISK else place
+
+
+#: The kinds whose place is a path.
+_ON_DISK = ("folder", "idx", "npz")
 
 #: Every kind of source by what stands before the colon.
 _KINDS = {
@@ -117,10 +147,6 @@ _KINDS = {
 }
 
 
-def _num_classes(*splits: ArraySplit) -> int:
-    return 1 + max((int(s.labels.max()) for s in splits if len(s)), default=0)
-
-
 def _class_labels(labels: np.ndarray, count: int, what: str) -> Int32[np.ndarray, " n"]:
     if labels.shape == (count, 1):  # as in Keras's CIFAR-10
         labels = labels[:, 0]
@@ -129,86 +155,21 @@ def _class_labels(labels: np.ndarray, count: int, what: str) -> Int32[np.ndarray
             f"{what} holds labels of {labels.dtype} {labels.shape}; expected integers "
             f"({count},), one for each image."
         )
-    if count and not 0 <= labels.min() <= labels.max() < 2**31 - 1:
+    if count and not 0 <= labels.min() <= labels.max() < MOST_CLASSES:
         raise InputError(
             f"{what} holds labels from {labels.min()} to {labels.max()}; expected "
-            "classes counted from 0."
+            f"classes counted from 0, {MOST_CLASSES} at most."
         )
     return labels.astype(np.int32)
 
 
-def _npz_shape(file: str, key: str) -> tuple[int, int, int, int]:
-    """(n, h, w, c) of an array of images, from its header alone."""
-    with _archive(file, key) as array:
-        old = np.lib.format.read_magic(array) == (1, 0)
-        header = "read_array_header_1_0" if old else "read_array_header_2_0"
-        shape, _, dtype = getattr(np.lib.format, header)(array)
+def _image_shape(file: str, key: str) -> tuple[int, int, int, int]:
+    """(n, h, w, c) of an array of images, from its head alone."""
+    shape, dtype = npz_head(file, key)
     full = (*shape, 1) if len(shape) == 3 else shape
     if dtype != np.uint8 or len(full) != 4 or full[3] not in (1, 3) or 0 in full[1:]:
         raise InputError(
-            f"{file}: {key} is {dtype} {shape}; expected uint8 images (n, h, w), "
-            "(n, h, w, 1) or (n, h, w, 3)."
+            f"{file}: {key} is {dtype} {shape}; expected uint8 images from 0 to 255, "
+            "(n, h, w), (n, h, w, 1) or (n, h, w, 3); save them so."
         )
     return full
-
-
-def _npz_array(file: str, key: str) -> np.ndarray:
-    with _archive(file, key) as array:
-        return np.lib.format.read_array(array, allow_pickle=False)
-
-
-@contextlib.contextmanager
-def _archive(file: str, key: str):
-    """One array of an .npz file as a stream; what is wrong with it is an InputError."""
-    try:
-        with zipfile.ZipFile(file) as archive, archive.open(f"{key}.npy") as array:
-            yield array
-    except KeyError as error:
-        raise InputError(
-            f"{file} has no array {key}; expected x_train, y_train, x_test and y_test."
-        ) from error
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        RuntimeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        raise InputError(
-            f"{file}: {key} cannot be read ({error}); expected an .npz file with "
-            "x_train, y_train, x_test and y_test."
-        ) from error
-
-
-def _idx_array(place: str, name: str) -> UInt8[np.ndarray, "n *hw"]:
-    """An idx file of bytes, `name` or `name`.gz."""
-    found = [f for f in (Path(place, name), Path(place, f"{name}.gz")) if f.is_file()]
-    if not found:
-        raise InputError(
-            f"{place} has neither {name} nor {name}.gz; expected MNIST's four files "
-            "there."
-        )
-    try:
-        opened = gzip.open if found[0].suffix == ".gz" else open
-        with opened(found[0], "rb") as file:
-            data = file.read()
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(
-            f"{found[0]} cannot be read ({error}); fetch it again."
-        ) from error
-    # Magic number 0, 0, 8 (bytes), axes; then the length of every axis, big-endian.
-    axes = int(name.split("-")[2][3])
-    head = 4 + 4 * axes
-    if data[:4] != bytes((0, 0, 8, axes)) or len(data) < head:
-        raise InputError(
-            f"{found[0]} is no idx file of {axes} axes (it starts with "
-            f"{data[:4].hex(' ')}); fetch it again."
-        )
-    shape = np.frombuffer(data[4:head], ">u4").astype(int)
-    if len(data) - head != shape.prod():
-        raise InputError(
-            f"{found[0]} holds {len(data) - head} bytes of the {shape.prod()} that its "
-            "head announces; fetch it again."
-        )
-    return np.frombuffer(data[head:], np.uint8).reshape(shape)

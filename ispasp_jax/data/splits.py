@@ -3,17 +3,25 @@
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import BinaryIO, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int32, UInt8
 from PIL import Image
 
+from ispasp_jax.data import depth
 from ispasp_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from ispasp_jax.errors import InputError
 
+#: What files may hold, whatever their names: PIL knows formats that start programs.
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000")
+
 #: What `Split.read` gives: a PIL image, or uint8 of (h, w, c).
 Picture = Image.Image | UInt8[np.ndarray, "h w c"]
+
+#: More classes than any data set of images has; labels beyond are something else's
+#: numbers (WordNet's 1440764), and a classifier for them would not fit in memory.
+MOST_CLASSES = 250_000
 
 
 @runtime_checkable
@@ -45,6 +53,7 @@ class Source(NamedTuple):
       test: what to report on.
       preprocessing: what to make of the images where the weights do not say.
       recipe: how to augment them in training (see `augment`).
+      notes: what a person should know of how the data is read.
     """
 
     name: str
@@ -53,6 +62,7 @@ class Source(NamedTuple):
     test: Split
     preprocessing: Preprocessing
     recipe: str
+    notes: tuple[str, ...] = ()
 
 
 class ArraySplit:
@@ -92,12 +102,14 @@ class FileSplit:
 
     def read(self, i: int) -> tuple[Picture, int]:
         try:
-            with Image.open(self.files[i]) as image:
-                image.load()
+            with open(self.files[i], "rb") as file:
+                image = _decoded(file)
+        except InputError as error:
+            raise InputError(f"{self.files[i]}: {error}") from error
         except Exception as error:  # PIL raises nearly anything on a broken file
             raise InputError(
-                f"{self.files[i]} is not an image that can be read ({error}); remove "
-                "it or fetch it again."
+                f"{self.files[i]} is not an image that can be read ({reason(error)}); "
+                "remove it or fetch it again."
             ) from error
         return image, int(self.labels[i])
 
@@ -105,10 +117,33 @@ class FileSplit:
         return str(self.files[i])
 
 
+def reason(error: Exception) -> str:
+    """What an error says, in one line that fits into a sentence."""
+    return next(iter(str(error).splitlines()), "")[:200] or type(error).__name__
+
+
+def _decoded(file: BinaryIO) -> Image.Image:
+    """The image in a file, whole; its checksums fit, where it has some (PNG)."""
+    image = Image.open(file, formats=_FORMATS)
+    if image.format == "PNG":
+        image.verify()
+        file.seek(0)
+        image = Image.open(file, formats=_FORMATS)
+    deep = any(";16" in str(tile[3]) for tile in image.tile)  # gone once it is loaded
+    image.load()
+    return depth.eight_bits(image, deep)
+
+
+def class_count(*labels: Int32[np.ndarray, " _"]) -> int:
+    """How many classes there are at least, where they count from 0."""
+    return 1 + max((int(part.max()) for part in labels if len(part)), default=0)
+
+
 def defaults(
     height: int | None, width: int | None, channels: int
-) -> tuple[Preprocessing, str]:
-    """Preprocessing and recipe for images of that size (None: each has its own).
+) -> tuple[Preprocessing, str, tuple[str, ...]]:
+    """Preprocessing and recipe for images of that size (None: each has its own), and
+    what to note of them.
 
     Up to 224 pixels images stay as they are, up to 64 the augmentation only moves them;
     others are treated as ImageNet's. Grey ones get MNIST's mean, colours ImageNet's.
@@ -117,7 +152,17 @@ def defaults(
         (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.1307,), (0.3081,))
     )
     if height is None or width is None or min(height, width) > 224:
-        return Preprocessing(224, 256, mean, std), "crop"
+        notes = _cropped(height, width) if height and width else ()
+        return Preprocessing(224, 256, mean, std), "crop", notes
     side = min(height, width)
     recipe = "crop" if side > 64 else "shift" if channels == 3 else "none"
-    return Preprocessing(side, None, mean, std), recipe
+    return Preprocessing(side, None, mean, std), recipe, _cropped(height, width)
+
+
+def _cropped(height: int, width: int) -> tuple[str, ...]:
+    if height == width:
+        return ()
+    return (
+        f"the images are {height} pixels high and {width} wide: the network sees the "
+        "square in their centre",
+    )

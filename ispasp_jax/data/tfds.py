@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ispasp_jax.data.preprocessing import Preprocessing
-from ispasp_jax.data.splits import Picture, Source, defaults
+from ispasp_jax.data.splits import Picture, Source, defaults, reason
 from ispasp_jax.data.tfrecord import TfRecords
 from ispasp_jax.errors import InputError
 
@@ -22,8 +22,11 @@ _PLACE = re.compile(r"(?P<name>[^:]+(:\d+\.[\d*]+\.[\d*]+)?)(:(?P<splits>.+))?")
 class TfdsSplit:
     """One split of a prepared data set; labels come with the images."""
 
-    def __init__(self, records: Sequence, keys: tuple[str, str], origin: str):
-        self._records, self._keys, self._origin = records, keys, origin
+    def __init__(
+        self, records: Sequence, keys: tuple[str, str], num_classes: int, origin: str
+    ):
+        self._records, self._keys = records, keys
+        self._num_classes, self._origin = num_classes, origin
 
     def __len__(self) -> int:
         return len(self._records)
@@ -33,12 +36,18 @@ class TfdsSplit:
             image, label = (self._records[i][key] for key in self._keys)
         except Exception as error:  # of ArrayRecord, protobuf and PIL
             raise InputError(
-                f"{self.where(i)} cannot be read ({error}); prepare the data set again."
+                f"{self.where(i)} cannot be read ({reason(error)}); "
+                "prepare the data set again."
             ) from error
         if label < 0:
             raise InputError(
                 f"{self.where(i)} has no label; name other splits, as in "
                 "tfds:NAME:train,validation."
+            )
+        if label >= self._num_classes:
+            raise InputError(
+                f"{self.where(i)} is of class {label} of {self._num_classes}; prepare "
+                "the data set again."
             )
         return image, int(label)
 
@@ -59,7 +68,8 @@ def open_tfds(place: str) -> Source:
     """
     name, splits = _parse(place)
     builder = _prepared(_builder(name), name)
-    keys, preprocessing, recipe = _features(builder, name)
+    keys, *looks = _features(builder, name)
+    num_classes = builder.info.features[keys[1]].num_classes
 
     def split(part: str) -> TfdsSplit:
         try:
@@ -67,10 +77,10 @@ def open_tfds(place: str) -> Source:
         except Exception as error:  # TFDS raises ValueError, KeyError, AssertionError
             raise InputError(
                 f"tfds:{name} has no split {part!r} that can be read "
-                f"({_first_line(error)}); expected one of "
+                f"({reason(error)}); expected one of "
                 f"{', '.join(builder.info.splits)}."
             ) from error
-        return TfdsSplit(records, keys, f"tfds:{name} ({part})")
+        return TfdsSplit(records, keys, num_classes, f"tfds:{name} ({part})")
 
     train, test = map(split, splits) if splits else (split("train"), None)
     for part in ("test", "validation"):
@@ -79,9 +89,8 @@ def open_tfds(place: str) -> Source:
             with contextlib.suppress(InputError):
                 split(part).read(0)
                 test = split(part)
-    num_classes = builder.info.features[keys[1]].num_classes
     test = test or split("test")
-    return Source("tfds", num_classes, train, test, preprocessing, recipe)
+    return Source("tfds", num_classes, train, test, *looks)
 
 
 def describe(place: str) -> tuple[int, Preprocessing]:
@@ -92,7 +101,7 @@ def describe(place: str) -> tuple[int, Preprocessing]:
     """
     name, _ = _parse(place)
     builder = _builder(name)
-    (_, label), preprocessing, _ = _features(builder, name)
+    (_, label), preprocessing, *_ = _features(builder, name)
     return builder.info.features[label].num_classes, preprocessing
 
 
@@ -122,7 +131,7 @@ def _builder(name: str):
         )
     except Exception as error:  # an unknown name, configuration or version
         raise InputError(
-            f"tfds:{name} cannot be opened ({_first_line(error)}); see "
+            f"tfds:{name} cannot be opened ({reason(error)}); see "
             "https://www.tensorflow.org/datasets/catalog for names."
         ) from error
 
@@ -161,7 +170,9 @@ def _records(builder, part: str) -> Sequence:
         return TfRecords(files, builder.info.features.deserialize_example_np)
 
 
-def _features(builder, name: str) -> tuple[tuple[str, str], Preprocessing, str]:
+def _features(
+    builder, name: str
+) -> tuple[tuple[str, str], Preprocessing, str, tuple[str, ...]]:
     """The keys of image and label, and what the shape of the images suggests."""
     features = builder.info.features
     keys = builder.info.supervised_keys or ("image", "label")
@@ -176,7 +187,3 @@ def _features(builder, name: str) -> tuple[tuple[str, str], Preprocessing, str]:
         f"tfds:{name} is not a data set of labelled images (it has "
         f"{', '.join(features)}); choose one for image classification."
     )
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

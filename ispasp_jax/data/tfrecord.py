@@ -52,14 +52,38 @@ class TfRecords(Sequence):
 
 @functools.lru_cache(maxsize=4096)
 def _starts(filename: str) -> Int64[np.ndarray, " n"]:
-    """Where every whole record of a file begins."""
+    """Where every whole record of a file begins. Lengths are summed, so that a spoilt
+    one does not lead into the middle of another record; contents are not, which would
+    take longer than to decode them.
+    """
     size, position, starts = os.path.getsize(filename), 0, []
     with open(filename, "rb") as file:
         while position + _HEAD + _TAIL <= size:
             file.seek(position)
-            (length,) = struct.unpack("<Q", file.read(_HEAD)[:8])
+            head = file.read(_HEAD)
+            length, found = struct.unpack("<QI", head)
+            if found != checksum(head[:8]):
+                raise ValueError(f"{filename} is spoilt at byte {position}")
             following = position + _HEAD + length + _TAIL
             if following <= size:
                 starts.append(position)
             position = following
     return np.array(starts, np.int64)
+
+
+def checksum(data: bytes) -> int:
+    """TFRecord's checksum of a few bytes: CRC-32C, rotated and shifted."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = _CRC32C[(crc ^ byte) & 255] ^ (crc >> 8)
+    crc ^= 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def _after_eight_bits(byte: int) -> int:
+    for _ in range(8):
+        byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
+    return byte
+
+
+_CRC32C = [_after_eight_bits(byte) for byte in range(256)]

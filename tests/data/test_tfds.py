@@ -10,6 +10,7 @@ from pictures import IMAGENET, PLAIN, noise, raises
 from PIL import Image
 
 from ispasp_jax import data
+from ispasp_jax.data.tfrecord import checksum
 
 
 @pytest.fixture
@@ -113,13 +114,18 @@ def test_a_prepared_data_set(tfds, tmp_path):
         next(data.batches(unlabelled, PLAIN, 2))
 
 
+def frame(record):
+    length = struct.pack("<Q", len(record))
+    return length + struct.pack("<I", checksum(length)) + record + bytes(4)
+
+
 def as_tfrecord(tfds, root):
-    """Writes the prepared data set again as TFRecord, its checksums left zero."""
+    """Writes the prepared data set again as TFRecord, its contents' checksums zero."""
     builder = tfds.builder("tiny_pictures", data_dir=root)
     raw = tfds.decode.DeserializeMethod.RAW_BYTES
     for part in builder.info.splits:
         records = builder.as_data_source(part, deserialize_method=raw)
-        framed = [struct.pack("<QI", len(r), 0) + r + bytes(4) for r in records]
+        framed = [frame(r) for r in records]
         (file,) = builder.data_path.glob(f"*-{part}.array_record-*")
         name = file.name.replace("array_record", "tfrecord")
         (builder.data_path / name).write_bytes(b"".join(framed))
