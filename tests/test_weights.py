@@ -333,8 +333,9 @@ class Tensor:
     def __init__(self, array):
         self.array = array
 
-    def is_floating_point(self):
-        return self.array.dtype.kind == "f"
+    @property
+    def dtype(self):
+        return f"torch.{self.array.dtype}"
 
     def float(self):
         return Tensor(self.array.astype(np.float32))
@@ -389,7 +390,7 @@ TIMM = {
 
 
 def test_preprocessing_of_the_hub():
-    found = hub.preprocessing(TIMM)
+    found = hub.preprocessing(TIMM, "a")
     assert found == {
         "architecture": "mobilenetv2_100",
         "num_classes": CLASSES,
@@ -399,7 +400,7 @@ def test_preprocessing_of_the_hub():
         "image_size": 224,
         "resize": 256,
     }
-    assert hub.preprocessing({}) == {}
+    assert hub.preprocessing({}, "a") == {}
 
 
 @pytest.fixture
