@@ -81,7 +81,9 @@ def save(folder: str | os.PathLike, model: Model) -> None:
             )
         with replacing(folder) as new:
             write(new, model)
-    except OSError as error:
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # a zero byte in the name is the latter
         raise InputError(tensors.unwritable(there, error)) from error
 
 
@@ -147,6 +149,8 @@ def folder_of(source: str | os.PathLike) -> Path | None:
         if not (path / CONFIG).exists() and (path / "model" / CONFIG).exists():
             return path / "model"
         return path if any((path / name).exists() for name in FILES) else None
+    except InputError:
+        raise
     except (OSError, ValueError):  # no path at all: too long, or with a zero byte
         return None
 

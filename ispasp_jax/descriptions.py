@@ -46,6 +46,8 @@ class Description(NamedTuple):
         Raises:
           InputError: the architecture has no such options or groups.
         """
+        if own := {"name", "num_classes"} & self.options.keys():
+            raise InputError(f"{some(sorted(own))} among the options")
         network = models.create(self.name, self.num_classes, **self.options)
         return narrowed(network, self.widths)
 

@@ -1,6 +1,8 @@
 """JSON that somebody else may have written."""
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +37,13 @@ def read(path: Path) -> Any:
       OSError: it cannot be read.
       InputError: it is not JSON, or too long.
     """
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not os.path.isfile(path):
         raise InputError("not JSON: it is no file")
-    with path.open("rb") as file:
-        content = file.read(LONGEST + 1)
+    try:
+        with path.open("rb") as file:
+            content = file.read(LONGEST + 1)
+    except ValueError as error:  # a zero byte in the path
+        raise OSError(errno.EINVAL, str(error)) from error
     if len(content) > LONGEST:
         raise InputError(f"not JSON: longer than {LONGEST} bytes")
     try:

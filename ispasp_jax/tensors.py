@@ -83,8 +83,8 @@ def write_whole(
       InputError: nothing can be written there.
     """
     path = Path(path)
-    if path.is_symlink() or path.is_dir():
-        what = "a symbolic link" if path.is_symlink() else "a folder"
+    if os.path.islink(path) or os.path.isdir(path):
+        what = "a symbolic link" if os.path.islink(path) else "a folder"
         raise InputError(
             f"{path} is {what}, which the new file would replace; give another name."
         )
@@ -92,18 +92,20 @@ def write_whole(
     try:
         write(temporary, arrays, metadata)
         os.replace(temporary, path)
-    except OSError as error:
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
         raise InputError(unwritable(path, error)) from error
     finally:
-        # Where nothing can be written, nothing was; a name too long cannot be asked.
         if os.path.lexists(temporary):
             temporary.unlink()
 
 
-def unwritable(path: Path, error: OSError) -> str:
+def unwritable(path: Path, error: Exception) -> str:
     """The sentence for what cannot be written."""
+    why = getattr(error, "strerror", None) or error
     return (
-        f"{path} cannot be written ({error.strerror or error}), and nothing was; give "
+        f"{printable(str(path))} cannot be written ({why}), and nothing was; give "
         "another place, or make room."
     )
 
