@@ -45,7 +45,7 @@ def read(
     Raises:
       InputError: nothing readable there, a package is missing, or it is no weights.
     """
-    path, metadata = Path(source), {}
+    path, metadata = Path(source), None
     if str(source).startswith("hf:"):
         path, metadata = fetch(str(source))
     elif not os.path.exists(path):
@@ -56,7 +56,7 @@ def read(
     taken = None
     if path.suffix == ".safetensors":
         arrays, header = _read_safetensors(path)
-        metadata = {**header, **(metadata or _beside(path))}
+        metadata = {**header, **(_beside(path) if metadata is None else metadata)}
     elif path.suffix in (".pth", ".pt", ".th", ".bin", ".tar"):
         arrays, taken = _read_torch(path, ema)
     elif (
@@ -73,9 +73,8 @@ def read(
             f"weights {source}: no moving average of weights in it; take the weights "
             "themselves."
         )
-    return weights_of(arrays, f"weights {source}"), metadata | (
-        {"taken": taken} if taken else {}
-    )
+    said = {"taken": taken} if taken else {}
+    return weights_of(arrays, f"weights {source}"), {**(metadata or {}), **said}
 
 
 def weights_of(arrays: Mapping[str, Any], source: str) -> dict[str, np.ndarray]:

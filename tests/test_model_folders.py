@@ -223,7 +223,7 @@ def test_a_config_that_is_no_text(folder, tmp_path):
     config.unlink()
     os.mkfifo(config)  # reading it would never end
     refuse(lambda: checkpoints.load(folder), "it is no file")
-    for name in ("none", "no\0name", "x" * 5000):
+    for name in ("none", "no\0name", "x" * 500):
         refuse(
             lambda name=name: checkpoints.load(tmp_path / name), "not a model folder"
         )
