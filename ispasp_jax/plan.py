@@ -165,6 +165,8 @@ def from_json(data: Any) -> tuple[str, Plan]:
         plan = {group["name"]: _cut(group) for group in data["groups"]}
         if len(plan) != len(data["groups"]):
             raise ValueError("a group named twice")
+        if not all(isinstance(name, str) for name in (data["model"], *plan)):
+            raise TypeError("a name")
         return data["model"], plan
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(

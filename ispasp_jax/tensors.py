@@ -80,7 +80,8 @@ def write_whole(
     """Writes arrays by name; a file that is there is replaced at once or not at all.
 
     Raises:
-      InputError: nothing can be written there.
+      InputError: the path is a folder or a symbolic link.
+      OSError: nothing can be written there; what was there is as it was.
     """
     path = Path(path)
     if os.path.islink(path) or os.path.isdir(path):
@@ -92,10 +93,6 @@ def write_whole(
     try:
         write(temporary, arrays, metadata)
         os.replace(temporary, path)
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:
-        raise InputError(unwritable(path, error)) from error
     finally:
         if os.path.lexists(temporary):
             temporary.unlink()

@@ -135,7 +135,8 @@ def save_safetensors(
       about: more for the header: the model's name, options and preprocessing.
 
     Raises:
-      InputError: nothing can be written there.
+      InputError: the path is a folder or a symbolic link.
+      OSError: nothing can be written there.
     """
     about = {
         **about,

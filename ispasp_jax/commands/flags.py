@@ -60,6 +60,10 @@ def run(command: Callable[[Sequence[str] | None], None], argv=None) -> int:
         after = "--resume goes on from here"
         after = after if _resumable(error) else "nothing was finished yet"
         print(f"interrupted; {after}", file=sys.stderr)
+        if argv is None:  # a program that was interrupted in XLA may crash at its end
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(130)
         return 130
     finally:
         sys.path[:] = path
