@@ -21,14 +21,13 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from ispasp_jax import data, models
+from ispasp_jax import data, descriptions, models, tensors
 from ispasp_jax.data import Preprocessing
+from ispasp_jax.descriptions import ARRAYS, CONFIG, FILES
 from ispasp_jax.errors import InputError
 from ispasp_jax.groups import leaves, nested
 from ispasp_jax.models.network import Network, Variables
-
-CONFIG, ARRAYS = FILES = "config.json", "model.safetensors"
-_FORMAT = 1
+from ispasp_jax.tensors import as_weights, printable, some
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,49 +66,66 @@ def save(folder: str | os.PathLike, model: Model) -> None:
     """Saves a model folder; one that is there is replaced at once or not at all.
 
     Raises:
-      InputError: the folder holds other files.
+      InputError: the folder holds other files, nothing can be written there, or the
+        variables are no weights.
     """
     there = Path(folder)
-    names = {path.name for path in there.iterdir()} if there.is_dir() else set()
-    if names and not names <= {CONFIG, ARRAYS, "training.json"}:
-        raise InputError(
-            f"{folder} holds other files ({', '.join(sorted(names)[:3])}); give a new "
-            "folder, or a model's."
-        )
-    with replacing(folder) as new:
-        write(new, model)
+    try:
+        names = {path.name for path in there.iterdir()} if there.is_dir() else set()
+        if there.exists() and not there.is_dir():
+            raise InputError(f"{folder} is a file; give a new folder, or a model's.")
+        if not names <= {*FILES, "training.json"}:
+            raise InputError(
+                f"{folder} holds other files ({', '.join(sorted(names)[:3])}); give a "
+                "new folder, or a model's."
+            )
+        with replacing(folder) as new:
+            write(new, model)
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # a zero byte in the name is the latter
+        raise InputError(tensors.unwritable(there, error)) from error
 
 
 def write(folder: Path, model: Model) -> None:
-    """Writes config.json and model.safetensors into a folder that is there."""
+    """Writes config.json and model.safetensors into a folder that is there.
+
+    Raises:
+      InputError: the variables are no weights.
+    """
+    arrays = dict(leaves(jax.device_get(model.variables)))
+    as_weights(_floating(arrays), str(folder / ARRAYS))
     config = {
-        "format": _FORMAT,
+        "format": descriptions.FORMAT,
         "model": model.name,
         "num_classes": model.network.num_classes,
         "options": dict(model.options),
         "widths": model.network.group_widths(),
         "preprocessing": data.to_json(model.preprocessing),
     }
-    (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+    sums = {"config": _sum_of(config), "arrays": fingerprint(model.variables)}
+    text = json.dumps({**config, "sums": sums}, indent=1) + "\n"
+    (folder / CONFIG).write_text(text)
     write_arrays(folder / ARRAYS, model.variables)
+
+
+def _floating(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays that are weights; a network of the user's may count something, too."""
+    counted = ("int", "uint", "bool")
+    return {n: a for n, a in arrays.items() if not a.dtype.name.startswith(counted)}
 
 
 def write_arrays(
     path: Path, variables: Variables, metadata: dict[str, str] | None = None
 ) -> None:
     """Writes every array under its path in the tree, as safetensors."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
+    tensors.write(path, dict(leaves(jax.device_get(variables))), metadata)
 
-    # safetensors silently writes wrong data for arrays that are not C-contiguous.
-    arrays = {
-        path: np.ascontiguousarray(leaf)
-        for path, leaf in leaves(jax.device_get(variables))
-    }
-    try:
-        save_file(arrays, path, metadata)
-    except SafetensorError as error:  # its own type for a full disk and the like
-        raise OSError(f"{path} cannot be written ({error})") from error
+
+def _sum_of(config: Mapping[str, Any]) -> str:
+    """A checksum of all that a config says, but for its checksums."""
+    said = {key: value for key, value in config.items() if key != "sums"}
+    return f"{zlib.crc32(json.dumps(said, sort_keys=True).encode()):08x}"
 
 
 def fingerprint(variables: Variables) -> str:
@@ -122,80 +138,117 @@ def fingerprint(variables: Variables) -> str:
     return f"{crc:08x}"
 
 
-def load(folder: str | os.PathLike) -> Model:
-    """The model that train.py or prune.py left in a folder (or in its `model/`).
+def folder_of(source: str | os.PathLike) -> Path | None:
+    """The model folder that a path means: itself, its `model/`, or the one whose
+    model.safetensors it is; None where it means something else.
+    """
+    path = Path(source)
+    try:
+        if path.name == ARRAYS and not path.is_dir():
+            return path.parent if descriptions.is_ours(path.parent / CONFIG) else None
+        if not (path / CONFIG).exists() and (path / "model" / CONFIG).exists():
+            return path / "model"
+        return path if any((path / name).exists() for name in FILES) else None
+    except InputError:
+        raise
+    except (OSError, ValueError):  # no path at all: too long, or with a zero byte
+        return None
+
+
+def architecture_of(folder: Path) -> str:
+    """The name that a model folder gives; nothing of that name is imported.
 
     Raises:
-      InputError: not such a folder, or one that is damaged.
+      InputError: not such a folder.
     """
-    folder = Path(folder)
-    if not (folder / CONFIG).exists() and (folder / "model" / CONFIG).exists():
-        folder = folder / "model"
-    config = _read_config(folder)
+    path = folder / CONFIG
+    return descriptions.described(descriptions.read(path), path).name
+
+
+def load(folder: str | os.PathLike, architecture: str | None = None) -> Model:
+    """The model that train.py or prune.py left in a folder (or in its `model/`).
+
+    No code that the folder names runs, but for the architectures of this package and
+    the one that the caller names.
+
+    Args:
+      folder: the folder, or the model.safetensors in it.
+      architecture: the name that the folder has to give, "package.module:function"
+        included; without it, one of this package's.
+
+    Raises:
+      InputError: not such a folder, one that is damaged, or of another architecture.
+    """
+    folder = folder_of(folder) or Path(folder)
+    path = folder / CONFIG
+    config = descriptions.read(path)
+    about = descriptions.described(config, path)
+    descriptions.allow(about.name, architecture, path)
     try:
-        name, options = config["model"], dict(config["options"])
-        widths = {group: int(width) for group, width in config["widths"].items()}
-        if min(widths.values(), default=1) < 1 or int(config["num_classes"]) < 1:
-            raise ValueError("a width or number of classes below 1")
-        preprocessing = data.from_json(config["preprocessing"])
-        network = models.create(name, int(config["num_classes"]), **options)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise InputError(
-            f"{folder / CONFIG} is not a model's config ({error}); expected one "
-            "written by train.py or prune.py."
-        ) from error
-    unknown = sorted(set(widths) - set(network.group_widths()))
-    if unknown:
-        raise InputError(
-            f"{folder / CONFIG} gives widths for {', '.join(unknown)}, which "
-            f"{name} does not have."
-        )
-    network = network.narrowed(widths)
-    model = Model(name, network, {}, preprocessing, options)
-    shapes = models.shapes(network, model.input_shape)
-    return model.replace(network, _read_arrays(folder / ARRAYS, shapes))
+        network = about.network()
+    except InputError as error:
+        why = str(error).removesuffix(".")
+        raise InputError(f"{path} cannot be followed: {why}.") from error
+    model = Model(about.name, network, {}, about.preprocessing, about.options)
+    arrays = _read_arrays(folder / ARRAYS, _shapes(model, path))
+    _check_sums(config, arrays, folder)
+    return model.replace(network, jax.device_put(arrays))
 
 
-def _read_config(folder: Path) -> dict:
+def _shapes(model: Model, path: Path) -> dict[str, jax.ShapeDtypeStruct]:
+    """What the network's arrays are to be, by path."""
     try:
-        config = json.loads((folder / CONFIG).read_text())
-    except OSError as error:
+        return dict(leaves(models.shapes(model.network, model.input_shape)))
+    except Exception as error:  # of many kinds: the network's own code
+        reason = str(error).strip().partition("\n")[0]
         raise InputError(
-            f"{folder} is not a model folder ({CONFIG}: {error.strerror}); expected "
-            "one written by train.py or prune.py."
+            f"{path} describes a network that cannot take {model.input_shape} inputs "
+            f"({reason:.200}); give another folder."
         ) from error
-    except ValueError as error:
-        raise InputError(f"{folder / CONFIG} is not JSON: {error}.") from error
-    if not isinstance(config, dict) or config.get("format") != _FORMAT:
-        raise InputError(
-            f"{folder / CONFIG} is not of format {_FORMAT}; expected a folder written "
-            "by train.py or prune.py of this version."
-        )
-    return config
 
 
-def _read_arrays(path: Path, shapes: dict) -> dict:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
+def _read_arrays(path: Path, shapes: dict[str, jax.ShapeDtypeStruct]) -> dict:
+    """The variables, read only where all shapes are as expected."""
     try:
-        arrays = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"{path} cannot be read ({error}); the folder is damaged, make it again."
-        ) from error
-    expected = {address: leaf.shape for address, leaf in leaves(shapes)}
-    found = {address: array.shape for address, array in arrays.items()}
+        found = tensors.shapes(path)
+    except InputError as error:
+        raise InputError(f"{error}; the folder is damaged, make it again.") from error
+    expected = {address: leaf.shape for address, leaf in shapes.items()}
     if found != expected:
         wrong = sorted(set(found.items()) ^ set(expected.items()))[:4]
         raise InputError(
             f"{path} does not hold the arrays that its config describes, for example "
-            f"{', '.join(f'{a} {s}' for a, s in wrong)}; the folder is damaged."
+            f"{', '.join(f'{printable(a)} {s}' for a, s in wrong)}; the folder is "
+            "damaged."
         )
-    bad = [address for address, array in arrays.items() if not np.isfinite(array).all()]
-    if bad:
-        raise InputError(f"{path} holds NaN or infinity in {', '.join(bad[:4])}.")
-    return jax.device_put(nested(arrays))
+    arrays, _ = tensors.read(path)
+    counts = {a for a, leaf in shapes.items() if leaf.dtype.kind in "iub"}
+    as_weights({a: v for a, v in arrays.items() if a not in counts}, str(path))
+    other = [a for a in sorted(counts) if arrays[a].dtype != shapes[a].dtype]
+    if other:
+        raise InputError(
+            f"{path}: {some(other)} of another type; the folder is damaged."
+        )
+    return nested(arrays)
+
+
+def _check_sums(config: Mapping[str, Any], variables: Variables, folder: Path) -> None:
+    """Raises InputError where the files are not as they were written; folders of
+    earlier versions do not say.
+    """
+    sums = config.get("sums")
+    if sums is None:
+        return
+    if not isinstance(sums, dict) or sums.get("config") != _sum_of(config):
+        raise InputError(
+            f"{folder / CONFIG} is not as it was written: it is damaged, or was edited "
+            'by hand; delete its "sums" if that was you.'
+        )
+    if sums.get("arrays") != fingerprint(variables):
+        raise InputError(
+            f"{folder / ARRAYS} is not as it was written; the folder is damaged, make "
+            f'it again (or, if you changed the file, delete "sums" in {CONFIG}).'
+        )
 
 
 @functools.partial(jax.jit, static_argnums=0)

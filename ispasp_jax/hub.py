@@ -1,13 +1,14 @@
 """The Hugging Face Hub, which is used only where weights are given as hf:REPO."""
 
-import json
 import math
 import os
 import socket
 import urllib.parse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ispasp_jax import descriptions, json_text
 from ispasp_jax.errors import InputError
 
 #: Seconds to wait for the Hub to answer before it is taken to be out of reach; the
@@ -89,13 +90,13 @@ def fetch(source: str) -> tuple[Path, dict[str, Any]]:
             "has, such as timm's, or download and convert its weights yourself."
         )
     try:
-        about = json.loads(config.read_text()) if config else {}
-    except ValueError as error:
+        about = json_text.read(config) if config else {}
+    except (OSError, InputError) as error:
         raise InputError(
-            f"weights {source}: its config.json is not JSON ({error}); delete {config} "
-            "so that it is fetched again."
+            f"weights {source}: its config.json is {error}; delete {config} so that it "
+            "is fetched again."
         ) from error
-    return path, preprocessing(about)
+    return path, preprocessing(about, f"weights {source}")
 
 
 def _reachable(endpoint: str) -> bool:
@@ -111,21 +112,39 @@ def _reachable(endpoint: str) -> bool:
         return False
 
 
-def preprocessing(config: dict[str, Any]) -> dict[str, Any]:
+def preprocessing(config: Any, source: str) -> dict[str, Any]:
     """What timm's config.json says of inputs and outputs, in our words.
 
     `resize`, the shorter side in pixels before the centre crop, is
     floor(image_size / crop_pct), as timm computes it.
+
+    Raises:
+      InputError: it says what cannot be.
     """
+    try:
+        found = _translated(config)
+        return descriptions.checked(found)
+    except (InputError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
+        why = str(e).removesuffix(".")
+    except (KeyError, IndexError):
+        why = "an input_size without numbers"
+    raise InputError(
+        f"{source}: its config.json cannot be followed ({why}); put that right, or "
+        "give the weights without it."
+    )
+
+
+def _translated(config: Mapping[str, Any]) -> dict[str, Any]:
     given = {**config, **config.get("pretrained_cfg", {})}
     # The top level is what was trained; pretrained_cfg may tell of an earlier training.
-    given["num_classes"] = config.get("num_classes", given.get("num_classes"))
+    for key in ("num_classes", "architecture"):
+        given[key] = config.get(key, given.get(key))
     found = {
         key: given.get(key) for key in ("architecture", "num_classes", "interpolation")
     }
     for key in ("mean", "std"):
-        found[key] = tuple(given[key]) if key in given else None
-    if "input_size" in given:
+        found[key] = None if given.get(key) is None else tuple(given[key])
+    if given.get("input_size") is not None:
         found["image_size"] = given["input_size"][-1]
         if given.get("crop_pct"):
             found["resize"] = math.floor(found["image_size"] / given["crop_pct"])

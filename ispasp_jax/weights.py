@@ -21,7 +21,6 @@ torchvision's network, whatever was pruned in it:
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -33,7 +32,8 @@ from ispasp_jax.errors import InputError
 from ispasp_jax.groups import leaves, width
 from ispasp_jax.models import shapes
 from ispasp_jax.models.network import Network, Variables
-from ispasp_jax.weight_files import HEADER, as_float32, read, some
+from ispasp_jax.tensors import as_float32, some, write_whole
+from ispasp_jax.weight_files import HEADER, read, weights_of
 
 __all__ = ["classes", "read", "save_safetensors", "to_torchvision", "to_variables"]
 
@@ -72,7 +72,7 @@ def to_variables(
       InputError: names or shapes differ, all of them listed.
     """
     known = {**getattr(network, "aliases", dict)(), **(aliases or {})}
-    given = _torchvision_names(arrays, known)
+    given = _torchvision_names(weights_of(arrays, source), known)
     wanted = shapes(network, input_shape)
     expected = {
         _name(path): tuple(leaf.shape[axis] for axis in _to_torch(leaf.shape))
@@ -133,10 +133,11 @@ def save_safetensors(
       network: whose widths go into the header, as JSON under "ispasp_jax".
       variables: its variables.
       about: more for the header: the model's name, options and preprocessing.
-    """
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
 
+    Raises:
+      InputError: the path is a folder or a symbolic link.
+      OSError: nothing can be written there.
+    """
     about = {
         **about,
         "num_classes": network.num_classes,
@@ -144,15 +145,7 @@ def save_safetensors(
     }
     # transformers and others look for the framework under "format".
     metadata = {"format": "pt", HEADER: json.dumps(about)}
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file(to_torchvision(network, variables), temporary, metadata)
-        os.replace(temporary, path)
-    except SafetensorError as error:  # its own type for a full disk and the like
-        raise OSError(f"{path} cannot be written ({error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, to_torchvision(network, variables), metadata)
 
 
 def _name(path: str) -> str:

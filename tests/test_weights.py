@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from ispasp_jax import hub, models, weights
+from ispasp_jax.commands import dense
 from ispasp_jax.errors import InputError
 from ispasp_jax.pruning import prune
 
@@ -180,6 +181,79 @@ def test_flax_files(tmp_path, kind):
     load(found, "flax_resnet18")
 
 
+def state_with_average(step):
+    """A training state's arrays: the weights are 1, their average is 2."""
+    return {
+        "params": {"fc": {"kernel": np.full((2, 2), 1, np.float32)}},
+        "ema_params": {"fc": {"kernel": np.full((2, 2), 2, np.float32)}},
+        "step": np.int32(step),
+    }
+
+
+@pytest.fixture(scope="module")
+def managed(tmp_path_factory):
+    """Folders of Orbax's CheckpointManager: one item, a named one, several."""
+    import orbax.checkpoint as ocp
+
+    root = tmp_path_factory.mktemp("orbax")
+    save = ocp.args.StandardSave
+    states = {
+        "one": lambda step: save(state_with_average(step)),
+        "named": lambda step: ocp.args.Composite(
+            state=save(state_with_average(step)), about=ocp.args.JsonSave({"a": 1})
+        ),
+        "several": lambda step: ocp.args.Composite(
+            a=save(state_with_average(step)), b=save(state_with_average(step))
+        ),
+    }
+    for name, state in states.items():
+        with ocp.CheckpointManager(root / name) as manager:
+            for step in (2, 10):
+                manager.save(step, args=state(step))
+            manager.wait_until_finished()
+    return root
+
+
+@pytest.mark.parametrize(
+    "place, taken",
+    [
+        ("one", "one/10/default"),
+        ("one/2", "one/2/default"),
+        ("one/2/default", ""),
+        ("named", "named/10/state"),
+        ("several/10/b", ""),
+    ],
+)
+def test_folders_of_orbaxs_manager(place, taken, managed):
+    for ema, value in ((False, 1), (True, 2)):
+        arrays, about = weights.read(managed / place, ema=ema)
+        assert arrays["params/fc/kernel"].max() == value and len(arrays) == 1
+        assert taken in about["taken"]
+        which = "moving average" if ema else "weights themselves, not the moving av"
+        assert which in about["taken"]
+
+
+def test_folders_of_orbaxs_manager_that_leave_a_choice(managed, tmp_path):
+    with pytest.raises(InputError, match=r"several states \(a, b\).*several/10"):
+        weights.read(managed / "several")
+    with pytest.raises(InputError, match="not a Flax checkpoint"):
+        weights.read(managed / "named/2/about")
+    (tmp_path / "7").mkdir()
+    with pytest.raises(InputError, match="not a Flax checkpoint"):
+        weights.read(tmp_path)
+
+
+def test_an_average_that_is_not_there(tmp_path):
+    from flax import serialization
+
+    state = state_with_average(1)
+    del state["ema_params"]
+    (tmp_path / "a.msgpack").write_bytes(serialization.msgpack_serialize(state))
+    assert "taken" not in weights.read(tmp_path / "a.msgpack")[1]
+    with pytest.raises(InputError, match="no moving average of weights"):
+        weights.read(tmp_path / "a.msgpack", ema=True)
+
+
 @pytest.mark.parametrize("model", ["resnet18", "mobilenetv2"])
 def test_what_comes_in_goes_out(tmp_path, model):
     state = make_state(model)
@@ -333,8 +407,9 @@ class Tensor:
     def __init__(self, array):
         self.array = array
 
-    def is_floating_point(self):
-        return self.array.dtype.kind == "f"
+    @property
+    def dtype(self):
+        return f"torch.{self.array.dtype}"
 
     def float(self):
         return Tensor(self.array.astype(np.float32))
@@ -366,6 +441,13 @@ def test_pth(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", torch)
     arrays, metadata = weights.read(path)
     assert arrays.keys() == state.keys() and metadata == {}
+    average = {name: Tensor(2 * array) for name, array in state.items()}
+    holds = {**holds, "state_dict_ema": average}
+    for ema in (False, True):
+        arrays, metadata = weights.read(path, ema=ema)
+        name = "bn1.weight"
+        np.testing.assert_array_equal(arrays[name], state[name] * (1 + ema))
+        assert "average" in metadata["taken"]
     holds = {"epoch": 3}
     with pytest.raises(InputError, match="no state dict in it"):
         weights.read(path)
@@ -389,7 +471,7 @@ TIMM = {
 
 
 def test_preprocessing_of_the_hub():
-    found = hub.preprocessing(TIMM)
+    found = hub.preprocessing(TIMM, "a")
     assert found == {
         "architecture": "mobilenetv2_100",
         "num_classes": CLASSES,
@@ -399,7 +481,76 @@ def test_preprocessing_of_the_hub():
         "image_size": 224,
         "resize": 256,
     }
-    assert hub.preprocessing({}) == {}
+    assert hub.preprocessing({}, "a") == {}
+
+
+#: What timm's config may hold, and what the sentence about it has to.
+HUBS = {
+    "a list": ([1], "cannot be followed"),
+    "no object": ({"pretrained_cfg": "x"}, "cannot be followed"),
+    "mean": ({"mean": "abc"}, "mean is ('a', 'b', 'c')"),
+    "one mean": ({"mean": 3}, "cannot be followed"),
+    "std": ({"std": [0.0, 0.0, 0.0]}, "std is (0.0, 0.0, 0.0)"),
+    "size": ({"input_size": [3, 10**9, 10**9]}, "image_size is 1000000000"),
+    "no size": ({"input_size": []}, "input_size without numbers"),
+    "tiny crop": ({"input_size": [3, 8, 8], "crop_pct": 1e-320}, "cannot be followed"),
+    "odd crop": ({"input_size": [3, 8, 8], "crop_pct": "1"}, "cannot be followed"),
+    "classes": ({"num_classes": -1}, "num_classes is -1"),
+    "name": ({"architecture": 3}, "architecture is 3"),
+}
+
+
+@pytest.mark.parametrize("config, words", HUBS.values(), ids=HUBS)
+def test_a_hubs_config_that_cannot_be(config, words, tmp_path):
+    save_file({"a": np.zeros(2, np.float32)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    calls = [
+        lambda: hub.preprocessing(config, "a"),
+        lambda: weights.read(tmp_path / "model.safetensors"),
+    ]
+    for call in calls[isinstance(config, list) :]:
+        with pytest.raises(InputError, match="config.json cannot be followed") as error:
+            call()
+        assert words in str(error.value)
+
+
+def test_a_local_copy_of_a_hubs_repository_has_its_preprocessing(tmp_path):
+    save_file({"a": np.zeros(2, np.float32)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(TIMM))
+    _, about = weights.read(tmp_path / "model.safetensors")
+    assert about == hub.preprocessing(TIMM, "a")
+    (tmp_path / "config.json").write_text('{"epochs": 3}')  # of anything else
+    assert weights.read(tmp_path / "model.safetensors")[1] == {}
+
+
+@pytest.mark.parametrize(
+    "model, theirs, words",
+    [
+        ("mobilenetv2", "mobilenetv2_100", None),
+        ("resnet50", "resnet50", None),
+        ("resnet50", None, None),
+        ("tf_mobilenetv2", "mobilenetv2_100", "not a tf_mobilenetv2; give --model mob"),
+        ("resnet50", "resnetaa50", "holds a resnetaa50 by its config.json, not a res"),
+        ("resnet20", "resnet18", "give --model resnet18 or other weights"),
+        ("mlp", "a\nb", "holds a 'a\\nb' by"),
+    ],
+)
+def test_another_architecture_by_the_hubs_config(model, theirs, words):
+    args = types.SimpleNamespace(weights="hf:some/one", model=model)
+    about = {"architecture": theirs} if theirs else {}
+    if words is None:
+        dense._check_hub(args, about)
+        return
+    with pytest.raises(InputError, match=re.escape(words)):
+        dense._check_hub(args, about)
+
+
+def test_another_interpolation_is_said(capsys):
+    args = types.SimpleNamespace(weights="hf:some/one", model="resnet50")
+    dense._check_hub(args, {"interpolation": "bilinear"})
+    assert capsys.readouterr().err == ""
+    dense._check_hub(args, {"interpolation": "bicubic"})
+    assert "resized by bicubic interpolation" in capsys.readouterr().err
 
 
 @pytest.fixture

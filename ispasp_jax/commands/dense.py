@@ -13,15 +13,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ispasp_jax import checkpoints, data, devices, models, training, weights
+from ispasp_jax import (
+    checkpoints,
+    data,
+    descriptions,
+    devices,
+    models,
+    training,
+    weights,
+)
 from ispasp_jax.checkpoints import Model
 from ispasp_jax.commands import content, flags
 from ispasp_jax.commands.states import Keeper
 from ispasp_jax.commands.workspace import Workspace
 from ispasp_jax.data import Preprocessing, Source
 from ispasp_jax.errors import InputError
+from ispasp_jax.models import Network
 from ispasp_jax.numerals import numeral
 from ispasp_jax.report import say, track
+from ispasp_jax.tensors import printable
 
 #: Training that a kill may cost, beyond the epoch that it interrupts.
 SECONDS_BETWEEN_STATES = 20
@@ -168,9 +178,9 @@ def identity(args: Namespace, source: Source, model: Model) -> dict[str, Any]:
 
 def load_weights(args: Namespace, source: Source) -> Model:
     """The model that --weights names, checked against the flags and the data."""
-    ours = (checkpoints.CONFIG, checkpoints.ARRAYS, f"model/{checkpoints.CONFIG}")
-    if any((Path(args.weights) / name).exists() for name in ours):
-        model = _from_folder(args)
+    folder = checkpoints.folder_of(args.weights)
+    if folder is not None:
+        model = _from_folder(args, folder)
     else:
         model = _from_file(args, source)
     if args.new_head and model.network.num_classes != source.num_classes:
@@ -293,14 +303,15 @@ def evaluate(args: Namespace, source: Source, model: Model) -> training.Score:
     )
 
 
-def _from_folder(args: Namespace) -> Model:
+def _from_folder(args: Namespace, folder: Path) -> Model:
     """A saved model, with the preprocessing that the flags ask for."""
-    model = checkpoints.load(args.weights)
-    if model.name != args.model:
+    if args.ema_weights:
         raise InputError(
-            f"--weights {args.weights} holds a {model.name}, not a {args.model}; "
-            f"give --model {model.name} or other weights."
+            f"--ema-weights is for checkpoints that hold the weights and their moving "
+            f"average; {args.weights} holds one network, so leave it out."
         )
+    _check_name(args, checkpoints.architecture_of(folder))
+    model = checkpoints.load(folder, args.model)
     if args.stem and args.stem != model.options.get("stem"):
         raise InputError(
             f"--stem {args.stem} is not the stem that {args.weights} was trained with "
@@ -318,14 +329,13 @@ def _from_folder(args: Namespace) -> Model:
 
 
 def _from_file(args: Namespace, source: Source) -> Model:
-    arrays, metadata = weights.read(args.weights)
+    arrays, metadata = weights.read(args.weights, ema=args.ema_weights)
+    if "taken" in metadata:
+        say(f"--weights {args.weights}: taken from it: {metadata['taken']}")
     base = source.preprocessing._replace(**models.PREPROCESSING.get(args.model, {}))
     known = {k: metadata[k] for k in Preprocessing._fields if k in metadata}
-    if metadata.get("model", args.model) != args.model:
-        raise InputError(
-            f"--weights {args.weights} holds a {metadata['model']}, not a "
-            f"{args.model}; give --model {metadata['model']} or other weights."
-        )
+    _check_name(args, metadata.get("model", args.model))
+    _check_hub(args, metadata)
     stem = args.stem or metadata.get("options", {}).get("stem")
     prep = preprocessing(args, base._replace(**known))
     here = Namespace(**{**vars(args), "stem": stem})
@@ -334,7 +344,7 @@ def _from_file(args: Namespace, source: Source) -> Model:
     if not args.new_head and knows > source.num_classes:
         model = model.replace(model.network.clone(num_classes=knows), {})
     if "widths" in metadata:
-        model = model.replace(model.network.narrowed(metadata["widths"]), {})
+        model = model.replace(_narrowed(args, model.network, metadata["widths"]), {})
     variables = weights.to_variables(
         arrays,
         model.network,
@@ -343,3 +353,46 @@ def _from_file(args: Namespace, source: Source) -> Model:
         source=args.weights,
     )
     return model.replace(model.network, variables)
+
+
+def _narrowed(args: Namespace, network: Network, widths: dict[str, int]) -> Network:
+    try:
+        return descriptions.narrowed(network, widths)
+    except InputError as error:
+        raise InputError(f"--weights {args.weights}: {error}.") from error
+
+
+def _check_name(args: Namespace, name: str) -> None:
+    """Raises InputError where weights are of another architecture than --model."""
+    if name == args.model:
+        return
+    shown = printable(name)
+    unless = "" if name in models.MODELS else ", if you trust its code, which then runs"
+    raise InputError(
+        f"--weights {args.weights} holds a {shown}, not a {args.model}; give --model "
+        f"{shown}{unless}, or other weights."
+    )
+
+
+def _check_hub(args: Namespace, metadata: dict[str, Any]) -> None:
+    """Says what a config of the Hub's has that is not ours.
+
+    Raises:
+      InputError: another architecture.
+    """
+    theirs, same = metadata.get("architecture"), models.TIMM.get(args.model, ())
+    if args.model in models.MODELS and theirs not in (None, args.model, *same):
+        fitting = [ours for ours, names in models.TIMM.items() if theirs in names]
+        raise InputError(
+            f"--weights {args.weights} holds a {printable(theirs)} by its config.json, "
+            f"not a {args.model}; give "
+            + (f"--model {fitting[0]} or " if fitting else "")
+            + "other weights."
+        )
+    filter = metadata.get("interpolation", "bilinear")
+    if filter != "bilinear":
+        say(
+            f"--weights {args.weights} was trained on images resized by "
+            f"{printable(filter)} interpolation; here all are resized by bilinear, so "
+            "top-1 may be some tenths of a point lower"
+        )

@@ -182,6 +182,12 @@ def add_shared(parser: Parser) -> None:
         "the data",
     )
     network.add_argument(
+        "--ema-weights",
+        action="store_true",
+        help="of a checkpoint that holds the weights and their moving average, the "
+        "average; default: the weights themselves",
+    )
+    network.add_argument(
         "--stem",
         choices=["imagenet", "small"],
         help="first layers; default: small below 64 pixels, where there is a choice",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ispasp_jax.errors import InputError
+from ispasp_jax.json_text import parse
 
 T = TypeVar("T")
 
@@ -30,24 +31,6 @@ def read(path: Path, expected: str, check: Callable[[Any], T] = lambda data: dat
     except InputError as error:
         why = f"is {error}".removesuffix(".")
     raise InputError(f"{path} {why}; expected {expected}.")
-
-
-def parse(text: str) -> Any:
-    """What a text holds.
-
-    Raises:
-      InputError: it is not JSON; NaN and infinity are not, and neither is what is
-        nested deeper than anyone writes.
-    """
-    try:
-        return json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:
-        why = "nested too deep" if isinstance(error, RecursionError) else error
-        raise InputError(f"not JSON: {why}") from None
-
-
-def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is no number")
 
 
 def dump(content: Any) -> str:

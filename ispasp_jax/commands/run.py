@@ -136,7 +136,7 @@ class Run:
             return None
         try:
             contents = [self.work.read(name) for name in names]
-            pruned = checkpoints.load(self.work.folder / _PRUNED)
+            pruned = checkpoints.load(self.work.folder / _PRUNED, self.args.model)
         except InputError as error:
             say(f"{error.args[0].partition(';')[0]}: going on from the walk")
             return None

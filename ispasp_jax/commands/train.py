@@ -155,7 +155,9 @@ def dense_network(args, source) -> Path:
     prep = dense.preprocessing(wanted, source.preprocessing)
     model = dense.architecture(wanted, source.num_classes, prep)
     if (folder / TRAINING).exists():
-        if _record(folder) != _wanted(folder, dense.identity(wanted, source, model)):
+        if _record(folder) != _wanted(
+            folder, args.model, dense.identity(wanted, source, model)
+        ):
             raise InputError(
                 f"{folder} was trained on other data or with other settings, or its "
                 "files have changed since; delete it, or name the weights to prune "
@@ -168,11 +170,11 @@ def dense_network(args, source) -> Path:
     return folder
 
 
-def _wanted(folder: Path, identity: dict) -> dict:
+def _wanted(folder: Path, name: str, identity: dict) -> dict:
     """What training.json has to say of a folder whose network is to be used."""
     from ispasp_jax import checkpoints
 
-    model = checkpoints.load(folder)
+    model = checkpoints.load(folder, name)
     return {"identity": identity, "sum": checkpoints.fingerprint(model.variables)}
 
 

@@ -237,5 +237,5 @@ def written(folder: Path | None, model: Model) -> Model:
     """
     if folder is not None:
         checkpoints.write(folder, model)
-        model = checkpoints.load(folder)
+        model = checkpoints.load(folder, model.name)
     return model.replace(model.network, jax.device_put(devices.agree(model.variables)))

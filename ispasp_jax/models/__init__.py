@@ -6,8 +6,9 @@ returns a `Network`.
 
 import importlib
 import inspect
+import numbers
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from ispasp_jax.errors import InputError
 from ispasp_jax.models import mlp, mobilenetv2, resnet
@@ -30,6 +31,8 @@ MODELS: dict[str, Callable[..., Network]] = _gathered("MODELS")
 PAPER: dict[str, dict[str, float]] = _gathered("PAPER")
 PREPROCESSING: dict[str, dict[str, Any]] = _gathered("PREPROCESSING")
 WEIGHT_DECAY: dict[str, float] = _gathered("WEIGHT_DECAY")
+#: timm's names of the networks that are ours in every number.
+TIMM: dict[str, tuple[str, ...]] = _gathered("TIMM")
 
 
 def factory(name: str) -> Callable[..., Network]:
@@ -82,6 +85,7 @@ def create(name: str, num_classes: int, **given) -> Network:
             f"model {name!r} has no option {', '.join(sorted(unknown))}; it takes "
             f"{', '.join(options(name)) or 'none'}."
         )
+    wanted = {key: _fitted(make, name, key, value) for key, value in wanted.items()}
     try:
         network = make(num_classes=num_classes, **wanted)
     except InputError:
@@ -99,11 +103,53 @@ def create(name: str, num_classes: int, **given) -> Network:
     return network
 
 
+def _fitted(make: Callable, name: str, option: str, value: Any) -> Any:
+    """The option's value, as the function's annotation wants it.
+
+    Raises:
+      InputError: it is of another kind, as far as an annotation says.
+    """
+    kind = inspect.signature(make).parameters[option].annotation
+    if isinstance(value, list) and get_origin(kind) is tuple:
+        value = tuple(value)
+    if not _fits(value, kind):
+        raise InputError(
+            f"model {name!r} cannot be made with {option}={value!r:.100}; expected "
+            f"{_described(kind)}."
+        )
+    return value
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of an annotation's kind; what is not simple passes."""
+    inner = get_args(kind)
+    if get_origin(kind) is Literal:
+        return any(type(value) is type(one) and value == one for one in inner)
+    if get_origin(kind) is tuple and inner[1:] == (Ellipsis,):
+        return isinstance(value, tuple) and all(_fits(v, inner[0]) for v in value)
+    if kind is int:
+        return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if kind is float:
+        return isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return isinstance(value, kind) if kind in (str, bool) else True
+
+
+def _described(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, get_args(kind)))
+    if kind is int:
+        return "a whole number"
+    if kind == tuple[int, ...]:
+        return "whole numbers"
+    return getattr(kind, "__name__", str(kind))
+
+
 __all__ = [
     "ARCHITECTURES",
     "MODELS",
     "PAPER",
     "PREPROCESSING",
+    "TIMM",
     "WEIGHT_DECAY",
     "Block",
     "Head",

@@ -68,6 +68,8 @@ class MLP(Network):
 
 def create(num_classes: int, hidden: tuple[int, ...] = (256,)) -> MLP:
     """The paper's two-layer network for one hidden size, a deep one for several."""
+    if min(hidden, default=1) < 1:
+        raise ValueError("a hidden layer without neurons")
     return MLP(num_classes, hidden=tuple(hidden))
 
 

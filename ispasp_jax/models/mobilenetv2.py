@@ -8,6 +8,8 @@ batch norms and the input side of the projection. features.1 has no expansion: i
 channels are made by the stem, so stem and features.1 are one block here.
 """
 
+from typing import Literal
+
 import flax.linen as nn
 from jaxtyping import Array, Float
 
@@ -247,7 +249,9 @@ ALIASES = timm_names()
 def variant(padding: str | None):
     """MobileNetV2 with this padding: stem "imagenet" or "small"."""
 
-    def create(num_classes: int, stem: str = "imagenet") -> MobileNetV2:
+    def create(
+        num_classes: int, stem: Literal["imagenet", "small"] = "imagenet"
+    ) -> MobileNetV2:
         return MobileNetV2(num_classes, stem=stem, padding=padding)
 
     return create
@@ -264,3 +268,4 @@ PAPER = {
 #: What the published weights were trained on: 2 · rgb − 1 in TensorFlow.
 PREPROCESSING = {"tf_mobilenetv2": {"mean": (0.5,) * 3, "std": (0.5,) * 3}}
 WEIGHT_DECAY = dict.fromkeys(MODELS, 4e-5)
+TIMM = {"mobilenetv2": ("mobilenetv2_100",)}

@@ -6,6 +6,8 @@ Every hidden channel is a group: one a basic block (conv1 -> conv2), two a bottl
 (conv1 -> conv2 and conv2 -> conv3), the first and last block of a stage included.
 """
 
+from typing import Literal
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -222,7 +224,9 @@ def imagenet(
     """The ResNet of these depths, torchvision's or Flax's (padding "SAME"): stem
     "imagenet" or "small"."""
 
-    def create(num_classes: int, stem: str = "imagenet") -> ResNet:
+    def create(
+        num_classes: int, stem: Literal["imagenet", "small"] = "imagenet"
+    ) -> ResNet:
         return ResNet(
             num_classes,
             depths=depths,
@@ -271,3 +275,5 @@ PAPER = {
         for name in (f"layer{stage}.{block}" for block in blocks)
     }
 }
+
+TIMM = {f"resnet{d}": (f"resnet{d}", f"tv_resnet{d}") for d in IMAGENET}
