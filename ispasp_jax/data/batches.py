@@ -81,7 +81,7 @@ def batches(
             else:
                 new = pixels.augment(image, preprocessing, chance(i), recipe)
         except InputError as error:
-            raise InputError(f"{split.where(i)} {error}") from error
+            raise InputError(f"{split.where(i)}: {error}") from error
         batch.image[row] = new
 
     def whole(batch: Batch, chunk: Int[np.ndarray, " m"]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 
+from ispasp_jax.data import depth
 from ispasp_jax.errors import InputError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -208,71 +209,21 @@ def to_pil(
 ) -> Image.Image:
     """The image in mode L or RGB, transparency dropped as torchvision does."""
     if isinstance(image, np.ndarray):
-        image = np.asarray(_eight_bits(image))
+        depths = ((), (1,), (3,), (4,))
+        if image.ndim < 2 or image.shape[2:] not in depths or not image.size:
+            raise InputError(
+                f"the image is an array {image.shape}; expected (height, width), or "
+                "(height, width, channels) with 1, 3 or 4 channels."
+            )
+        image = depth.of_array(image)
         image = Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
-    image = eight_bits(image)
+    image = depth.eight_bits(image)
     if "transparency" in image.info and image.mode == "P":
         image = image.convert("RGBA")  # straight to RGB, PIL warns of byte palettes
     mode = "L" if channels == 1 else "RGB"
     if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
         image = image.convert("RGB")
     return image if image.mode == mode else image.convert(mode)
-
-
-def eight_bits(image: Image.Image, deep: bool = False) -> Image.Image:
-    """The image itself, or its values brought to 0..255 where its mode has others.
-
-    Args:
-      image: of any mode.
-      deep: its file holds 16 bits a value, which PIL has cut to 8 in colours.
-
-    Raises:
-      InputError: which values stand for white cannot be told.
-    """
-    if image.mode[0] in "IF":
-        return Image.fromarray(_eight_bits(np.asarray(image), deep))
-    if deep and image.mode in ("RGB", "RGBA"):
-        _told(max(high for _, high in image.getextrema()[:3]), 255, "upper bytes of")
-    return image
-
-
-def _eight_bits(
-    values: Shaped[np.ndarray, "..."], deep: bool = False
-) -> UInt8[np.ndarray, "..."]:
-    """Values of any type as 0..255: floats from 0..1 or 0..255, integers from 0..255 or
-    0..65535, whose upper byte is the image.
-    """
-    kind = values.dtype.kind
-    if values.dtype == np.uint8 or not values.size:
-        return values.astype(np.uint8)
-    if kind == "b":
-        return values * np.uint8(255)
-    if kind not in "uif":
-        raise InputError(f"holds {values.dtype}; expected numbers from 0 to 255.")
-    low, high = values.min(), values.max()
-    if not 0 <= low <= high <= (255 if kind == "f" else 65535):  # NaN is neither
-        raise InputError(
-            f"holds {values.dtype} from {low} to {high}; expected 0 to 1 or 0 to 255 "
-            "of floats, 0 to 255 or 0 to 65535 of integers."
-        )
-    if kind == "f":
-        if high > 1:
-            _told(high, 255, values.dtype)
-        return np.rint(values * (255 if high <= 1 else 1)).astype(np.uint8)
-    deep |= values.dtype.itemsize == 2 and kind == "u"
-    if high > 255 or (deep and high):
-        _told(high, 65535, values.dtype)
-        values = values >> 8
-    return values.astype(np.uint8)
-
-
-def _told(high: float, white: int, what: object) -> None:
-    """Raises InputError where an image is so dark that its white may be another."""
-    if high < white / 4:
-        raise InputError(
-            f"holds {what} values up to {high}, and {white} would be white: it is "
-            "nearly black, or of another range; save it with 8 bits a value."
-        )
 
 
 def as_array(image: Image.Image) -> UInt8[np.ndarray, "h w c"]:
@@ -292,10 +243,10 @@ def _fit(
     if resize is not None and min(image.size) != resize:
         width, height = image.size
         long = int(resize * max(width, height) / min(width, height))
-        if long > 16 * MOST_PIXELS:
+        if resize * long > MOST_PIXELS**2:
             raise InputError(
-                f"has {width} x {height} pixels, too long a strip to be resized to "
-                f"{resize} x {long}; crop it first."
+                f"the image has {width} x {height} pixels, too long a strip to be "
+                f"resized to {resize} x {long}; crop it first."
             )
         shape = (resize, long) if width <= height else (long, resize)
         image = image.resize(shape, Image.Resampling.BILINEAR)

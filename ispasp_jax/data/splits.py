@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 from PIL import Image
 
-from ispasp_jax.data import preprocessing as pixels
+from ispasp_jax.data import depth
 from ispasp_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from ispasp_jax.errors import InputError
 
@@ -108,7 +108,7 @@ class FileSplit:
             with open(self.files[i], "rb") as file:
                 image = _decoded(file)
         except InputError as error:
-            raise InputError(f"{self.files[i]} {error}") from error
+            raise InputError(f"{self.files[i]}: {error}") from error
         except Exception as error:  # PIL raises nearly anything on a broken file
             raise InputError(
                 f"{self.files[i]} is not an image that can be read ({reason(error)}); "
@@ -134,7 +134,7 @@ def _decoded(file: BinaryIO) -> Image.Image:
         image = Image.open(file, formats=_FORMATS)
     deep = _is_deep(image)  # not to be seen once it is loaded
     image.load()
-    return pixels.eight_bits(image, deep)
+    return depth.eight_bits(image, deep)
 
 
 def _is_deep(image: Image.Image) -> bool:

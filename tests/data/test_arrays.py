@@ -1,6 +1,9 @@
 """Sources in memory (digits, npz, idx), good and broken."""
 
 import gzip
+import io
+import os
+import zipfile
 
 import numpy as np
 import pytest
@@ -87,6 +90,72 @@ def test_npz_that_does_not_fit_is_refused(tmp_path, change, words):
         data.open_source(npz(tmp_path / "a.npz", **change))
 
 
+def head(shape, dtype="|u1", version=b"\x01\x00"):
+    text = f"{{'descr': {dtype!r}, 'fortran_order': False, 'shape': {shape}, }}\n"
+    return b"\x93NUMPY" + version + len(text).to_bytes(2, "little") + text.encode()
+
+
+def array(values):
+    stream = io.BytesIO()
+    np.save(stream, values)
+    return stream.getvalue()
+
+
+HEADS = {
+    "10^13 labels": ("y_train", head((10**13,), "<i8"), "announces int64"),
+    "10^30 labels": ("y_train", head((10**30,), "<i8"), "announces int64"),
+    "10^13 images": ("x_train", head((10**13, 10, 10, 3)), "announces uint8"),
+    "fewer": ("y_train", array(np.arange(6))[:-8], "announces"),
+    "more": ("y_train", array(np.arange(6)) + bytes(8), "announces"),
+    "below 0": ("y_train", head((-1,), "<i8") + bytes(48), "announces"),
+    "objects": ("y_train", head((6,), "|O") + b"cos\nsystem\n", "Python objects"),
+    "records": ("y_train", head((6,), [("a", "<i8")]) + bytes(48), "cannot be read"),
+    "no array": ("y_train", b"pickle", "no array of numbers"),
+    "empty": ("y_train", b"", "no array of numbers"),
+    "version": ("y_train", head((6,), "<i8", b"\x09\x00"), "no array of numbers"),
+    "code": ("y_train", head("(__import__('os').abort(),)"), "cannot be read"),
+    "nested": ("y_train", head("(" * 3000), "cannot be read"),
+    "too many classes": ("y_train", array(np.arange(6) + 10**11), "250000 at most"),
+    "NaN": ("y_train", array(np.full(6, np.nan)), "labels of float64"),
+}
+
+
+@pytest.mark.parametrize(("key", "content", "words"), HEADS.values(), ids=HEADS)
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_heads_of_npz_files_are_not_believed(tmp_path, key, content, words, method):
+    spec = npz(tmp_path / "a.npz", **{key: None})
+    with zipfile.ZipFile(tmp_path / "a.npz", "a", method) as archive:
+        archive.writestr(f"{key}.npy", content)
+    with raises("a.npz: " + key, words):
+        data.open_source(spec)
+
+
+def test_an_npz_file_that_unpacks_to_more_than_memory_is_refused(tmp_path, monkeypatch):
+    spec = npz(tmp_path / "a.npz", x_train=None)
+    zeros = np.zeros((6, 1000, 1000, 3), np.uint8)
+    with zipfile.ZipFile(tmp_path / "a.npz", "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x_train.npy", array(zeros))
+    monkeypatch.setattr(os, "sysconf", lambda _: 4000)  # 16 MB
+    with raises("x_train cannot be read", "18000000 bytes", "memory"):
+        data.open_source(spec)
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for place in ("pipe", "."):
+        with raises("cannot be read", "not a file"):
+            data.open_source(f"npz:{tmp_path}/{place}")
+
+
+def test_images_that_are_no_squares_are_noted(tmp_path):
+    wide = {"x_train": noise(6, 10, 12), "x_test": noise(3, 10, 12)}
+    source = data.open_source(npz(tmp_path / "a.npz", **wide))
+    assert source.preprocessing.image_size == 10
+    (note,) = source.notes
+    assert "10 pixels high and 12 wide" in note and "square in their centre" in note
+    assert not data.open_source(npz(tmp_path / "b.npz")).notes
+
+
 def test_broken_npz_files_are_refused(tmp_path):
     with raises("none.npz", "cannot be read", "No such file"):
         data.open_source(f"npz:{tmp_path}/none.npz")
@@ -138,12 +207,29 @@ def test_idx(tmp_path, zipped):
         (b"", "no idx file"),
         (b"\0\0\x08\x03" + bytes(12), "no idx file of 1 axes.*00 00 08 03"),
         (b"\0\0\x08\x01\0\0\0\x02\0", "1 bytes of the 2"),
+        (b"\0\0\x08\x01\0\0\0\x02\0\1\2", "more than the 2"),
+        (b"\0\0\x08\x01" + b"\xff" * 4 + bytes(2), "2 bytes of the 4294967295"),
         (b"\0\0\x08\x01\0\0\0\x03\0\1\0", r"\(3,\); expected integers \(2,\)"),
     ],
 )
 def test_broken_idx_files_are_refused(tmp_path, content, words):
     with raises(words):
         data.open_source(idx(tmp_path, **{"t10k-labels-idx1-ubyte": content}))
+
+
+IDX_HEADS = {
+    "most": (b"\xff" * 12, "bytes, and this machine's memory"),
+    "no pixels": (b"\0\0\0\5" + bytes(8), "images of .*expected pixels"),
+    "other size": (b"\0\0\0\5" + b"\0\0\0\2" * 2 + bytes(20), "expected pixels"),
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(("content", "words"), IDX_HEADS.values(), ids=IDX_HEADS)
+def test_heads_of_idx_files_are_not_believed(tmp_path, content, words, zipped):
+    content = bytes((0, 0, 8, 3)) + content
+    with raises(words):
+        data.open_source(idx(tmp_path, zipped, **{"train-images-idx3-ubyte": content}))
 
 
 def test_a_cut_gzip_file_is_refused(tmp_path):
