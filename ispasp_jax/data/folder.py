@@ -52,15 +52,7 @@ def open_folder(place: str) -> Source:
             f"{place} does not hold the folders train and val (or test); put the "
             "images there, in one folder a class or with a labels.csv."
         )
-    try:
-        return _open(*parts[:2])
-    except OSError as error:  # no permission, most likely
-        raise InputError(f"{place} cannot be read ({error}); mend that first.") from (
-            error
-        )
-
-
-def _open(train: Path, test: Path) -> Source:
+    train, test = parts[:2]
     listed, tested = ((part / _TABLE).is_file() for part in (train, test))
     classes = [] if listed else _class_names(train)
     if listed and not tested:

@@ -14,6 +14,7 @@ from ispasp_jax.data.splits import (
     Source,
     class_count,
     defaults,
+    reason,
 )
 from ispasp_jax.errors import InputError
 
@@ -37,7 +38,12 @@ def open_source(spec: str) -> Source:
             f"unknown data source {spec!r}; expected digits, npz:FILE, idx:DIR, "
             "folder:DIR or tfds:NAME."
         )
-    source = _KINDS[kind](place)._replace(name=spec)
+    try:
+        source = _KINDS[kind](place)._replace(name=spec)
+    except OSError as error:  # no permission, or a name that is none
+        raise InputError(
+            f"{spec:.200} cannot be read ({reason(error)}); mend that first."
+        ) from error
     for name, split in (("training", source.train), ("test", source.test)):
         if not len(split):
             raise InputError(f"the {name} split of {spec} is empty; add images to it.")
@@ -79,9 +85,9 @@ def npz(file: str) -> Source:
     splits, shapes = [], []
     for name in ("train", "test"):
         shape = _image_shape(file, f"x_{name}")
-        labels = _class_labels(
-            npz_array(file, f"y_{name}"), shape[0], f"{file}: y_{name}"
-        )
+        key, what = f"y_{name}", f"{file}: y_{name}"
+        _check_labels(*npz_head(file, key), shape[0], what)
+        labels = _class_labels(npz_array(file, key), shape[0], what)
 
         def load(key=f"x_{name}", shape=shape) -> UInt8[np.ndarray, "n h w c"]:
             return npz_array(file, key).reshape(shape)
@@ -147,14 +153,19 @@ _KINDS = {
 }
 
 
-def _class_labels(labels: np.ndarray, count: int, what: str) -> Int32[np.ndarray, " n"]:
-    if labels.shape == (count, 1):  # as in Keras's CIFAR-10
-        labels = labels[:, 0]
-    if labels.dtype.kind not in "iu" or labels.shape != (count,):
+def _check_labels(
+    shape: tuple[int, ...], dtype: np.dtype, count: int, what: str
+) -> None:
+    if dtype.kind not in "iu" or shape not in ((count,), (count, 1)):
         raise InputError(
-            f"{what} holds labels of {labels.dtype} {labels.shape}; expected integers "
-            f"({count},), one for each image."
+            f"{what} holds labels of {dtype} {shape}; expected integers ({count},), "
+            "one for each image."
         )
+
+
+def _class_labels(labels: np.ndarray, count: int, what: str) -> Int32[np.ndarray, " n"]:
+    _check_labels(labels.shape, labels.dtype, count, what)
+    labels = labels.reshape(count)  # Keras's CIFAR-10 has (n, 1)
     if count and not 0 <= labels.min() <= labels.max() < MOST_CLASSES:
         raise InputError(
             f"{what} holds labels from {labels.min()} to {labels.max()}; expected "

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
+from ispasp_jax.data.crc32c import checksum
+
 #: Around a record's bytes: length (u64) and its checksum (u32); behind, their checksum.
 _HEAD, _TAIL = 12, 4
 
@@ -47,14 +49,16 @@ class TfRecords(Sequence):
         with open(part.filename, "rb") as file:
             file.seek(starts[part.skip + i - (self._ends[k] - part.take)])
             (length,) = struct.unpack("<Q", file.read(_HEAD)[:8])
-            return self._parse(file.read(length))
+            record, tail = file.read(length), file.read(_TAIL)
+        if struct.pack("<I", checksum(record)) != tail:
+            raise ValueError(f"a record of {part.filename} is spoilt")
+        return self._parse(record)
 
 
 @functools.lru_cache(maxsize=4096)
 def _starts(filename: str) -> Int64[np.ndarray, " n"]:
-    """Where every whole record of a file begins. Lengths are summed, so that a spoilt
-    one does not lead into the middle of another record; contents are not, which would
-    take longer than to decode them.
+    """Where every whole record of a file begins; their lengths have checksums, too, so
+    that a spoilt one does not lead into the middle of another record.
     """
     size, position, starts = os.path.getsize(filename), 0, []
     with open(filename, "rb") as file:
@@ -69,21 +73,3 @@ def _starts(filename: str) -> Int64[np.ndarray, " n"]:
                 starts.append(position)
             position = following
     return np.array(starts, np.int64)
-
-
-def checksum(data: bytes) -> int:
-    """TFRecord's checksum of a few bytes: CRC-32C, rotated and shifted."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc = _CRC32C[(crc ^ byte) & 255] ^ (crc >> 8)
-    crc ^= 0xFFFFFFFF
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-def _after_eight_bits(byte: int) -> int:
-    for _ in range(8):
-        byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
-    return byte
-
-
-_CRC32C = [_after_eight_bits(byte) for byte in range(256)]

@@ -17,8 +17,9 @@ from PIL import Image
 from spoilt import edits, often
 
 from ispasp_jax import data
+from ispasp_jax.data.crc32c import checksum, crc32c
 from ispasp_jax.data.splits import MOST_CLASSES, FileSplit
-from ispasp_jax.data.tfrecord import TfRecords, checksum
+from ispasp_jax.data.tfrecord import TfRecords
 from ispasp_jax.errors import InputError
 
 IMAGES, LABELS = noise(4, 5, 5, 3), np.arange(4)
@@ -159,11 +160,8 @@ def test_other_images(picture, format, chance):
 
 
 def records(*contents):
-    heads = [struct.pack("<Q", len(c)) for c in contents]
-    return b"".join(
-        head + struct.pack("<I", checksum(head)) + content + bytes(4)
-        for head, content in zip(heads, contents, strict=True)
-    )
+    parts = (part for c in contents for part in (struct.pack("<Q", len(c)), c))
+    return b"".join(part + struct.pack("<I", checksum(part)) for part in parts)
 
 
 RECORDS = (b"first" * 4, b"", b"third" * 9)
@@ -180,9 +178,25 @@ def test_tfrecord(content):
             found = [TfRecords([part], bytes)[i] for i in range(3)]
         except ValueError:
             return
-        assert [len(f) for f in found] == [len(r) for r in RECORDS]
+        assert found == list(RECORDS)
+
+
+def plain_crc32c(data):
+    state = 0xFFFFFFFF
+    for byte in data:
+        state ^= byte
+        for _ in range(8):
+            state = state >> 1 ^ (0x82F63B78 if state & 1 else 0)
+    return state ^ 0xFFFFFFFF
+
+
+@pytest.mark.parametrize("size", [0, 1, 3, 4, 255, 256, 257, 511, 512, 513, 1031])
+def test_the_checksum_is_everybodys(size):
+    record = noise(size).tobytes()
+    assert crc32c(record) == plain_crc32c(record)
 
 
 def test_the_checksum_is_tensorflows():
+    assert crc32c(b"123456789") == 0xE3069283
     # The first twelve bytes of an empty record, as TensorFlow writes it.
     assert checksum(bytes(8)) == int.from_bytes(b"\x29\x03\x98\x07", "little")
