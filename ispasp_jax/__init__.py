@@ -25,6 +25,9 @@ _WHERE = {
     "take": "groups",
     "mask": "groups",
     "take_optimizer": "optimizers",
+    "trace": "graph",
+    "narrow": "graph",
+    "check": "graph",
     "Block": "models",
     "Head": "models",
     "Network": "models",
@@ -36,8 +39,8 @@ _WHERE = {
 }
 
 _MODULES = (
-    *("budget", "criteria", "curves", "data", "devices", "models", "plan", "repair"),
-    *("training", "weights"),
+    *("budget", "criteria", "curves", "data", "devices", "graph", "models", "plan"),
+    *("repair", "training", "weights"),
 )
 
 __all__ = ["__version__", *_WHERE, *_MODULES]

@@ -51,6 +51,17 @@ def test_the_selection_core_imports_jax_alone():
         assert not stdlib & {"os", "io", "pathlib", "logging", "sys"}, module
 
 
+def test_the_graph_knows_nothing_of_the_rest():
+    files = sorted((ROOT / "graph").glob("*.py"))
+    assert files
+    for path in files:
+        assert ours(path) <= {"graph", "errors"}, path
+        roots = {name.split(".")[0] for name in imported(path)}
+        known = {"jax", "jaxtyping", "numpy", "flax", "ispasp_jax"}
+        assert roots <= known | sys.stdlib_module_names, path
+        assert "flax" not in roots or path.name == "adapters.py", path
+
+
 def test_models_know_nothing_of_pruning():
     files = sorted((ROOT / "models").glob("*.py"))
     assert files
