@@ -1,4 +1,5 @@
-"""What is kept on disk: self-describing model folders and states of running training.
+"""What is kept on disk: self-describing model folders, and (of training_states) states
+of running training.
 
 A model folder is config.json (architecture, widths, preprocessing) and
 model.safetensors (every array under its "/"-joined path): no pickle, no original
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jaxtyping import Array, Float
 
 from ispasp_jax import data, descriptions, models, tensors
@@ -27,7 +27,8 @@ from ispasp_jax.descriptions import ARRAYS, CONFIG, FILES
 from ispasp_jax.errors import InputError
 from ispasp_jax.groups import leaves, nested
 from ispasp_jax.models.network import Network, Variables
-from ispasp_jax.tensors import as_weights, printable, some
+from ispasp_jax.tensors import as_weights, fingerprint, printable, some, write_arrays
+from ispasp_jax.training_states import States as States
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,27 +116,10 @@ def _floating(arrays: Mapping[str, Any]) -> dict[str, Any]:
     return {n: a for n, a in arrays.items() if not a.dtype.name.startswith(counted)}
 
 
-def write_arrays(
-    path: Path, variables: Variables, metadata: dict[str, str] | None = None
-) -> None:
-    """Writes every array under its path in the tree, as safetensors."""
-    tensors.write(path, dict(leaves(jax.device_get(variables))), metadata)
-
-
 def _sum_of(config: Mapping[str, Any]) -> str:
     """A checksum of all that a config says, but for its checksums."""
     said = {key: value for key, value in config.items() if key != "sums"}
     return f"{zlib.crc32(json.dumps(said, sort_keys=True).encode()):08x}"
-
-
-def fingerprint(variables: Variables) -> str:
-    """A checksum of every array's path, type and content."""
-    crc = 0
-    for path, leaf in leaves(jax.device_get(variables)):
-        leaf = np.asarray(leaf)
-        crc = zlib.crc32(f"{path} {leaf.dtype} {leaf.shape}".encode(), crc)
-        crc = zlib.crc32(leaf.tobytes(), crc)
-    return f"{crc:08x}"
 
 
 def folder_of(source: str | os.PathLike) -> Path | None:
@@ -302,88 +286,3 @@ def _swap(a: Path, b: Path) -> bool:
         return False
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     return rename(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0
-
-
-class States:
-    """The last training state in a folder: a file of arrays, written aside, then
-    renamed to the number of its epoch.
-    """
-
-    def __init__(self, folder: str | os.PathLike):
-        self._folder = Path(folder).absolute()
-
-    def save(self, epoch: int, state: Any) -> None:
-        """Saves the state after an epoch; when this returns, it is kept and the one
-        before is gone.
-        """
-        arrays = _by_path(state)
-        self._folder.mkdir(exist_ok=True)
-        new = self._folder / f".{epoch}.new"
-        write_arrays(new, arrays, {"sum": _sum(arrays)})
-        new.replace(self._folder / str(epoch))
-        for other in self._epochs() - {epoch}:
-            (self._folder / str(other)).unlink()
-
-    def latest(self, like: Any) -> Any | None:
-        """The last state saved; None if none.
-
-        Args:
-          like: a state of the same structure, shapes and types.
-
-        Raises:
-          InputError: it is damaged, or of another structure.
-        """
-        epoch = max(self._epochs(), default=None)
-        if epoch is None:
-            return None
-        arrays = _read_summed(self._folder / str(epoch))
-        pairs, structure = jax.tree_util.tree_flatten_with_path(like)
-        expected = {jax.tree_util.keystr(path): leaf for path, leaf in pairs}
-        if _kinds(arrays) != _kinds(expected):
-            raise InputError(
-                f"{self._folder / str(epoch)} is the state of another training."
-            )
-        found = [arrays[path].reshape(like.shape) for path, like in expected.items()]
-        return jax.device_put(jax.tree.unflatten(structure, found))
-
-    def close(self) -> None:
-        """Nothing is left open: kept for those who call it."""
-
-    def _epochs(self) -> set[int]:
-        found = self._folder.iterdir() if self._folder.is_dir() else ()
-        return {int(path.name) for path in found if path.name.isdecimal()}
-
-
-def _kinds(arrays: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
-    """What has to agree for arrays to be restored."""
-    return {path: (int(a.size), str(a.dtype)) for path, a in arrays.items()}
-
-
-def _by_path(tree: Any) -> dict[str, np.ndarray]:
-    """A tree's arrays by their paths, as a file has them: no shape is ()."""
-    found = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
-    return {jax.tree_util.keystr(path): np.atleast_1d(leaf) for path, leaf in found}
-
-
-def _sum(arrays: Mapping[str, np.ndarray]) -> str:
-    return fingerprint(dict(sorted(arrays.items())))
-
-
-def _read_summed(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file that names its own fingerprint.
-
-    Raises:
-      InputError: it is damaged.
-    """
-    from safetensors import safe_open
-    from safetensors.numpy import load_file
-
-    try:
-        with safe_open(path, "numpy") as file:
-            expected = file.metadata()["sum"]
-        arrays = load_file(path)
-        if _sum(arrays) == expected:
-            return arrays
-    except Exception:  # whatever safetensors raises on a damaged file
-        pass
-    raise InputError(f"{path} is damaged.")

@@ -5,14 +5,17 @@ anything else would be computed with and give numbers that mean nothing.
 """
 
 import os
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ispasp_jax.errors import InputError
+from ispasp_jax.groups import Tree, leaves
 
 #: The types of weights, as numpy and ml_dtypes call them.
 KINDS = ("float16", "bfloat16", "float32", "float64")
@@ -72,6 +75,23 @@ def write(
         save_file(contiguous, path, metadata)
     except SafetensorError as error:  # its own type for a full disk and the like
         raise OSError(f"{path} cannot be written ({error})") from error
+
+
+def write_arrays(
+    path: Path, variables: Tree, metadata: dict[str, str] | None = None
+) -> None:
+    """Writes every array under its path in the tree, as safetensors."""
+    write(path, dict(leaves(jax.device_get(variables))), metadata)
+
+
+def fingerprint(variables: Tree) -> str:
+    """A checksum of every array's path, type and content."""
+    crc = 0
+    for path, leaf in leaves(jax.device_get(variables)):
+        leaf = np.asarray(leaf)
+        crc = zlib.crc32(f"{path} {leaf.dtype} {leaf.shape}".encode(), crc)
+        crc = zlib.crc32(leaf.tobytes(), crc)
+    return f"{crc:08x}"
 
 
 def write_whole(

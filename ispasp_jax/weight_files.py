@@ -3,6 +3,7 @@
 torch, huggingface_hub and Orbax are imported only where a source needs them.
 """
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -239,8 +240,9 @@ def _read_flax(path: Path, ema: bool) -> tuple[dict[str, np.ndarray], str | None
     except InputError:
         raise
     except Exception as error:  # both libraries' errors are of many kinds
+        reason = " ".join(repr(error).split())
         raise InputError(
-            f"weights {path}: not a Flax checkpoint with params ({error!r:.200}); "
+            f"weights {path}: not a Flax checkpoint with params ({reason:.200}); "
             "expected a .msgpack file, an Orbax folder, or a folder written by "
             "train.py or prune.py."
         ) from error
@@ -269,6 +271,8 @@ def orbax_folder(path: Path) -> tuple[Path, str | None]:
     return found, None if found == path else f"{found}"
 
 
+#: Bytes that are allocated whatever a checkpoint holds, and how often what it holds.
+_SMALL, _DENSEST = 2**28, 100
 #: The file that Orbax leaves beside the arrays of a tree.
 _TREE = "_METADATA"
 
@@ -289,6 +293,14 @@ def _restore_orbax(path: Path) -> dict:
 
     checkpointer = ocp.PyTreeCheckpointer()
     tree = checkpointer.metadata(path.resolve()).item_metadata.tree
+    announced = sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+    held = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    # Orbax fills what is missing with zeros, and no trained network is mostly zeros.
+    if announced > max(_SMALL, _DENSEST * held):
+        raise InputError(
+            f"weights {path}: it announces {announced} bytes of arrays and holds "
+            f"{held}; it is damaged, so give another checkpoint."
+        )
     # Into numpy, so that it does not matter on which devices it was saved.
     arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
     return checkpointer.restore(path.resolve(), restore_args=arguments)

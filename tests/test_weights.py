@@ -7,16 +7,18 @@ import re
 import sys
 import types
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import numpy_networks as reference
 import pytest
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from ispasp_jax import hub, models, weights
+from ispasp_jax import hub, models, weight_files, weights
 from ispasp_jax.commands import dense
 from ispasp_jax.errors import InputError
 from ispasp_jax.pruning import prune
@@ -241,6 +243,41 @@ def test_folders_of_orbaxs_manager_that_leave_a_choice(managed, tmp_path):
     (tmp_path / "7").mkdir()
     with pytest.raises(InputError, match="not a Flax checkpoint"):
         weights.read(tmp_path)
+
+
+def test_a_checkpoint_that_announces_more_than_it_holds(tmp_path, monkeypatch):
+    """Orbax would fill a terabyte with zeros."""
+    import orbax.checkpoint as ocp
+
+    zeros = {"params": {"fc": {"kernel": np.zeros((2000, 1000), np.float32)}}}
+    ocp.PyTreeCheckpointer().save(tmp_path / "a", zeros)
+    assert weights.read(tmp_path / "a")[0]["params/fc/kernel"].shape == (2000, 1000)
+    monkeypatch.setattr(weight_files, "_SMALL", 2**20)
+    with pytest.raises(InputError, match="it announces 8000000 bytes of arrays and"):
+        weights.read(tmp_path / "a")
+
+
+@hypothesis.settings(max_examples=80)
+@hypothesis.given(data=st.data())
+def test_flipped_and_cut_msgpack(data, tmp_path_factory):
+    from flax import serialization
+
+    path = tmp_path_factory.getbasetemp() / "fuzz.msgpack"
+    content = bytearray(serialization.msgpack_serialize(state_with_average(1)))
+    place = data.draw(st.integers(0, len(content) - 1))
+    if data.draw(st.booleans()):
+        content[place] ^= data.draw(st.integers(1, 255))
+    else:
+        del content[place : place + data.draw(st.integers(1, len(content)))]
+    path.write_bytes(content)
+    try:
+        arrays, _ = weights.read(path)
+    except InputError as error:
+        assert len(str(error).splitlines()) == 1
+    else:
+        assert all(
+            a.dtype == np.float32 and np.isfinite(a).all() for a in arrays.values()
+        )
 
 
 def test_an_average_that_is_not_there(tmp_path):
