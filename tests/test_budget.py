@@ -276,6 +276,17 @@ def test_a_report_knows_one_latency_and_one_residual():
     assert "0.750" in said and "residual as cut: " in said and "predicted" not in said
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_latencies_by_size_are_times_however_noisy_the_clock(seed, monkeypatch):
+    rng = np.random.default_rng(seed)
+    monkeypatch.setattr(cost, "seconds", lambda *_, **__: rng.exponential())
+    network = NETWORKS["mlp"]
+    found = cost.latency_by_size(network, SHAPE, 2)
+    widths = network.group_widths()
+    assert found.total(widths) == found.full > 0
+    assert 0 <= found.total(dict.fromkeys(widths, 1)) <= found.full
+
+
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
