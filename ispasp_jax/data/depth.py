@@ -8,6 +8,26 @@ from PIL import Image
 
 from ispasp_jax.errors import InputError
 
+#: TIFF's tags: whether values are signed (2), how many bits, whether 0 is white (0).
+_SAMPLE_FORMAT, _BITS, _WHITE = 339, 258, 262
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether an image that is opened and not yet loaded has 16 bits a value.
+
+    Raises:
+      InputError: PIL would take the values for others than they are.
+    """
+    tags = getattr(image, "tag_v2", {})  # TIFF's
+    if 2 in tags.get(_SAMPLE_FORMAT, ()) and max(tags.get(_BITS, (1,))) < 32:
+        raise InputError("the image holds signed numbers; save it as 0 to 255.")
+    if tags.get(_WHITE) == 0 and image.mode[0] in "IF":
+        raise InputError(
+            "the image counts from white, 0, to black; save it from black."
+        )
+    ways = [str(tile[3]) for tile in image.tile]  # as PNG's RGB;16B; PPM has its white
+    return any(";16" in way or "65535" in way for way in ways)
+
 
 def eight_bits(image: Image.Image, deep: bool = False) -> Image.Image:
     """The image itself, or its values brought to 0..255 where its mode has others.

@@ -16,9 +16,6 @@ from ispasp_jax.errors import InputError
 #: What files may hold, whatever their names: PIL knows formats that start programs.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000")
 
-#: TIFF's tags: whether values are signed (2), how many bits, whether 0 is white (0).
-_SAMPLE_FORMAT, _BITS, _WHITE = 339, 258, 262
-
 #: What `Split.read` gives: a PIL image, or uint8 of (h, w, c).
 Picture = Image.Image | UInt8[np.ndarray, "h w c"]
 
@@ -132,24 +129,9 @@ def _decoded(file: BinaryIO) -> Image.Image:
         image.verify()
         file.seek(0)
         image = Image.open(file, formats=_FORMATS)
-    deep = _is_deep(image)  # not to be seen once it is loaded
+    deep = depth.is_deep(image)  # not to be seen once it is loaded
     image.load()
     return depth.eight_bits(image, deep)
-
-
-def _is_deep(image: Image.Image) -> bool:
-    """Whether the file has 16 bits a value.
-
-    Raises:
-      InputError: PIL takes the values for others than they are.
-    """
-    tags = getattr(image, "tag_v2", {})  # TIFF's
-    if 2 in tags.get(_SAMPLE_FORMAT, ()) and max(tags.get(_BITS, (1,))) < 32:
-        raise InputError("holds signed numbers; save it as 0 to 255, unsigned.")
-    if tags.get(_WHITE) == 0 and image.mode[0] in "IF":
-        raise InputError("counts from white to black; save it from black, 0, to white.")
-    ways = [str(tile[3]) for tile in image.tile]  # as PNG's RGB;16B; PPM has its white
-    return any(";16" in way or "65535" in way for way in ways)
 
 
 def class_count(*labels: Int32[np.ndarray, " _"]) -> int:
