@@ -8,6 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,6 +120,41 @@ def test_an_architecture_that_the_caller_names_is_used(folder, tmp_path, monkeyp
     assert_same(checkpoints.load(folder, "own_net:make"), own)
     configure(folder, lambda c: c.update(options={"parent": 3}))
     refuse(lambda: checkpoints.load(folder, "own_net:make"), "no option parent")
+
+
+class Counted(nn.Module):
+    """A layer with a scale without axes, and a count."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        self.variable("batch_stats", "count", lambda: jnp.zeros((), jnp.int32))
+        return x * self.param("scale", nn.initializers.ones, ())
+
+
+class Odd(models.Network):
+    @nn.nowrap
+    def parts(self):
+        head = models.Head(num_classes=self.num_classes, parent=None)
+        first = models.Part("first", Counted(parent=None))
+        return (first, models.Part("head", head, keys=("fc",)))
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16"])
+def test_arrays_come_back_in_their_own_types(kind, tmp_path):
+    model = make(f"{__name__}:Odd")
+    as_kind = lambda a: a.astype(kind) if a.dtype == jnp.float32 else a  # noqa: E731
+    model = model.replace(model.network, jax.tree.map(as_kind, model.variables))
+    checkpoints.save(tmp_path / "odd", model)
+    found = checkpoints.load(tmp_path / "odd", model.name)
+    assert_same(found, model)
+    types = [jax.tree.map(jnp.result_type, m.variables) for m in (found, model)]
+    assert types[0] == types[1]
+    arrays = load_file(tmp_path / "odd/model.safetensors")
+    arrays["batch_stats/first/count"] = np.zeros((), np.float32)
+    save_file(arrays, tmp_path / "odd/model.safetensors")
+    refuse(
+        lambda: checkpoints.load(tmp_path / "odd", model.name), "count of another type"
+    )
 
 
 def nested(depth):

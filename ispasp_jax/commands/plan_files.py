@@ -8,6 +8,7 @@ far as one plan, in coordinates of the network at the architecture's own widths.
 from argparse import Namespace
 from pathlib import Path
 
+from ispasp_jax import checkpoints
 from ispasp_jax import plan as plans
 from ispasp_jax.checkpoints import CONFIG, Model
 from ispasp_jax.commands import json_files
@@ -70,7 +71,7 @@ def _before(weights: str, model: Model) -> Plan | None:
     """The plan that led from the architecture's own widths to these weights; None if
     they are not in a folder that prune.py left.
     """
-    folder = Path(weights)
+    folder = checkpoints.folder_of(weights) or Path(weights)
     folder = folder.parent if folder.name == "model" else folder
     found = [folder / n for n in (FROM_DENSE, PLAN) if (folder / n).is_file()]
     if not found or not (folder / "model" / CONFIG).is_file():
