@@ -27,7 +27,8 @@ class Kept(InputError):
 
 
 class Workspace:
-    """A run's folder; as a context it is deleted where the run ends by bad input.
+    """A run's folder; as a context it is deleted where the run ends by bad input with
+    nothing finished. An image that cannot be read costs no hours of training.
 
     Attributes:
       folder: where to write.
@@ -171,9 +172,8 @@ class Workspace:
         return self
 
     def __exit__(self, kind, error, _) -> None:
-        bad_input = isinstance(error, InputError) and not isinstance(error, Kept)
-        in_vain = isinstance(error, OSError) and not finished(self.folder)
-        if bad_input or in_vain:
+        ends = isinstance(error, InputError | OSError) and not isinstance(error, Kept)
+        if ends and not finished(self.folder):
             self.remove()
 
 
