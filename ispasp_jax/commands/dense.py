@@ -97,21 +97,13 @@ def open_source(args: Namespace) -> Source:
     source = data.open_source(args.data)
     for text in source.notes:
         say(f"{args.data}: {text}")
-    return source._replace(num_classes=classes(args, source.num_classes))
-
-
-def classes(args: Namespace, found: int) -> int:
-    """--num-classes, or what was found in the data.
-
-    Raises:
-      InputError: the data has more.
-    """
+    found = source.num_classes
     if args.num_classes and args.num_classes < found:
         raise InputError(
             f"--num-classes {args.num_classes} is less than {args.data} has, whose "
             f"last class is {found - 1}; give at least {found}."
         )
-    return args.num_classes or found
+    return source._replace(num_classes=args.num_classes or found)
 
 
 def batch_size(args: Namespace, source: Source) -> int:

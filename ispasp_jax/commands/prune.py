@@ -153,8 +153,7 @@ def dry_run(args) -> None:
         if not (args.num_classes and args.image_size):
             raise
         prep = data.Preprocessing(args.image_size, None, (0.5,) * 3, (0.5,) * 3)
-        num_classes = args.num_classes
-    num_classes = dense.classes(args, num_classes)
+    num_classes = args.num_classes or num_classes
     model = dense.architecture(args, num_classes, dense.preprocessing(args, prep))
     if given is not None:
         sizes = plan_files.sizes(args, given, model.network)

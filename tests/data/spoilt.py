@@ -5,10 +5,12 @@ from hypothesis import strategies as st
 
 #: One file is written again and again in the test's own folder.
 often = settings(
-    max_examples=250,
+    max_examples=150,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
+
+seldom = settings(often, max_examples=50)
 
 
 @st.composite

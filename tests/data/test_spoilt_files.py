@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pictures import noise
 from PIL import Image
-from spoilt import edits, often
+from spoilt import edits, often, seldom
 
 from ispasp_jax import data
 from ispasp_jax.data.crc32c import checksum, crc32c
@@ -147,7 +147,7 @@ FORMATS = ("JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000")
 
 @pytest.mark.filterwarnings("ignore")  # of PIL's own, about what it finds in them
 @pytest.mark.parametrize("format", FORMATS)
-@often
+@seldom
 @given(chance=st.data())
 def test_other_images(picture, format, chance):
     """They have no checksums: whatever is decoded becomes an image for the network."""
