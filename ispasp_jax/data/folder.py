@@ -168,6 +168,7 @@ def _from_csv(part: Path, last: int | None = None) -> _Rows:
     for number, (file, label) in enumerate(_entries(table), 1):
         where = f"{table}, entry {number}"
         path = os.path.normpath(part / file)
+        shown = _shown(path)
         if not (label.isascii() and label.isdigit() and len(label) < 20):
             raise InputError(
                 f"{where}: class_index {label[:40]!r} is not a class; expected an "
@@ -186,20 +187,25 @@ def _from_csv(part: Path, last: int | None = None) -> _Rows:
             )
         if not Path(path).is_relative_to(os.path.normpath(part)):
             raise InputError(
-                f"{where}: {file} lies outside {part}; move it there, and name it "
-                "relative to the table."
+                f"{where}: {_shown(file)} lies outside {part}; move it there, and name "
+                "it relative to the table."
             )
         if not os.path.isfile(path):
             raise InputError(
-                f"{where}: {path} does not exist; remove the entry or fetch the file."
+                f"{where}: {shown} does not exist; remove the entry or fetch the file."
             )
         if classes.setdefault(path, int(label)) != int(label):
             raise InputError(
-                f"{where}: {path} is of class {label} here and {classes[path]} before; "
-                "remove one entry."
+                f"{where}: {shown} is of class {label} here and {classes[path]} "
+                "before; remove one entry."
             )
         rows.append((path, int(label)))
     return rows
+
+
+def _shown(text: str) -> str:
+    """The text in one line: where a quote is lost, a name holds whole lines."""
+    return text if text.isprintable() else repr(text)
 
 
 def _entries(table: Path) -> Iterator[tuple[str, str]]:
@@ -225,8 +231,8 @@ def _entries(table: Path) -> Iterator[tuple[str, str]]:
         if len(entry) != len(names):
             raise InputError(
                 f"{table}, entry {number}: {len(entry)} values for the {len(names)} "
-                f"columns {', '.join(names)[:80]}; write as many, in quotes where one "
-                "holds a comma."
+                f"columns {_shown(', '.join(names))[:80]}; write as many, in quotes "
+                "where one holds a comma."
             )
         file, label = (entry[i] for i in columns)
         yield file, label.strip()

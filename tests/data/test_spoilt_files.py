@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pictures import noise
 from PIL import Image
@@ -110,6 +110,9 @@ def listed(tmp_path_factory):
 
 @often
 @given(edits(TABLE))
+@example(TABLE.replace(b'"b', b'"\nb'))
+@example(TABLE.replace(b",wnid\r", b',"wn\nid",x\r'))
+@example(TABLE.replace(b"a.png", b'"../\na.png"'))
 def test_labels_csv(listed, content):
     (listed / "train" / "labels.csv").write_bytes(content)
     with one_sentence():
