@@ -195,6 +195,7 @@ CONFIGS = {
     "classes in words": (dict(num_classes="3"), "num_classes is '3'"),
     "other classes": (dict(num_classes=4), "does not hold the arrays"),
     "unknown option": (dict(options=dict(command="ls")), "no option command"),
+    "odd option": (dict(options={"a\n": 1}), r"no option 'a\n'"),
     "its own number": (dict(options=dict(num_classes=3)), "num_classes among the opt"),
     "huge option": (dict(options=dict(hidden=[2**62])), "options is"),
     "a large option": (

@@ -81,8 +81,9 @@ def create(name: str, num_classes: int, **given) -> Network:
     wanted = {key: value for key, value in given.items() if value is not None}
     unknown = set(wanted) - set(options(name))
     if unknown:
+        shown = sorted(key if key.isprintable() else ascii(key) for key in unknown)
         raise InputError(
-            f"model {name!r} has no option {', '.join(sorted(unknown))}; it takes "
+            f"model {name!r} has no option {', '.join(shown)}; it takes "
             f"{', '.join(options(name)) or 'none'}."
         )
     wanted = {key: _fitted(make, name, key, value) for key, value in wanted.items()}
