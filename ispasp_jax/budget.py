@@ -127,7 +127,7 @@ def target(text: str) -> Target:
             raise ValueError
     except (KeyError, ValueError):
         raise InputError(
-            f"--target {text!r} is not a target; expected macs=, params= or latency= "
+            f"{text!r} is no target; expected macs=, params= or latency= "
             "and a share up to 100%, or a number such as 25M (latency: 8ms)."
         ) from None
     return Target(kind, value, unit == "%")

@@ -239,13 +239,13 @@ def _check(given, expected, head, network, input_shape, source) -> None:
         (classes, *_), _ = next(iter(wrong.values()))
         raise InputError(
             f"{source}: trained for {classes} classes, but {network.num_classes} are "
-            f"wanted; give data with {classes} classes, or --new-head for a new, "
-            "untrained classifier."
+            f"wanted; give data with {classes} classes, or ask for a new, untrained "
+            "classifier (new_head)."
         )
     if missing and classifier >= set(missing) and not unexpected and not wrong:
         raise InputError(
             f"{source}: the classifier is missing ({some(missing)}); give weights with "
-            "one, or --new-head for a new, untrained one."
+            "one, or ask for a new, untrained one (new_head)."
         )
     faults = {
         "missing": missing,
@@ -260,5 +260,5 @@ def _check(given, expected, head, network, input_shape, source) -> None:
     )
     raise InputError(
         f"{source}: not the weights of this network, which has {len(expected)} arrays "
-        f"({listed}); give the --model that they were trained as."
+        f"({listed}); give the model that they were trained as."
     )

@@ -393,7 +393,7 @@ def test_another_number_of_classes_wants_a_new_head():
     state = make_state("resnet20")
     state["linear.weight"] = np.zeros((5, 64), np.float32)
     state["linear.bias"] = np.zeros(5, np.float32)
-    with pytest.raises(InputError, match="for 5 classes, but 7 are wanted.*--new-head"):
+    with pytest.raises(InputError, match="for 5 classes, but 7 are wanted.*new_head"):
         load(state, "resnet20")
     network, variables = load(state, "resnet20", new_head=True)
     fresh = jax.jit(network.init)(jax.random.key(0), images(1))
@@ -407,7 +407,7 @@ def test_another_number_of_classes_wants_a_new_head():
 def test_no_classifier_wants_a_new_head():
     state = make_state("mobilenetv2")
     state = {name: a for name, a in state.items() if "classifier" not in name}
-    with pytest.raises(InputError, match="classifier is missing.*--new-head"):
+    with pytest.raises(InputError, match="classifier is missing.*new_head"):
         load(state, "mobilenetv2")
     load(state, "mobilenetv2", new_head=True)
 

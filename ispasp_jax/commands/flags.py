@@ -46,7 +46,9 @@ def _ended(command: Callable[[Sequence[str] | None], None], argv) -> int:
         with _terminable():
             command(argv)
     except InputError as error:
-        print(error, file=sys.stderr)
+        kept = type(error) is InputError and _resumable(error)
+        after = " What was finished is kept: --resume goes on from there."
+        print(f"{error}{after if kept else ''}", file=sys.stderr)
         return 2
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename else error
