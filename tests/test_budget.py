@@ -166,7 +166,7 @@ def test_a_budget_out_of_reach_names_the_nearest_that_is_not():
     "text", ["macs", "macs=", "macs=0%", "macs=120%", "flops=3", "latency=3M", "x=1%"]
 )
 def test_what_is_no_target_is_refused(text):
-    with pytest.raises(InputError, match="is not a target"):
+    with pytest.raises(InputError, match="is no target"):
         budget.target(text)
 
 
@@ -310,7 +310,7 @@ def test_every_number_is_shown_alike(value, shown):
     [
         (["--target=macs=0.1%"], "can go down to"),
         (["--target=macs=50%", "--keep=0.5"], "were both given"),
-        (["--target=speed=2"], "is not a target"),
+        (["--target=speed=2"], "is no target"),
         (["--curves=none.json"], "is for --target"),
         (["--target=macs=50%", "--curves=none.json"], "none.json cannot be used"),
         (["--tolerance=2"], "from 0 to 1"),
