@@ -62,8 +62,8 @@ def initialise() -> None:
     except (ValueError, RuntimeError) as error:
         raise InputError(
             f"the processes cannot be joined: {error} Set JAX_COORDINATOR_ADDRESS "
-            "(HOST:PORT of the first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID for every process, "
-            "or start them by Slurm, Open MPI or on a TPU pod."
+            "(HOST:PORT of the first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID "
+            "for every process, or start them by Slurm, Open MPI or on a TPU pod."
         ) from error
 
 
