@@ -278,7 +278,7 @@ DAMAGE = {
     "odd widths": (reconfigure(widths=["a"]), "config"),
     "odd size": (
         reconfigure(preprocessing=dict(image_size="x", resize=None, mean=[0], std=[1])),
-        "is not a number of pixels",
+        "expected a number of pixels",
     ),
     "no group": (reconfigure(widths={"layer1.0": 3}), "layer1.0"),
     "other classes": (reconfigure(num_classes=7), "params/dense.1"),

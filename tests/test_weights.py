@@ -386,7 +386,7 @@ def test_a_wrong_model_is_told_from_both_sides():
     assert "missing: bn1.bias;" in message
     assert "unexpected: extra.0.weight," in message and "(9 in all)" in message
     assert "conv1.weight (16, 1, 3, 3) instead of (16, 3, 3, 3)" in message
-    assert "--model" in message and "extra.5" not in message
+    assert "give the model" in message and "extra.5" not in message
 
 
 def test_another_number_of_classes_wants_a_new_head():

@@ -99,6 +99,29 @@ def test_folders_that_only_a_lock_was_in_go_with_it(here):
     assert not list(here.iterdir())
 
 
+@pytest.fixture
+def interruptible():
+    """Answers SIGINT as in the foreground; a background job of a shell ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+class Destructor:
+    """Is interrupted where Python drops exceptions."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_an_interrupt_in_a_destructor_is_not_lost(
+    trained, here, monkeypatch, capsys, interruptible
+):
+    calling(monkeypatch, (checkpoints, "load"), Destructor)
+    assert prune.main(flags_of(trained)) == 130
+    assert said(capsys) == "interrupted; nothing was finished yet"
+
+
 @pytest.mark.parametrize(
     "number, where, ending",
     [
@@ -109,7 +132,7 @@ def test_folders_that_only_a_lock_was_in_go_with_it(here):
     ids=["loading", "beginning", "after the walk"],
 )
 def test_signals_say_whether_there_is_something_to_resume(
-    number, where, ending, trained, here, monkeypatch, capsys
+    number, where, ending, trained, here, monkeypatch, capsys, interruptible
 ):
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:

@@ -1,5 +1,6 @@
 """The flags that both commands share, and how a command ends. Imports nothing slow."""
 
+import _thread
 import argparse
 import contextlib
 import importlib
@@ -80,11 +81,23 @@ def _resumable(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Answers SIGTERM as Ctrl-C, where signals are answered at all."""
-    before = answer_termination()
+    """Answers SIGTERM as Ctrl-C, where signals are answered at all, and Ctrl-C where
+    Python drops it: raised in a destructor or a library's callback it would be lost.
+    """
+    before, hook = answer_termination(), sys.unraisablehook
+
+    def unraisable(dropped):
+        if dropped.exc_type is KeyboardInterrupt:
+            # Not here, where it would be dropped again.
+            threading.Timer(0.05, _thread.interrupt_main).start()
+        else:
+            hook(dropped)
+
+    sys.unraisablehook = unraisable
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         if before is not None:
             signal.signal(signal.SIGTERM, before)
 
