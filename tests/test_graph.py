@@ -3,8 +3,10 @@
 import re
 
 import chex
+import equinox as eqx
 import flax.linen as nn
 import graph_models as models
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,7 +98,6 @@ def test_an_nnx_module_carries_its_variables():
 
 
 def test_an_equinox_module_is_mapped_over_examples():
-    eqx = pytest.importorskip("equinox")
 
     class Net(eqx.Module):
         layers: list
@@ -127,7 +128,6 @@ def test_an_equinox_module_is_mapped_over_examples():
 
 
 def test_a_haiku_transform_with_averages_that_nothing_reads():
-    hk = pytest.importorskip("haiku")
 
     def forward(x, train=False):
         x = hk.Conv2D(6, 3)(x)
@@ -139,7 +139,7 @@ def test_a_haiku_transform_with_averages_that_nothing_reads():
     traced = graph.trace(net, variables, x)
     assert [(g.name, g.kind, g.width) for g in traced.groups] == [
         ("conv2_d", "inner", 6)
-    ] or [(g.kind, g.width) for g in traced.groups] == [("inner", 6)]
+    ]
     plan = random_plan(traced)
     _, state = traced.take(plan, variables)
     assert state["batch_norm/~/mean_ema"]["hidden"].shape[-1] == 3
@@ -407,6 +407,12 @@ OPERATIONS = {
     "remat": (jax.checkpoint(lambda h: jnp.sin(h) ** 2), {12}),
     "jit": (jax.jit(lambda h: jax.nn.relu(h)), {12}),
     "barrier": (lambda h: jax.lax.optimization_barrier((h, 2 * h))[1], {12}),
+    "bits": (
+        lambda h: jax.lax.bitcast_convert_type(
+            jax.lax.bitcast_convert_type(h, jnp.uint16), jnp.float32
+        ),
+        set(),
+    ),
     "platform": (
         lambda h: jax.lax.platform_dependent(
             h, cpu=lambda h: jnp.tanh(h), default=lambda h: jnp.tanh(h)

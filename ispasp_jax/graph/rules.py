@@ -124,36 +124,35 @@ def matched(eqn: Equation, a: Atom, b: Atom, why: str) -> None:
         fixed(eqn, (a, b), why)
 
 
-@rule(
-    *("abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e").split(),
-    *(
-        "bessel_i1e bitcast_convert_type cbrt ceil clamp conj convert_element_type"
-    ).split(),
-    *("copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1").split(),
-    *(
-        "floor ge gt igamma igammac imag integer_pow is_finite le lgamma log log1p"
-    ).split(),
-    *("logistic lt max min mul ne neg nextafter not optimization_barrier or").split(),
-    *("polygamma population_count pow real reduce_precision rem round rsqrt").split(),
-    *("select_n shift_left shift_right_arithmetic shift_right_logical sign").split(),
-    *("sin sinh sqrt square stop_gradient sub tan tanh threefry2x32 xor").split(),
-    *("device_put sharding_constraint mesh_cast pvary copy_to_host").split(),
-)
+#: Place by place; a place of the output depends on that place of the inputs alone.
+ELEMENTWISE = """
+    abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
+    bitcast_convert_type cbrt ceil clamp conj convert_element_type copy cos cosh digamma
+    div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag integer_pow
+    is_finite le lgamma log log1p logistic lt max mesh_cast min mul ne neg nextafter not
+    or polygamma population_count pow pvary real reduce_precision rem round rsqrt
+    select_n sharding_constraint shift_left shift_right_arithmetic shift_right_logical
+    sign sin sinh sqrt square stop_gradient sub tan tanh threefry2x32 xor
+""".split()
+
+
+@rule(*ELEMENTWISE)
 def elementwise(eqn: Equation) -> None:
     """Equal ranks, sizes of one against full ones; scalars beside them."""
-    if len(eqn.outputs) == len(eqn.inputs) > 1:  # a tuple that passes through
-        pairs = zip(eqn.inputs, eqn.outputs, strict=True)
-        if all(a.aval.shape == b.aval.shape for a, b in pairs):
-            whole = {v.shape for v in eqn.inputs}
-            if eqn.name == "optimization_barrier" or len(whole) > 1:
-                for a, b in zip(eqn.inputs, eqn.outputs, strict=True):
-                    same(eqn, a, b)
-                return
     for out in eqn.outputs:
         for value in eqn.inputs:
+            if len(value.dims) not in (0, len(out.dims)):
+                return unknown(eqn)  # bits of one number as several
             for x, y in zip(value.dims, out.dims, strict=False):
-                if len(value.dims) == len(out.dims) and _equal(x.size, y.size):
+                if _equal(x.size, y.size):
                     join(x, y, eqn.where)
+
+
+@rule("optimization_barrier", "device_put")
+def passed(eqn: Equation) -> None:
+    """A tuple that comes out as it went in."""
+    for a, b in zip(eqn.inputs, eqn.outputs, strict=True):
+        same(eqn, a, b)
 
 
 def _equal(a, b) -> bool:
