@@ -2,8 +2,7 @@
 any weights, and can be saved, applied and verified.
 """
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,24 +11,9 @@ import numpy as np
 from ispasp_jax import groups as rewriter
 from ispasp_jax import trees
 from ispasp_jax.errors import InputError
+from ispasp_jax.graph.cut import Cut, Plan
 from ispasp_jax.groups import Tree, leaves
 from ispasp_jax.models.network import Network, Variables, shapes
-
-
-class Cut(NamedTuple):
-    """What stays of one group.
-
-    Attributes:
-      width: channels before the cut.
-      kept: indices of those that stay, ascending.
-    """
-
-    width: int
-    kept: np.ndarray
-
-
-#: Group name -> Cut, in coordinates of the network that the plan is applied to.
-Plan = Mapping[str, Cut]
 
 
 def apply(

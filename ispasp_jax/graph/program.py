@@ -69,7 +69,6 @@ class Equation:
       outputs: what it gives.
       where: primitive and source line, for people.
       bodies: programs inside.
-      context: jax's own, to be in force when it is evaluated.
       memo: what its rule found and narrowing asks for.
     """
 
@@ -79,7 +78,6 @@ class Equation:
     outputs: tuple[Value, ...]
     where: str
     bodies: tuple["Program", ...] = ()
-    context: Any = None
     memo: Any = None
 
     @property
@@ -150,7 +148,6 @@ def _inline(
                     tuple(made),
                     f"{eqn.primitive.name} ({_source(eqn) or caller})",
                     tuple(program(body, derivatives) for body in _bodies(eqn)),
-                    getattr(eqn, "ctx", None),
                 )
             )
         env.update(zip(eqn.outvars, made, strict=True))

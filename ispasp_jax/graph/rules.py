@@ -302,23 +302,21 @@ def _bits(eqn: Equation, size: Sizes) -> dict[str, Any]:
 
 @rule("concatenate")
 def concatenate(eqn: Equation) -> None:
-    where, out = eqn.params["dimension"], eqn.outputs[0]
-    for value in eqn.inputs:
-        for place, (x, y) in enumerate(zip(value.dims, out.dims, strict=True)):
-            if place != where:
-                join(x, y, eqn.where)
-    join(total(value.dims[where] for value in eqn.inputs), out.dims[where], eqn.where)
+    _pieces(eqn, eqn.inputs, eqn.outputs[0], eqn.params["dimension"])
 
 
 @rule("split", narrow=lambda eqn, size: _split_sizes(eqn, size))
 def split(eqn: Equation) -> None:
-    where, operand = eqn.params["axis"], eqn.inputs[0]
-    for value in eqn.outputs:
-        for place, (x, y) in enumerate(zip(value.dims, operand.dims, strict=True)):
-            if place != where:
+    _pieces(eqn, eqn.outputs, eqn.inputs[0], eqn.params["axis"])
+
+
+def _pieces(eqn: Equation, pieces: Sequence[Value], whole: Value, axis: int) -> None:
+    """Joins pieces with the whole that they are along an axis."""
+    for value in pieces:
+        for place, (x, y) in enumerate(zip(value.dims, whole.dims, strict=True)):
+            if place != axis:
                 join(x, y, eqn.where)
-    pieces = total(value.dims[where] for value in eqn.outputs)
-    join(pieces, operand.dims[where], eqn.where)
+    join(total(value.dims[axis] for value in pieces), whole.dims[axis], eqn.where)
 
 
 def _split_sizes(eqn: Equation, size: Sizes) -> dict[str, Any]:
