@@ -25,6 +25,7 @@ from ispasp_jax import data, descriptions, models, tensors
 from ispasp_jax.data import Preprocessing
 from ispasp_jax.descriptions import ARRAYS, CONFIG, FILES
 from ispasp_jax.errors import InputError
+from ispasp_jax.graph import Traced, trace
 from ispasp_jax.groups import leaves, nested
 from ispasp_jax.models.network import Network, Variables
 from ispasp_jax.tensors import as_weights, fingerprint, printable, some, write_arrays
@@ -53,6 +54,17 @@ class Model:
     def input_shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of an input."""
         return self.preprocessing.shape
+
+    @functools.cached_property
+    def traced(self) -> Traced:
+        """What the network's equations say of its channels, on a batch of two."""
+        inputs = jax.ShapeDtypeStruct((2, *self.input_shape), "float32")
+        return trace(self.network, self.variables, inputs)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """How many channels each group has."""
+        return {group.name: group.width for group in self.traced.groups}
 
     def replace(self, network: Network, variables: Variables) -> "Model":
         """The same model with another network, as after pruning or training."""

@@ -49,7 +49,7 @@ FOUND = {
     models.Fused: {
         "Dense_0.1": ("product", 4),
         "Dense_0.2": ("head", 3),
-        "Dense_2": ("inner", 6),
+        "Dense_2": ("linear", 6),
     },
     models.Scanned: {
         "stream.Dense_0": ("stream", 6),

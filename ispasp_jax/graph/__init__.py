@@ -10,7 +10,7 @@ Knows nothing of selection, of the walk or of any model.
 
 from ispasp_jax.graph.check import check
 from ispasp_jax.graph.cut import Cut, Plan
-from ispasp_jax.graph.groups import Axis, Group, Whole
+from ispasp_jax.graph.groups import Axis, Group, Whole, scope
 from ispasp_jax.graph.narrowing import narrow
 from ispasp_jax.graph.rules import RULES, rule
 from ispasp_jax.graph.traced import Traced, key_path, trace
@@ -27,5 +27,6 @@ __all__ = [
     "key_path",
     "narrow",
     "rule",
+    "scope",
     "trace",
 ]

@@ -5,13 +5,15 @@ convolution is a group.
 """
 
 import collections
+import fnmatch
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ispasp_jax.errors import InputError
 from ispasp_jax.graph.atoms import POSITIONS, Atom, leaves, root
 from ispasp_jax.graph.program import Equation, Program, Value, equations, values
-from ispasp_jax.graph.rules import Contraction
+from ispasp_jax.graph.rules import Contraction, is_affine
 
 
 class Axis(NamedTuple):
@@ -35,12 +37,13 @@ class Group(NamedTuple):
     Attributes:
       name: what users, plans and reports call it.
       width: how many channels.
-      kind: "inner" (made at one place, read at one), "shared" (read at several),
-        "stream" (residual: several makers are added), "head" (products of activations
-        go side by side), "concatenated", or "product" (two activations are multiplied
-        along it: a query-key width).
+      kind: "inner" (made at one place, read at one, an activation between), "linear"
+        (none between), "shared" (read at several), "stream" (residual: several makers
+        are added), "head" (products of activations go side by side), "concatenated",
+        or "product" (two activations are multiplied along it: a query-key width).
       layers: of a scan, each with channels of its own; 0 for none.
       axes: the dimensions that carry it.
+      makers: the variables whose contraction makes it, in order.
       consumers: the variables that contract it.
       atom: its leaf.
     """
@@ -50,6 +53,7 @@ class Group(NamedTuple):
     kind: str
     layers: int
     axes: tuple[Axis, ...]
+    makers: tuple[str, ...]
     consumers: tuple[str, ...]
     atom: Atom
 
@@ -75,6 +79,7 @@ class _Facts(NamedTuple):
     #: Variables whose layer makes the channels, in order.
     made: Mapping[Atom, list[str]]
     added: set[Atom]
+    bent: set[Atom]
     pieces: set[Atom]
     blocks: set[Atom]
     layers: Mapping[Atom, int]
@@ -116,6 +121,7 @@ def find(
                 _kind(leaf, facts),
                 facts.layers.get(leaf, 0),
                 tuple(axes),
+                tuple(dict.fromkeys(p for p in facts.made.get(leaf, ()) if p)),
                 tuple(paths),
                 leaf,
             )
@@ -133,13 +139,15 @@ def _kind(leaf: Atom, facts: _Facts) -> str:
         return "head"
     if leaf in facts.pieces:
         return "concatenated"
-    return "inner" if len(consumers) == 1 else "shared"
+    if len(consumers) > 1:
+        return "shared"
+    return "inner" if leaf in facts.bent else "linear"
 
 
 def _facts(program: Program, variables: Mapping[str, Value]) -> _Facts:
     axes = collections.defaultdict(list)
     contracted, made = collections.defaultdict(list), collections.defaultdict(list)
-    added, pieces, blocks = set(), set(), set()
+    added, bent, pieces, blocks = set(), set(), set(), set()
     for path, value in variables.items():
         for axis, atom in enumerate(value.dims):
             for leaf in dict.fromkeys(leaves(atom)):
@@ -151,6 +159,9 @@ def _facts(program: Program, variables: Mapping[str, Value]) -> _Facts:
             if _of_two_makers(eqn):
                 for atom in eqn.outputs[0].dims:
                     added.update(leaves(atom))
+        if not is_affine(eqn):
+            for value in eqn.outputs:
+                bent.update(leaf for atom in value.dims for leaf in leaves(atom))
         for value in eqn.outputs:
             for atom in value.dims:
                 _compound(atom, pieces, blocks)
@@ -159,7 +170,7 @@ def _facts(program: Program, variables: Mapping[str, Value]) -> _Facts:
         if eqn.name == "scan":
             for leaf in _of_layers(eqn, program):
                 layers[leaf] = eqn.params["length"]
-    return _Facts(axes, contracted, made, added, pieces, blocks, layers)
+    return _Facts(axes, contracted, made, added, bent, pieces, blocks, layers)
 
 
 def _contraction(eqn: Equation, contracted, made, blocks) -> None:
@@ -364,3 +375,36 @@ def tie(program: Program, variables: Mapping[str, Value], join: Any) -> None:
                     for a, b in zip(value.dims, near.dims, strict=True):
                         join(a, b, f"beside {other}")
                     break
+
+
+#: Kinds of groups that a scope cuts; a product has no reader's weights to go by.
+SCOPES = {
+    "inner": frozenset({"inner"}),
+    "all": frozenset({"inner", "linear", "shared", "stream", "head", "concatenated"}),
+}
+
+
+def scope(
+    groups: Iterable[Group], name: str = "inner", ignore: Iterable[str] = ()
+) -> tuple[Group, ...]:
+    """The groups that may be cut.
+
+    Args:
+      groups: of a model.
+      name: "inner", the paper's hidden channels, or "all".
+      ignore: globs over names of groups that stay whole.
+
+    Raises:
+      InputError: there is no such scope, or a glob matches no group.
+    """
+    groups, ignore = [*groups], [ignore] if isinstance(ignore, str) else [*ignore]
+    if name not in SCOPES:
+        raise InputError(f"scope {name!r} is none of {', '.join(map(repr, SCOPES))}.")
+    names = [group.name for group in groups]
+    for glob in ignore:
+        if not fnmatch.filter(names, glob):
+            raise InputError(
+                f"ignore {glob!r} matches no group; the groups are {', '.join(names)}."
+            )
+    whole = {name for glob in ignore for name in fnmatch.filter(names, glob)}
+    return tuple(g for g in groups if g.kind in SCOPES[name] and g.name not in whole)
