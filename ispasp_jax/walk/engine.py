@@ -204,7 +204,7 @@ class _Walk:
             if self.asked.sizes.get(group.name, group.width) >= group.width:
                 continue
             found = [*sites.of_leaf(self.sites, group.atom)]
-            layers = [site.layer for site in found] if group.layers else [None]
+            layers = [_layer(group, site) for site in found]
             every = range(group.layers) if group.layers else [None]
             if sorted(layers, key=str) == sorted(every, key=str):
                 single |= dict.fromkeys(found, group)
@@ -290,13 +290,13 @@ class _Walk:
         ordered = sorted(by_site, key=lambda site: site.place)
         for site in ordered:
             here = here.named(site.name).hidden(site.place)
-            folds = None
+            folds, places = None, np.arange(site.width)
             if "least_squares" in self.asked.needs:
                 after = here.to(site.end, [site.target])
-                folds = measure(site, here, after, np.arange(site.width))
+                folds = measure(site, here, after, places)
             for group in by_site[site]:
                 reads[site, group.name] = gather(
-                    site, group, here, self.asked, folds, stacked=True
+                    site, group, here, self.asked, folds, places, stacked=True
                 )
         return reads
 
@@ -314,7 +314,7 @@ class _Walk:
         if not self._concerns(step):
             return
         before, done = self.pruned.weights, store and store.read(index)
-        key = (step.group.name, step.site.layer) if step.group else None
+        key = (step.group.name, _layer(step.group, step.site)) if step.group else None
         self._advance(step.place, step.site.name if step.site else "a norm")
         if step.site:
             self._pass_dense(step.site)
@@ -347,10 +347,10 @@ class _Walk:
                 weights = norms.recalibrate(step.norm, self.pruned)
             self.pruned = self.pruned._replace(weights=weights)
             return
-        folds = self._select(step) if step.group else None
+        known = self._select(step) if step.group else None
         if self.repair == "lsq" and self.differs:
             with self.clocks.on("repair"):
-                self._refit(step, folds)
+                self._refit(step, known)
 
     def _is_cut(self, group: Group) -> bool:
         """Whether a group has been cut, in all its layers."""
@@ -396,14 +396,16 @@ class _Walk:
     def _select(self, step: Step):
         """Selects a group at its consumer; the moments, if any were taken."""
         site, group, folds = step.site, step.group, None
+        places = self._places(site)
         if "least_squares" in self.asked.needs:
-            folds = measure(site, self.pruned, self.dense, self._places(site))
+            folds = measure(site, self.pruned, self.dense, places)
         labelled = self._labelled(group, [site], self.pruned)
-        read = gather(site, group, self.pruned, self.asked, folds)
+        read = gather(site, group, self.pruned, self.asked, folds, places)
         weights = self.pruned.weights
-        result = select(group, site.layer, [read], weights, self.asked, labelled)
-        self._cut(group, site.layer, result)
-        return folds
+        layer = _layer(group, site)
+        result = select(group, layer, [read], weights, self.asked, labelled)
+        self._cut(group, layer, result)
+        return folds and (folds, places)
 
     def _cut(self, group: Group, layer: int | None, result: GroupResult) -> None:
         """Writes zeros where channels go."""
@@ -429,25 +431,26 @@ class _Walk:
         mask = cut.of(site.contracted, self.masks)
         if mask is None:
             return np.arange(site.width)
-        return np.flatnonzero(mask if site.layer is None else mask[site.layer])
+        return np.flatnonzero(mask if mask.ndim == 1 else mask[site.layer])
 
-    def _refit(self, step: Step, folds) -> None:
-        """Refits a consumer by least squares, where it is reached."""
+    def _refit(self, step: Step, known) -> None:
+        """Refits a consumer by least squares, where it is reached; moments of more
+        places may be known."""
         site = step.site
         kept = self._places(site)
         try:
             reach = consumers.reach(site, self.pruned.weights)
-            if folds is None:
+            if known is None:
                 folds = measure(site, self.pruned, self.dense, kept)
-            elif len(kept) < site.width:
-                folds = _of(folds, kept, site)
+            else:
+                folds = _of(*known, kept)
             fitted = repair.least_squares(reach, self.pruned.weights, folds, kept)
             self.pruned = self.pruned._replace(weights=_agreed(fitted, self.pruned))
             self.missed = False
         except Unreached as why:
             self.missed = True
             if step.group:
-                key = step.group.name, site.layer
+                key = step.group.name, _layer(step.group, site)
                 self.found[key] = self.found[key]._replace(unrepaired=str(why))
 
     def _again(self, tuned: Any) -> None:
@@ -476,8 +479,8 @@ class _Walk:
     def _replay(self, step: Step | None, done: Done) -> None:
         """Takes over a step that was done before."""
         groups = {group.name: group for group in self.traced.groups}
-        layer = step.site.layer if step and step.site else None
         for result in done.results:
+            layer = _layer(step.group, step.site) if step else None
             self._cut(groups[result.name], layer, result)
         changed = {
             self.flat.variables[path]: jnp.asarray(array)
@@ -541,6 +544,11 @@ def _last(program: flat.Flat, found: Sequence[Site]) -> Iterable[Site]:
             ahead += program.equations[place].inputs
 
 
+def _layer(group: Group, site: Site) -> int | None:
+    """Of a group that has channels of its own in every layer, the site's."""
+    return site.layer if group.layers else None
+
+
 def _lost(result: GroupResult) -> bool:
     return result.cut.kept.shape[-1] < result.cut.width
 
@@ -571,9 +579,11 @@ def _agreed(weights, stream: Stream) -> dict[Value, Array]:
     return {**weights, **dict(zip(changed, map(jnp.asarray, arrays), strict=True))}
 
 
-def _of(folds, kept, site: Site):
-    """Moments of some places, of those of all."""
-    own = rows(kept, site.width, len(folds[0].x))
+def _of(folds, places, kept):
+    """Moments of some places, of those of more."""
+    if len(kept) == len(places):
+        return folds
+    own = rows(np.searchsorted(places, kept), len(places), len(folds[0].x))
     return folds[0].of(own), folds[1].of(own)
 
 

@@ -34,7 +34,7 @@ from ispasp_jax.problem import (
 )
 from ispasp_jax.walk import consumers, repair, sites
 from ispasp_jax.walk.flat import Flat
-from ispasp_jax.walk.moments import Folds, Moments
+from ispasp_jax.walk.moments import Folds, Moments, rows
 from ispasp_jax.walk.pieces import compiled
 from ispasp_jax.walk.sites import Site
 from ispasp_jax.walk.streams import Activations, Stream, Weights
@@ -95,7 +95,8 @@ class Read(NamedTuple):
       size: what its share of a stack is divided by.
       total: the sum of H over the images, a batch of one; None where nobody asks.
       squares: ‖V‖² and ‖U‖² on some images, of a support; None without images.
-      folds: moments of all of its patches and of what it gives; None likewise.
+      folds: moments of its patches and of what it gives; None likewise.
+      places: those of H that the moments are of.
     """
 
     site: Site
@@ -104,6 +105,7 @@ class Read(NamedTuple):
     total: Float[Array, "1 *positions D"] | None
     squares: Callable[[Bool[np.ndarray, " d"]], tuple[float, float]] | None
     folds: Folds | None
+    places: Int[np.ndarray, " k"] | None
 
 
 def gather(
@@ -112,6 +114,7 @@ def gather(
     stream: Stream,
     asked: Asked,
     folds: Folds | None,
+    places: Int[np.ndarray, " k"] | None = None,
     stacked: bool = False,
 ) -> Read:
     """What is known of a group at one of its consumers.
@@ -122,6 +125,7 @@ def gather(
       stream: the network as it is, before the consumer.
       asked: what is asked of every group.
       folds: moments, for criteria that need them.
+      places: those of H that the moments are of.
       stacked: whether others read the group, too.
 
     Raises:
@@ -141,7 +145,8 @@ def gather(
             size = max(_mean_size(site, hidden, stream.weight, kernel, scale), 1e-30)
         kept = _first(hidden, stream.weight, asked.residual_images)
         squares = functools.partial(_squares, site, index, kept, kernel, scale)
-        return Read(site, index, size, total, squares if kept else None, folds)
+        squares = squares if kept else None
+        return Read(site, index, size, total, squares, folds, places)
     except sites.Unsuited as why:
         raise InputError(
             f"group {group.name!r} cannot be selected: of {site.name}, {why}; ignore "
@@ -336,7 +341,10 @@ def _regression(group: Group, read: Read, weights: Weights) -> LeastSquares:
     size = 1.0
     if read.size != 1:  # of a stack, whose parts count alike
         size = np.sqrt(max(whole.yy / whole.count, 1e-30))
-    return regression(whole, reach.matrix, read.site.width, read.index, size)
+    d = read.site.width
+    matrix = reach.matrix[rows(read.places, d, len(reach.matrix))]
+    index = np.searchsorted(read.places, read.index)
+    return regression(whole, matrix, len(read.places), index, size)
 
 
 def regression(
@@ -356,8 +364,9 @@ def regression(
       size: what outputs are divided by.
     """
     taps = len(matrix) // width
-    rows = [tap * width + places for tap in range(taps) for places in index.T]
-    own = np.concatenate(rows)
+    own = np.concatenate(
+        [t * width + places for t in range(taps) for places in index.T]
+    )
     xx, xy = whole.xx / whole.count, whole.xy / whole.count / size
     start = matrix / size
     rest = np.setdiff1d(np.arange(len(matrix)), own)
