@@ -1,23 +1,29 @@
 """From what a user asks to a number of channels for every group: ratios (`sizes`), or
-targets and a tolerance, met by widths that differ by block (`solve`).
+a `Budget`, met by widths that differ by block (`solve`).
 """
 
+import dataclasses
 import fnmatch
 import math
-from collections.abc import Mapping
-from typing import NamedTuple
+import numbers
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from ispasp_jax.cost import BySize
 from ispasp_jax.curves import Curves
 from ispasp_jax.errors import InputError
-from ispasp_jax.models.network import Network
+from ispasp_jax.graph import Group
 from ispasp_jax.numerals import numeral
 
 #: A ratio for all groups, or ratios by glob over group names; the last that matches
 #: wins.
 Keep = float | int | Mapping[str, float | int]
+
+#: Groups that may be cut (`graph.scope` has them), or their widths by name.
+Groups = Mapping[str, int] | Mapping[str, Group] | Iterable[Group]
 
 #: Targets, and what a number without a percent sign counts.
 KINDS = {"macs": "multiply-adds", "params": "parameters", "latency": "ms"}
@@ -28,18 +34,22 @@ KINDS = {"macs": "multiply-adds", "params": "parameters", "latency": "ms"}
 #: (benchmarks/latency.py).
 ROUND_TO = {"cpu": 8, "gpu": 8, "tpu": 128}
 
+#: What a budget's widths are multiples of where nothing is said: on a CPU such networks
+#: are much faster than those of any widths, and as accurate (benchmarks/README.md).
+DEFAULT_ROUND_TO = 8
 
-def sizes(network: Network, keep: Keep) -> dict[str, int]:
+
+def sizes(groups: Groups, keep: Keep) -> dict[str, int]:
     """Channels to keep in every group: max(1, floor(keep · width + 1e-6)).
 
     Args:
-      network: the network to prune.
+      groups: those that may be cut; no other is in the result.
       keep: ratios in (0, 1]. Groups that no glob matches keep all their channels.
 
     Raises:
       InputError: a ratio outside (0, 1], or a glob that matches no group.
     """
-    widths = network.group_widths()
+    widths = widths_of(groups)
     ratios = dict.fromkeys(widths, 1.0)
     for glob, ratio in (keep if isinstance(keep, Mapping) else {"*": keep}).items():
         if not 0 < ratio <= 1:
@@ -50,7 +60,8 @@ def sizes(network: Network, keep: Keep) -> dict[str, int]:
         matched = fnmatch.filter(widths, glob)
         if not matched:
             raise InputError(
-                f"keep {glob!r} matches no group; the groups are {', '.join(widths)}."
+                f"keep {glob!r} matches no group that may be cut; those are "
+                f"{', '.join(widths) or 'none'}."
             )
         ratios |= dict.fromkeys(matched, ratio)
     return {
@@ -60,17 +71,24 @@ def sizes(network: Network, keep: Keep) -> dict[str, int]:
 
 
 def rounded(
-    sizes: Mapping[str, int], network: Network, min_channels: int, round_to: int
+    sizes: Mapping[str, int], groups: Groups, min_channels: int, round_to: int
 ) -> dict[str, int]:
     """Sizes at least min_channels and up to a multiple of round_to; the width at most.
 
     A group that keeps all its channels still does.
     """
-    widths = network.group_widths()
+    widths = widths_of(groups)
     return {
         name: min(-(-max(size, min_channels) // round_to) * round_to, widths[name])
         for name, size in sizes.items()
     }
+
+
+def widths_of(groups: Groups) -> dict[str, int]:
+    """Widths by name."""
+    if isinstance(groups, Mapping):
+        return {name: getattr(of, "width", of) for name, of in groups.items()}
+    return {group.name: group.width for group in groups}
 
 
 class Target(NamedTuple):
@@ -106,6 +124,89 @@ class Asked(NamedTuple):
     tolerance: float | None = None
     min_channels: int = 1
     round_to: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What a pruned model may cost; groups become narrower so that the least is lost.
+
+    Attributes:
+      macs: multiply-adds: a share of the dense model's ("47%"), or how many ("25M", or
+        a number).
+      params: parameters, in the same way.
+      latency_ms: milliseconds of a batch on the present device, or a share ("60%").
+      tolerance: the largest predicted residual of any group, from 0 to 1; without a
+        target, groups are cut as far as it allows.
+      round_to: widths are multiples of this, or the dense one; "auto": what suits the
+        present device.
+      min_channels: a group never has fewer.
+
+    Raises:
+      InputError: nothing is asked for, or a value is none of these.
+    """
+
+    macs: str | float | None = None
+    params: str | float | None = None
+    latency_ms: str | float | None = None
+    tolerance: float | None = None
+    round_to: int | str = DEFAULT_ROUND_TO
+    min_channels: int = 1
+
+    def __post_init__(self):
+        if not self._targets() and self.tolerance is None:
+            raise InputError(
+                "a budget without macs, params, latency_ms or tolerance asks for "
+                "nothing; give one of them."
+            )
+        if self.tolerance is not None and not _is_number(self.tolerance, 0, 1):
+            raise InputError(
+                f"the budget's tolerance is {self.tolerance!r}; expected a number from "
+                "0 to 1."
+            )
+        for name in ("round_to", "min_channels"):
+            value = getattr(self, name)
+            whole = isinstance(value, numbers.Integral) and _is_number(value, 1)
+            if not (whole or (name == "round_to" and value == "auto")):
+                also = ' or "auto"' if name == "round_to" else ""
+                raise InputError(
+                    f"the budget's {name} is {value!r}; expected a whole number above "
+                    f"0{also}."
+                )
+
+    @property
+    def asked(self) -> Asked:
+        """The same as `solve` takes it; "auto" asks which device is present."""
+        round_to = self.round_to
+        if round_to == "auto":
+            round_to = ROUND_TO.get(jax.default_backend(), DEFAULT_ROUND_TO)
+        return Asked(self._targets(), self.tolerance, self.min_channels, int(round_to))
+
+    def _targets(self) -> tuple[Target, ...]:
+        given = {"macs": self.macs, "params": self.params, "latency": self.latency_ms}
+        return tuple(
+            _target(kind, value) for kind, value in given.items() if value is not None
+        )
+
+
+def _target(kind: str, value: str | float) -> Target:
+    """A target from an argument of `Budget`."""
+    if isinstance(value, str):
+        try:
+            return target(f"{kind}={value}")
+        except InputError:
+            pass
+    elif _is_number(value, 0, math.inf) and 0 < value < math.inf:
+        return Target(kind, float(value), False)
+    name, example = {"latency": ("latency_ms", "8.0")}.get(kind, (kind, '"25M"'))
+    raise InputError(
+        f"the budget's {name} is {value!r}; expected a share of the dense model's up "
+        f'to 100%, such as "47%", or a number such as {example}.'
+    )
+
+
+def _is_number(value: Any, low: float, high: float = math.inf) -> bool:
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return real and low <= value <= high
 
 
 def target(text: str) -> Target:

@@ -37,11 +37,11 @@ def leaves(tree: Tree) -> Iterator[tuple[str, Any]]:
         pairs, _ = jax.tree_util.tree_flatten_with_path(tree)
     except ValueError as error:  # a dict's keys of several types, for one
         raise InputError(f"this is not a pytree: {error}.") from error
-    return ((address(path), leaf) for path, leaf in pairs)
+    return ((key_path(path), leaf) for path, leaf in pairs)
 
 
-def address(path: tuple) -> str:
-    """A key path as one string."""
+def key_path(path: tuple) -> str:
+    """A leaf's address: its keys joined by "/"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
@@ -213,7 +213,7 @@ def _zero(leaf: Leaf, alive: Bool[np.ndarray, " d"], axis: int) -> Leaf:
 
 def _change(tree: Tree, axes: Axes, change: Callable[[Leaf, int], Leaf]) -> Tree:
     def visit(path, leaf):
-        own = axes.get(address(path), ())
+        own = axes.get(key_path(path), ())
         for axis in dict.fromkeys(a % len(leaf.shape) for a in own):
             leaf = change(leaf, axis)
         return leaf

@@ -8,12 +8,14 @@ reads them, and how any function of the same variables runs when they are fewer.
 Knows nothing of selection, of the walk or of any model.
 """
 
+from ispasp_jax.graph.adapters import parameters as parameters_of
 from ispasp_jax.graph.check import check
 from ispasp_jax.graph.cut import Cut, Plan
 from ispasp_jax.graph.groups import Axis, Group, Whole, scope
 from ispasp_jax.graph.narrowing import narrow
 from ispasp_jax.graph.rules import RULES, rule
-from ispasp_jax.graph.traced import Traced, key_path, trace
+from ispasp_jax.graph.traced import Traced, trace
+from ispasp_jax.trees import key_path
 
 __all__ = [
     "RULES",
@@ -26,6 +28,7 @@ __all__ = [
     "check",
     "key_path",
     "narrow",
+    "parameters_of",
     "rule",
     "scope",
     "trace",

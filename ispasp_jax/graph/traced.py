@@ -13,6 +13,7 @@ from ispasp_jax.graph.atoms import freeze, join
 from ispasp_jax.graph.cut import Masks, Plan
 from ispasp_jax.graph.groups import Group, Whole
 from ispasp_jax.graph.program import ClosedJaxpr, Program, Value, program
+from ispasp_jax.trees import key_path
 
 #: First keys of Linen's and Haiku's trees that name a collection, not a module.
 COLLECTIONS = ("params", "batch_stats", "0", "1")
@@ -24,6 +25,8 @@ class Traced(Mapping[str, Group]):
     Attributes:
       function: the model as a function of (variables, *inputs).
       variables: shapes and dtypes of its variables, at full width.
+      inputs: of the example inputs.
+      parameters: key paths of the variables that training moves by gradients.
       groups: in the order in which they are made.
       whole: channels that cannot be cut, and why.
       program: its equations.
@@ -34,12 +37,15 @@ class Traced(Mapping[str, Group]):
         self,
         function: Callable[..., Any],
         variables: Any,
+        inputs: tuple,
+        parameters: Iterable[str],
         found: list[Group],
         whole: list[Whole],
         program: Program,
         dims: Mapping[str, list],
     ):
         self.function, self.variables, self.program = function, variables, program
+        self.inputs, self.parameters = inputs, tuple(parameters)
         self.groups, self.whole = tuple(found), tuple(whole)
         self._by_name = {group.name: group for group in found}
         self.dims = dims
@@ -124,11 +130,6 @@ class Traced(Mapping[str, Group]):
         )
 
 
-def key_path(path) -> str:
-    """A leaf's address: its keys joined by "/"."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
 def _below_collections(paths: Iterable[str]) -> dict[str, str]:
     """Paths without their collection (an optimizer sees "params" alone), where that
     still names one variable."""
@@ -175,7 +176,8 @@ def trace(model: Any, variables: Any = None, *inputs: Any) -> Traced:
     groups.tie(whole, by_path, join)
     found, alone = groups.find(whole, by_path, COLLECTIONS)
     dims = {path: value.dims for path, value in by_path.items()}
-    return Traced(function, variables, found, alone, whole, dims)
+    parameters = adapters.parameters(variables, model)
+    return Traced(function, variables, inputs, parameters, found, alone, whole, dims)
 
 
 def _like(leaf: Any) -> Any:
