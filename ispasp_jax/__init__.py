@@ -21,7 +21,7 @@ _WHERE = {
     "Problem": "problem",
     "Selection": "problem",
     "batch_sum": "problem",
-    "Budget": "budget",
+    "Budget": "targets",
     "Group": "groups",
     "take": "groups",
     "mask": "groups",

@@ -13,6 +13,7 @@ from ispasp_jax.graph.check import check
 from ispasp_jax.graph.cut import Cut, Plan
 from ispasp_jax.graph.groups import Axis, Group, Whole, scope
 from ispasp_jax.graph.narrowing import narrow
+from ispasp_jax.graph.pieces import Piece, pieces
 from ispasp_jax.graph.rules import RULES, rule
 from ispasp_jax.graph.traced import Traced, trace
 from ispasp_jax.trees import key_path
@@ -22,6 +23,7 @@ __all__ = [
     "Axis",
     "Cut",
     "Group",
+    "Piece",
     "Plan",
     "Traced",
     "Whole",
@@ -29,6 +31,7 @@ __all__ = [
     "key_path",
     "narrow",
     "parameters_of",
+    "pieces",
     "rule",
     "scope",
     "trace",
