@@ -37,7 +37,7 @@ def pieces(traced: Traced, plan: Plan, *inputs: Any) -> tuple[Piece, dict[str, P
       *inputs: shapes of a batch of any size.
     """
     closed = jax.make_jaxpr(traced.function)(traced.variables, *inputs)
-    whole = program(closed, platform=jax.default_backend())
+    whole = program(closed, derivatives=True)
     dims = [*traced.dims.values(), *(None for _ in jax.tree.leaves(inputs))]
     copies = attached(whole, dims)
     together, found = {}, {}

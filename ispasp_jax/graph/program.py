@@ -27,8 +27,6 @@ CALLS: Mapping[str, str] = {
     "custom_vjp_call": "call_jaxpr",
     "custom_vjp_call_jaxpr": "fun_jaxpr",
 }
-#: What programs for a backend are lowered for, where it has other names.
-PLATFORMS = {"gpu": ("gpu", "cuda", "rocm")}
 #: Calls that a derivative treats in a way of their own.
 DERIVATIVES = ("remat", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call")
 
@@ -103,32 +101,25 @@ class Program(NamedTuple):
     outputs: tuple[Value, ...]
 
 
-def program(
-    closed: ClosedJaxpr, derivatives: bool = False, platform: str | None = None
-) -> Program:
+def program(closed: ClosedJaxpr, derivatives: bool = False) -> Program:
     """The jaxpr as a program.
 
     Args:
       closed: what jax.make_jaxpr gives.
       derivatives: keep calls with a derivative of their own (custom_jvp, remat) and
         all branches whole; if not they are inlined, and where the platform decides the
-        branch, that of `platform`.
-      platform: as jax.default_backend() names it; None: all others, the default branch.
+        branch, the default one.
     """
-    opened = None if derivatives else PLATFORMS.get(platform, (platform,))
-    return _program(closed, opened)
-
-
-def _program(closed: ClosedJaxpr, opened: tuple | None) -> Program:
-    """`opened`: the platform's names if calls are; None if they are not."""
     inputs = tuple(Value(v.aval) for v in closed.jaxpr.invars)
     constants: list[Value] = []
     equations: list[Equation] = []
-    outputs = _inline(closed, inputs, constants, equations, opened)
+    outputs = _inline(closed, inputs, constants, equations, derivatives)
     return Program(inputs, tuple(constants), tuple(equations), tuple(outputs))
 
 
-def _inline(closed, inputs, constants, equations, opened, caller="") -> list[Value]:
+def _inline(
+    closed, inputs, constants, equations, derivatives, caller=""
+) -> list[Value]:
     jaxpr, consts = closed.jaxpr, closed.consts
     env: dict[Any, Value] = {}
 
@@ -143,10 +134,10 @@ def _inline(closed, inputs, constants, equations, opened, caller="") -> list[Val
     env.update(zip(jaxpr.invars, inputs, strict=True))
     for eqn in jaxpr.eqns:
         given = [read(atom) for atom in eqn.invars]
-        inner, given = _called(eqn, given, opened)
+        inner, given = _called(eqn, given, derivatives)
         if inner is not None:
             here = _source(eqn) or caller
-            made = _inline(inner, given, constants, equations, opened, here)
+            made = _inline(inner, given, constants, equations, derivatives, here)
         else:
             made = [Value(v.aval) for v in eqn.outvars]
             equations.append(
@@ -156,21 +147,20 @@ def _inline(closed, inputs, constants, equations, opened, caller="") -> list[Val
                     tuple(given),
                     tuple(made),
                     f"{eqn.primitive.name} ({_source(eqn) or caller})",
-                    tuple(_program(body, opened) for body in _bodies(eqn)),
+                    tuple(program(body, derivatives) for body in _bodies(eqn)),
                 )
             )
         env.update(zip(eqn.outvars, made, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _called(eqn, given, opened):
+def _called(eqn, given, derivatives):
     """The jaxpr that an equation merely calls, and what it is called with."""
     name = eqn.primitive.name
-    if name == "cond" and opened is not None:
-        if platforms := eqn.params.get("branches_platforms"):
-            own = [p for p, of in enumerate(platforms) if of and {*of} & {*opened}]
-            return eqn.params["branches"][own[0] if own else -1], given[1:]
-    if name in CALLS and not (opened is None and name in DERIVATIVES):
+    if name == "cond" and not derivatives:
+        if eqn.params.get("branches_platforms"):
+            return eqn.params["branches"][-1], given[1:]
+    if name in CALLS and not (derivatives and name in DERIVATIVES):
         return _closed(eqn.params[CALLS[name]]), given
     return None, given
 
