@@ -12,6 +12,7 @@ from ispasp_jax.graph import adapters, cut, groups, rules
 from ispasp_jax.graph.atoms import freeze, join
 from ispasp_jax.graph.cut import Masks, Plan
 from ispasp_jax.graph.groups import Group, Whole
+from ispasp_jax.graph.names import Names, rename
 from ispasp_jax.graph.program import ClosedJaxpr, Program, Value, program
 from ispasp_jax.trees import key_path
 
@@ -141,7 +142,9 @@ def _below_collections(paths: Iterable[str]) -> dict[str, str]:
     return {below: of[0] for below, of in found.items() if len(of) == 1}
 
 
-def trace(model: Any, variables: Any = None, *inputs: Any) -> Traced:
+def trace(
+    model: Any, variables: Any = None, *inputs: Any, names: Names | None = None
+) -> Traced:
     """Finds the model's groups of channels.
 
     Args:
@@ -149,9 +152,12 @@ def trace(model: Any, variables: Any = None, *inputs: Any) -> Traced:
         (variables, *inputs).
       variables: arrays or shapes; None for a module that carries its own.
       *inputs: examples, arrays or shapes, a batch of them.
+      names: your own names of groups, each with {path or glob: axis} of some variables
+        that carry its channels; the equations say which others do.
 
     Raises:
-      InputError: the model cannot be called so.
+      InputError: the model cannot be called so, or the axes of a name are not of one
+        group.
     """
     function, variables = adapters.function(model, variables)
     variables, inputs = jax.tree.map(_like, (variables, inputs))
@@ -176,6 +182,9 @@ def trace(model: Any, variables: Any = None, *inputs: Any) -> Traced:
     groups.tie(whole, by_path, join)
     found, alone = groups.find(whole, by_path, COLLECTIONS)
     dims = {path: value.dims for path, value in by_path.items()}
+    if names:
+        ranks = {path: len(atoms) for path, atoms in dims.items()}
+        found = rename(found, alone, ranks, names, COLLECTIONS)
     parameters = adapters.parameters(variables, model)
     return Traced(function, variables, inputs, parameters, found, alone, whole, dims)
 
