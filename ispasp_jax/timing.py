@@ -12,7 +12,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from ispasp_jax.cost import BySize
-from ispasp_jax.graph import Cut, Group, Traced, pieces
+from ispasp_jax.graph import Group, Traced, first, pieces
 
 
 def seconds(function: Callable, *arguments, repeats: int = 5) -> float:
@@ -66,7 +66,7 @@ def latency_by_size(
       groups: that may be cut; None: all.
     """
     groups = [g for g in (traced.groups if groups is None else groups) if g.width > 1]
-    plan = {group.name: _half(group) for group in groups}
+    plan = {g.name: first(g, g.width - g.width // 2) for g in groups}
     whole, own = pieces(traced, plan, *_batches(traced, batch_size))
     timed = _Timed()
     full, half = timed(whole.full), timed(whole.cut)
@@ -80,11 +80,6 @@ def latency_by_size(
     terms = {(name,): share * each for name, each in slope.items()}
     constant = max(full - share * all_of_it, 0.0)
     return BySize({g.name: g.width for g in groups}, {(): constant, **terms})
-
-
-def _half(group: Group) -> Cut:
-    kept = np.arange(group.width - group.width // 2)
-    return Cut(group.width, np.tile(kept, (group.layers, 1)) if group.layers else kept)
 
 
 def _batches(traced: Traced, size: int) -> list[jax.ShapeDtypeStruct]:

@@ -11,7 +11,7 @@ Knows nothing of selection, of the walk or of any model.
 from ispasp_jax.graph.adapters import parameters as parameters_of
 from ispasp_jax.graph.check import check
 from ispasp_jax.graph.cut import Cut, Plan
-from ispasp_jax.graph.groups import Axis, Group, Whole, scope
+from ispasp_jax.graph.groups import Axis, Group, Whole, first, scope
 from ispasp_jax.graph.narrowing import narrow
 from ispasp_jax.graph.pieces import Piece, pieces
 from ispasp_jax.graph.rules import RULES, rule
@@ -28,6 +28,7 @@ __all__ = [
     "Traced",
     "Whole",
     "check",
+    "first",
     "key_path",
     "narrow",
     "parameters_of",
