@@ -15,7 +15,8 @@ from ispasp_jax.graph.program import ClosedJaxpr, Equation, Program, program
 
 #: Names of groups, sorted, one twice for its square -> what their product is multiplied
 #: with; () is the constant.
-Terms = Mapping[tuple[str, ...], float]
+Number = int | float
+Terms = Mapping[tuple[str, ...], Number]
 
 #: The size of an atom, called for every dimension that is counted.
 Size = Callable[[Atom], Terms]
@@ -40,7 +41,7 @@ class BySize(NamedTuple):
 
     def total(self, sizes: Mapping[str, int]) -> float:
         """The cost at these sizes; groups that are not named keep their width."""
-        return _value(self.terms, {**self.widths, **sizes})
+        return float(_value(self.terms, {**self.widths, **sizes}))
 
     def marginal(self, sizes: Mapping[str, int]) -> dict[str, float]:
         """What the last channel of each group costs at these sizes."""
@@ -167,12 +168,12 @@ def _unopened(eqn: Equation) -> list[Program]:
     return [program(x) for x in closed if len(x.consts) == len(x.jaxpr.constvars)]
 
 
-def _value(terms: Terms, sizes: Mapping[str, int]) -> float:
+def _value(terms: Terms, sizes: Mapping[str, int]) -> Number:
     return sum(c * math.prod(sizes[n] for n in names) for names, c in terms.items())
 
 
 def _sum(members) -> Terms:
-    total: dict[tuple[str, ...], float] = collections.defaultdict(int)
+    total: dict[tuple[str, ...], Number] = collections.defaultdict(int)
     for terms in members:
         for names, factor in terms.items():
             total[names] += factor

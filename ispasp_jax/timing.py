@@ -12,7 +12,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from ispasp_jax.cost import BySize
-from ispasp_jax.graph import Group, Traced, first, pieces
+from ispasp_jax.graph import Group, Traced, pieces, widths
 
 
 def seconds(function: Callable, *arguments, repeats: int = 5) -> float:
@@ -66,7 +66,7 @@ def latency_by_size(
       groups: that may be cut; None: all.
     """
     groups = [g for g in (traced.groups if groups is None else groups) if g.width > 1]
-    plan = {g.name: first(g, g.width - g.width // 2) for g in groups}
+    plan = widths.first(traced, {g.name: g.width - g.width // 2 for g in groups})
     whole, own = pieces(traced, plan, *_batches(traced, batch_size))
     timed = _Timed()
     full, half = timed(whole.full), timed(whole.cut)

@@ -18,7 +18,8 @@ from ispasp_jax.commands import curve_files, widths
 from ispasp_jax.cost import BySize
 from ispasp_jax.curves import Curves
 from ispasp_jax.errors import InputError
-from ispasp_jax.graph import first, narrow
+from ispasp_jax.graph import narrow
+from ispasp_jax.graph.widths import first
 from ispasp_jax.numerals import numeral
 from ispasp_jax.report import say
 
@@ -230,7 +231,7 @@ def _timed(args, model, held: Curves, costs, asked: Asked):
 def _milliseconds(args, model, sizes):
     """Of the network with these sizes, and of the dense one, timed in turns."""
     traced, pairs = model.traced, []
-    plan = {name: first(traced[name], size) for name, size in sizes.items()}
+    plan = first(traced, sizes)
     for kept in (plan, {}):
         shapes = traced.take(kept, traced.variables)
         function = narrow(traced.function, traced, kept) if kept else traced.function

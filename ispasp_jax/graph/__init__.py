@@ -8,11 +8,11 @@ reads them, and how any function of the same variables runs when they are fewer.
 Knows nothing of selection, of the walk or of any model.
 """
 
-from ispasp_jax.graph.adapters import parameters as parameters_of
 from ispasp_jax.graph.check import check
 from ispasp_jax.graph.cut import Cut, Plan
-from ispasp_jax.graph.groups import Axis, Group, Whole, first, scope
+from ispasp_jax.graph.groups import Axis, Group, Whole, scope
 from ispasp_jax.graph.narrowing import narrow
+from ispasp_jax.graph.parameters import parameters as parameters_of
 from ispasp_jax.graph.pieces import Piece, pieces
 from ispasp_jax.graph.rules import RULES, rule
 from ispasp_jax.graph.traced import Traced, trace
@@ -28,7 +28,6 @@ __all__ = [
     "Traced",
     "Whole",
     "check",
-    "first",
     "key_path",
     "narrow",
     "parameters_of",

@@ -1,15 +1,13 @@
 """Every framework's model as a function of (variables, inputs)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ispasp_jax.errors import InputError
-from ispasp_jax.trees import key_path
 
 
 def function(model: Any, variables: Any = None) -> tuple[Callable[..., Any], Any]:
@@ -47,7 +45,8 @@ def _need(variables, what: str, how: str) -> None:
 
 
 def _is_nnx(model: Any) -> bool:
-    return _is_of_nnx(model, "Module")
+    names = {f"{t.__module__}.{t.__name__}" for t in type(model).__mro__}
+    return any(n.startswith("flax.nnx") and n.endswith(".Module") for n in names)
 
 
 def _nnx(model: Any):
@@ -91,40 +90,3 @@ def _callable_tree(model: Any):
 
 def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
-
-
-def parameters(variables: Any, model: Any = None) -> dict[str, Any]:
-    """The arrays that training moves by gradients, by key path.
-
-    Args:
-      variables: of Linen, those of the collection "params"; an NNX state's nnx.Param;
-        of anything else, all floating-point arrays.
-      model: of a Haiku transform with state, the first of its pair of variables.
-    """
-    if isinstance(variables, Mapping) and "params" in variables:
-        return _below("params", variables["params"])
-    if "State" in type(model).__name__ and isinstance(variables, tuple):
-        return _below("0", variables[0])
-    found = jax.tree_util.tree_leaves_with_path(variables, is_leaf=_is_variable)
-    if any(_is_variable(leaf) for _, leaf in found):
-        found = [pair for pair in found if _is_variable(pair[1], "Param")]
-    arrays = {}
-    for path, leaf in found:
-        for below, array in jax.tree_util.tree_leaves_with_path(leaf):
-            if _is_array(array) and jnp.issubdtype(array.dtype, jnp.floating):
-                arrays[key_path((*path, *below))] = array
-    return arrays
-
-
-def _below(name: str, tree: Any) -> dict[str, Any]:
-    found = jax.tree_util.tree_leaves_with_path(tree)
-    return {f"{name}/{key_path(path)}": leaf for path, leaf in found}
-
-
-def _is_variable(leaf: Any, kind: str = "Variable") -> bool:
-    return _is_of_nnx(leaf, kind)
-
-
-def _is_of_nnx(thing: Any, kind: str) -> bool:
-    names = {f"{t.__module__}.{t.__name__}" for t in type(thing).__mro__}
-    return any(n.startswith("flax.nnx") and n.endswith(f".{kind}") for n in names)

@@ -10,11 +10,8 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph.atoms import POSITIONS, Atom, leaves, root
-from ispasp_jax.graph.cut import Cut
 from ispasp_jax.graph.program import Equation, Program, Value, equations, values
 from ispasp_jax.graph.rules import Contraction, is_affine
 
@@ -411,9 +408,3 @@ def scope(
             )
     whole = {name for glob in ignore for name in fnmatch.filter(names, glob)}
     return tuple(g for g in groups if g.kind in SCOPES[name] and g.name not in whole)
-
-
-def first(group: Group, size: int) -> Cut:
-    """The group's first channels: a cut for what depends on their number alone."""
-    kept = np.arange(size)
-    return Cut(group.width, np.tile(kept, (group.layers, 1)) if group.layers else kept)

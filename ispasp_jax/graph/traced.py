@@ -13,6 +13,7 @@ from ispasp_jax.graph.atoms import freeze, join
 from ispasp_jax.graph.cut import Masks, Plan
 from ispasp_jax.graph.groups import Group, Whole
 from ispasp_jax.graph.names import Names, rename
+from ispasp_jax.graph.parameters import parameters
 from ispasp_jax.graph.program import ClosedJaxpr, Program, Value, program
 from ispasp_jax.trees import key_path
 
@@ -185,8 +186,8 @@ def trace(
     if names:
         ranks = {path: len(atoms) for path, atoms in dims.items()}
         found = rename(found, alone, ranks, names, COLLECTIONS)
-    parameters = adapters.parameters(variables, model)
-    return Traced(function, variables, inputs, parameters, found, alone, whole, dims)
+    moved = parameters(variables, model)
+    return Traced(function, variables, inputs, moved, found, alone, whole, dims)
 
 
 def _like(leaf: Any) -> Any:
