@@ -176,7 +176,7 @@ def test_a_plan_is_verified_on_a_few_examples():
     known = a_plan(traced, 0)
     assert plan.verify(known, traced, variables, x) < 1e-5
     with pytest.raises(AssertionError, match="cut and masked outputs differ by"):
-        plan.verify(known, traced, variables, x, tolerance=-1)
+        plan.verify(known, traced, variables, x, tolerance=-1.0)
 
 
 @pytest.mark.parametrize(

@@ -202,12 +202,13 @@ def _timed(args, model, held: Curves, costs, asked: Asked):
     others = tuple(t for t in asked.targets if t.kind != "latency")
     channels, share = widths.scoped(args, model), None
     for _ in range(_ROUNDS):
+        targets = others
         if share is not None:
-            target = budget.Target("latency", share, True)
-            asked = asked._replace(targets=(*others, target))
+            targets = (*others, budget.Target("latency", share, True))
+        sizes = channels
+        if targets:
+            asked = asked._replace(targets=targets)
             sizes = budget.solve(held, costs, channels, asked)
-        else:
-            sizes = channels
         narrow, full = devices.agree(_milliseconds(args, model, sizes))
         limit = wanted.limit(full)
         say(
