@@ -21,6 +21,7 @@ _WHERE = {
     "Problem": "problem",
     "Selection": "problem",
     "batch_sum": "problem",
+    "Budget": "targets",
     "Group": "groups",
     "take": "groups",
     "mask": "groups",

@@ -32,7 +32,7 @@ from ispasp_jax.models.network import (
     subtree,
 )
 from ispasp_jax.moments import measure
-from ispasp_jax.plan import Plan, check
+from ispasp_jax.plan import Plan
 from ispasp_jax.problem import LABELLED, Criterion
 from ispasp_jax.repair import least_squares, reach, recalibrate, regression
 from ispasp_jax.resume import Done, Store, replay
@@ -94,7 +94,13 @@ def prune(
     Never judge the result by these images: the repair is fitted to them, and flatters
     itself there. `memory.estimate` says how much memory the walk will take.
     """
-    return walk(network, variables, images, budget.sizes(network, keep), **options)
+    return walk(
+        network,
+        variables,
+        images,
+        budget.sizes(network.group_widths(), keep),
+        **options,
+    )
 
 
 def walk(
@@ -158,7 +164,6 @@ def walk(
         raise InputError(f"repair {repair!r} is none of 'none', 'bn' and 'lsq'.")
     key = jax.random.key(0) if key is None else key
     if plan is not None:
-        check(plan, network)
         sizes = {name: len(cut.kept) for name, cut in plan.items()}
     sizes = inputs.checked_sizes(network, sizes)
     inputs.check_variables(network, variables)

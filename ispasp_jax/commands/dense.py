@@ -83,13 +83,14 @@ def preprocessing(args: Namespace, base: Preprocessing) -> Preprocessing:
 
 
 def architecture(args: Namespace, num_classes: int, prep: Preprocessing) -> Model:
-    """The model that the flags name, dense, without variables."""
+    """The model that the flags name, dense, with shapes for variables."""
     options = {"stem": args.stem}
     if args.stem is None and "stem" in models.options(args.model):
         options["stem"] = "small" if prep.image_size < 64 else "imagenet"
     options = {key: value for key, value in options.items() if value is not None}
     network = models.create(args.model, num_classes, **options)
-    return Model(args.model, network, {}, prep, options)
+    shapes = models.shapes(network, prep.shape)
+    return Model(args.model, network, shapes, prep, options)
 
 
 def initialised(model: Model, seed: int) -> Model:

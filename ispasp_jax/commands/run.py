@@ -15,6 +15,7 @@ from ispasp_jax import (
     devices,
     pruning,
     report,
+    timing,
     training,
     weights,
 )
@@ -107,9 +108,9 @@ class Run:
             here = Namespace(**{**vars(args), "weights": str(own)})
             model = dense.load_weights(here, self.source)
         if self.given is not None:
-            plan_files.sizes(args, self.given, model.network)
+            plan_files.sizes(args, self.given, model)
         elif widths.has_budget(args):
-            budgets.check(args, model.network, model.input_shape)
+            budgets.check(args, model)
             curve_files.given(args, model)
         used = None if trains(args) else self._chosen()
         self.work.begin(
@@ -189,7 +190,7 @@ class Run:
         for name, why in result.unrepaired.items():
             self.note(f"{name} is not repaired by least squares: {why}")
         images = batches[0][:8].astype(np.float32)
-        plans.verify(result.plan, model.network, model.variables, images)
+        plans.verify(result.plan, model.traced, model.variables, images)
         seconds = self.report["seconds"]
         seconds["selection"], seconds["repair"] = result.seconds, result.repair_seconds
         seconds["compilation_in_both"] = sum(compiling)
@@ -201,8 +202,9 @@ class Run:
             if args.block_finetune_epochs:  # what was cut was trained in the same walk
                 self._stage("pruned", pruned, result.seconds)
             else:
-                as_cut = plans.apply(result.plan, model.network, model.variables)
-                self._stage("pruned", model.replace(*as_cut), result.seconds)
+                as_cut = plans.apply(result.plan, model.traced, model.variables)
+                cut = model.replace(result.network, as_cut)
+                self._stage("pruned", cut, result.seconds)
                 if args.repair != "none":
                     self._stage("repaired", pruned, result.repair_seconds)
             self.work.write("report.json", self.report)
@@ -303,13 +305,15 @@ class Run:
             self.note(doubts.of_tuning(before, after, len(self.source.test)))
         size = self.args.latency_batch_size
         both = {"dense": model, "pruned": loaded}
-        times = cost.latencies(
-            [(m.network, m.variables) for m in both.values()], model.input_shape, size
+        times = timing.latencies(
+            [(m.network.apply, m.variables) for m in both.values()],
+            model.input_shape,
+            size,
         )
         for (name, each), milliseconds in zip(both.items(), times, strict=True):
             self.report[name] = {
-                "params": cost.parameters(each.variables),
-                "macs": cost.macs(each.network, each.variables, each.input_shape),
+                "params": cost.parameters(each.traced),
+                "macs": cost.macs(each.traced),
                 "latency_ms": milliseconds,
                 "batch_size": size,
             }
@@ -348,6 +352,6 @@ def _forward_seconds(
 
     def forward(batch):
         placed = devices.place(mesh, batch)
-        return cost.seconds(lambda: apply(variables, placed), repeats=1)
+        return timing.seconds(lambda: apply(variables, placed), repeats=1)
 
     return sum(map(forward, batches))  # one after the other: they may not fit at once
