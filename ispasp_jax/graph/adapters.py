@@ -22,7 +22,7 @@ def function(model: Any, variables: Any = None) -> tuple[Callable[..., Any], Any
     Raises:
       InputError: variables are missing, or the model is none of these.
     """
-    if _is_nnx(model):
+    if is_nnx(model):
         return _nnx(model)
     if isinstance(model, nn.Module):
         _need(variables, "a Linen module", "model.init(key, x)")
@@ -44,7 +44,8 @@ def _need(variables, what: str, how: str) -> None:
         raise InputError(f"{what} needs its variables: those that {how} gave.")
 
 
-def _is_nnx(model: Any) -> bool:
+def is_nnx(model: Any) -> bool:
+    """Whether it is an NNX module; NNX is not loaded to find out."""
     names = {f"{t.__module__}.{t.__name__}" for t in type(model).__mro__}
     return any(n.startswith("flax.nnx") and n.endswith(".Module") for n in names)
 
@@ -81,12 +82,13 @@ def _callable_tree(model: Any):
 
     def apply(module, *inputs):
         held = iter(jax.tree_util.tree_leaves(module))
-        whole = [next(held) if _is_array(leaf) else leaf for leaf in leaves]
+        whole = [next(held) if is_array(leaf) else leaf for leaf in leaves]
         return jax.vmap(jax.tree_util.tree_unflatten(tree, whole))(*inputs)
 
-    arrays = [leaf if _is_array(leaf) else None for leaf in leaves]
+    arrays = [leaf if is_array(leaf) else None for leaf in leaves]
     return apply, jax.tree_util.tree_unflatten(tree, arrays)
 
 
-def _is_array(leaf: Any) -> bool:
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf is an array, or stands for one."""
     return isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
