@@ -45,7 +45,7 @@ def folder(tmp_path, model):
 
 
 def assert_same(found, model):
-    assert found.network.group_widths() == model.network.group_widths()
+    assert found.dense_widths == model.dense_widths
     for (path, ours), (_, theirs) in zip(
         leaves(found.variables), leaves(model.variables), strict=True
     ):
@@ -131,12 +131,13 @@ class Counted(nn.Module):
         return x * self.param("scale", nn.initializers.ones, ())
 
 
-class Odd(models.Network):
-    @nn.nowrap
-    def parts(self):
-        head = models.Head(num_classes=self.num_classes, parent=None)
-        first = models.Part("first", Counted(parent=None))
-        return (first, models.Part("head", head, keys=("fc",)))
+class Odd(nn.Module):
+    num_classes: int = 10
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = Counted(name="first")(x, train)
+        return nn.Dense(self.num_classes)(x.mean((1, 2)))
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16"])
@@ -168,13 +169,13 @@ CONFIGS = {
     "a flag for a size": (dict(preprocessing=dict(image_size=True)), "image_size is T"),
     "half a pixel": (dict(preprocessing=dict(image_size=4.5)), "image_size is 4.5"),
     "no image": (dict(preprocessing=dict(image_size=0)), "image_size is 0"),
-    "another image": (dict(preprocessing=dict(image_size=7)), "params/dense.0/kernel"),
+    "another image": (dict(preprocessing=dict(image_size=7)), "params/hidden.0/kernel"),
     "huge mean": (dict(preprocessing=dict(mean=[10**400])), "mean is"),
     "tiny std": (dict(preprocessing=dict(std=[1e-300])), "std is [1e-300]"),
     "no std": (dict(preprocessing=dict(std=[])), "do not fit"),
     "more channels": (
         dict(preprocessing=dict(mean=[0.1] * 3, std=[0.1] * 3)),
-        "params/dense.0/kernel",
+        "params/hidden.0/kernel",
     ),
     "word for a mean": (dict(preprocessing=dict(mean="0")), "mean is '0'"),
     "odd preprocessing": (dict(preprocessing=[1]), "preprocessing is no object"),
@@ -200,7 +201,7 @@ CONFIGS = {
     "huge option": (dict(options=dict(hidden=[2**62])), "options is"),
     "a large option": (
         dict(options=dict(hidden=[2**23, 2**23]), widths={}),
-        "params/dense.0",
+        "params/hidden.0",
     ),
     "no neuron": (dict(options=dict(hidden=[0])), "without neurons"),
     "minus one": (dict(options=dict(hidden=[-1])), "without neurons"),
@@ -318,7 +319,7 @@ def test_the_commands_take_the_file_for_its_folder(tmp_path, monkeypatch):
 
 def with_first(change):
     def do(arrays):
-        name, array = "params/dense.0/kernel", arrays["params/dense.0/kernel"]
+        name, array = "params/hidden.0/kernel", arrays["params/hidden.0/kernel"]
         return {**arrays, name: change(array)}
 
     return do
@@ -351,7 +352,7 @@ def test_arrays_that_are_no_weights(change, words, folder, model):
     file, change = folder / "model.safetensors", with_first(change)
     arrays = change(load_file(file))
     save_file(arrays, file)
-    name = "params/dense.0/kernel"
+    name = "params/hidden.0/kernel"
     refuse(lambda: checkpoints.load(folder), str(file), words, name)
     refuse(lambda: weights.read(file), str(file), words, name)
     shape = model.input_shape
@@ -437,7 +438,7 @@ def test_places_that_cannot_be_written(make_target, words, kind, tmp_path, model
         # A command that could not write keeps its work: not the user's input.
         wanted = (OSError, InputError)[words != "cannot be written"]
         with pytest.raises(wanted, match=words if wanted is InputError else "."):
-            weights.save_safetensors(target, model.network, model.variables, {})
+            weights.save_safetensors(target, model.variables, {})
     assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -454,7 +455,7 @@ def test_a_full_disk(folder, model, tmp_path, monkeypatch):
     refuse(lambda: checkpoints.save(folder, model), "cannot be written", "No space")
     new = tmp_path / "a.safetensors"
     with pytest.raises(OSError, match="cannot be written .*No space"):
-        weights.save_safetensors(new, model.network, model.variables, {})
+        weights.save_safetensors(new, model.variables, {})
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 

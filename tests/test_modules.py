@@ -118,7 +118,7 @@ def test_the_shipped_networks_are_the_same_equations(name, monkeypatch):
     assert {n: again[n].width for n in plan} == {
         n: len(c.kept) for n, c in plan.items()
     }
-    assert module.num_classes == 4 and linen.whole(module) is network
+    assert module.num_classes == 4 and modules.whole(module) is network
 
 
 class Mixed(nnx.Module):

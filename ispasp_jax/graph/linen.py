@@ -34,11 +34,6 @@ class Narrower(nn.Module):
         return self.module.num_classes
 
 
-def whole(module: Any) -> Any:
-    """The module as its author wrote it."""
-    return module.module if isinstance(module, Narrower) else module
-
-
 def group_sizes(function: Callable[..., Any], *shapes: Any) -> dict[str, int]:
     """By the path of every group norm, how many channels one of its groups has.
 

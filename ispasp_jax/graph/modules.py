@@ -12,6 +12,7 @@ What comes out is compared with `narrow`'s function before it is given: equation
 equation, and if they differ (a module may reshape in another order), on a small input.
 """
 
+import dataclasses
 import math
 from typing import Any
 
@@ -60,6 +61,51 @@ def narrower(model: Any, traced: Traced, plan: Plan, variables: Any) -> Any:
         raise Unfit("it is no module; narrow evaluates it on the cut arrays.")
     _verify(made, traced, plan, variables, inputs)
     return made
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluated:
+    """A Linen module that does not take cut arrays itself: its `apply` does, by narrow.
+
+    Attributes:
+      module: as its author wrote it.
+      traced: its groups.
+      plan: what stays.
+    """
+
+    module: nn.Module
+    traced: Traced
+    plan: Plan
+
+    @property
+    def num_classes(self) -> int:
+        """Of a classifier."""
+        return self.module.num_classes
+
+    def __call__(self, variables: Any, *inputs: Any, **options: Any) -> Any:
+        """What module.apply gives, from the cut variables."""
+
+        def run(variables, *inputs):
+            return self.module.apply(variables, *inputs, **options)
+
+        return narrow(run, self.traced, self.plan)(variables, *inputs)
+
+    apply = __call__
+
+
+def whole(module: Any) -> Any:
+    """The module as its author wrote it."""
+    while isinstance(module, linen.Narrower | Evaluated):
+        module = module.module
+    return module
+
+
+def applicable(model: nn.Module, traced: Traced, plan: Plan, variables: Any) -> Any:
+    """A Linen module that takes the cut arrays, or what has its `apply`."""
+    try:
+        return narrower(model, traced, plan, variables)
+    except Unfit:
+        return Evaluated(model, traced, plan)
 
 
 def _example(aval) -> np.ndarray:
