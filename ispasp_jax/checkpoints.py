@@ -25,7 +25,7 @@ from ispasp_jax import data, descriptions, models, tensors
 from ispasp_jax.data import Preprocessing
 from ispasp_jax.descriptions import ARRAYS, CONFIG, FILES
 from ispasp_jax.errors import InputError
-from ispasp_jax.graph import Traced, modules, trace, widths
+from ispasp_jax.graph import Traced, adapters, modules, trace, widths
 from ispasp_jax.groups import leaves, nested
 from ispasp_jax.tensors import as_weights, fingerprint, printable, some, write_arrays
 from ispasp_jax.training_states import States as States
@@ -114,7 +114,7 @@ class Model:
 
     def __call__(self, images: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
         """Logits of preprocessed images."""
-        return _logits(self.network, self.variables, images)
+        return _logits(adapters.learner(self.network), self.variables, images)
 
 
 def save(folder: str | os.PathLike, model: Model) -> None:
@@ -306,8 +306,8 @@ def _check_sums(config: Mapping[str, Any], variables: Any, folder: Path) -> None
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _logits(network, variables, images):
-    return network.apply(variables, images)
+def _logits(model, variables, images):
+    return model.evaluate(variables, images)
 
 
 @contextlib.contextmanager

@@ -211,7 +211,7 @@ def train(
     transformation = training.optimizer(recipe, steps)
     state = None
     if keeper and work.resumed:
-        start = training.start(recipe, transformation, model.variables)
+        start = training.start(model.network, recipe, transformation, model.variables)
         state = keeper.latest(start, steps)
 
     def epoch_batches(epoch):

@@ -13,25 +13,25 @@ class Narrower(nn.Module):
     """A Linen module whose layers have the sizes of the arrays that they are given.
 
     Attributes:
-      module: as its author wrote it.
+      original: the module as its author wrote it.
       blocks: by the path of every group norm, how many channels one of its groups has.
     """
 
-    module: nn.Module
+    original: nn.Module
     blocks: tuple[tuple[str, int], ...] = ()
 
     def setup(self):
-        nn.share_scope(self, self.module)  # so that no path changes
+        nn.share_scope(self, self.original)  # so that no path changes
 
     def __call__(self, *args, **kwargs):
         sized = functools.partial(_sized, dict(self.blocks))
         with nn.intercept_methods(sized):
-            return self.module(*args, **kwargs)
+            return self.original(*args, **kwargs)
 
     @property
     def num_classes(self) -> int:
         """Of a classifier."""
-        return self.module.num_classes
+        return self.original.num_classes
 
 
 def group_sizes(function: Callable[..., Any], *shapes: Any) -> dict[str, int]:

@@ -68,25 +68,25 @@ class Evaluated:
     """A Linen module that does not take cut arrays itself: its `apply` does, by narrow.
 
     Attributes:
-      module: as its author wrote it.
+      original: the module as its author wrote it.
       traced: its groups.
       plan: what stays.
     """
 
-    module: nn.Module
+    original: nn.Module
     traced: Traced
     plan: Plan
 
     @property
     def num_classes(self) -> int:
         """Of a classifier."""
-        return self.module.num_classes
+        return self.original.num_classes
 
     def __call__(self, variables: Any, *inputs: Any, **options: Any) -> Any:
         """What module.apply gives, from the cut variables."""
 
         def run(variables, *inputs):
-            return self.module.apply(variables, *inputs, **options)
+            return self.original.apply(variables, *inputs, **options)
 
         return narrow(run, self.traced, self.plan)(variables, *inputs)
 
@@ -96,7 +96,7 @@ class Evaluated:
 def whole(module: Any) -> Any:
     """The module as its author wrote it."""
     while isinstance(module, linen.Narrower | Evaluated):
-        module = module.module
+        module = module.original
     return module
 
 
