@@ -83,13 +83,13 @@ def preprocessing(args: Namespace, base: Preprocessing) -> Preprocessing:
 
 
 def architecture(args: Namespace, num_classes: int, prep: Preprocessing) -> Model:
-    """The model that the flags name, dense, without variables."""
+    """The model that the flags name, dense, with the shapes of its variables."""
     options = {"stem": args.stem}
     if args.stem is None and "stem" in models.options(args.model):
         options["stem"] = "small" if prep.image_size < 64 else "imagenet"
     options = {key: value for key, value in options.items() if value is not None}
     network = models.create(args.model, num_classes, **options)
-    return Model(args.model, network, {}, prep, options)
+    return Model(args.model, network, models.shapes(network, prep.shape), prep, options)
 
 
 def initialised(model: Model, seed: int) -> Model:
@@ -338,15 +338,15 @@ def _from_file(args: Namespace, source: Source) -> Model:
 
 
 def with_classes(model: Model, num_classes: int) -> Model:
-    """The architecture for so many classes, without variables."""
+    """The architecture for so many classes, with the shapes of its variables."""
     network = models.create(model.name, num_classes, **model.options)
-    return model.replace(network, {})
+    return model.replace(network, models.shapes(network, model.input_shape))
 
 
 def _filled(
     args: Namespace, model: Model, arrays: dict[str, np.ndarray], widths: dict[str, int]
 ) -> Model:
-    """A model without variables, with the arrays of --weights, which may be narrower.
+    """An architecture with the arrays of --weights, which may be narrower.
 
     Raises:
       InputError: the arrays are not the model's.
