@@ -70,7 +70,14 @@ class Model:
     def dense_widths(self) -> dict[str, int]:
         """How many channels are here of each group of the architecture; one that is cut
         to a single channel is a group there only."""
-        return widths.counted(self.dense, self.variables)
+        return widths.counted(self.dense, self.variables, self._known)
+
+    @property
+    def _known(self) -> dict[str, int]:
+        """Widths that the network itself knows."""
+        if not isinstance(self.network, modules.Evaluated):
+            return {}
+        return {n: one.kept.shape[-1] for n, one in self.network.plan.items()}
 
     @functools.cached_property
     def dense(self) -> Traced:
@@ -88,15 +95,20 @@ class Model:
         known = getattr(self.network, "num_classes", None)
         return known or self.traced.program.outputs[0].shape[-1]
 
-    def resize(self, variables: Any) -> "Model":
+    def resize(self, variables: Any, known: Mapping[str, int] | None = None) -> "Model":
         """The architecture with variables that any plan, or several, left of it.
+
+        Args:
+          variables: what is left.
+          known: channels of groups of which the arrays do not tell how many there are.
 
         Raises:
           InputError: they are not this architecture's, cut; or it closes over arrays of
             which it matters which channels stay.
         """
         network = modules.whole(self.network)
-        plan = widths.first(self.dense, widths.counted(self.dense, variables))
+        counts = widths.counted(self.dense, variables, known)
+        plan = widths.first(self.dense, counts)
         plan = {n: one for n, one in plan.items() if one.kept.shape[-1] < one.width}
         if plan:
             network = modules.applicable(network, self.dense, plan, variables)
@@ -233,7 +245,8 @@ def load(folder: str | os.PathLike, architecture: str | None = None) -> Model:
     arrays = _read_arrays(folder / ARRAYS, model, dict(leaves(expected)))
     _check_sums(config, arrays, folder)
     arrays = {_present(model, path): leaf for path, leaf in leaves(arrays)}
-    return model.resize(jax.device_put(nested(arrays)))
+    known = {name: one.kept.shape[-1] for name, one in plan.items()}
+    return model.resize(jax.device_put(nested(arrays)), known)
 
 
 def _traced(model: Model) -> Traced:

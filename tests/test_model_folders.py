@@ -18,10 +18,12 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 import ispasp_jax
-from ispasp_jax import InputError, checkpoints, data, models, tensors, weights
+from ispasp_jax import InputError, checkpoints, data, graph, models, tensors, weights
 from ispasp_jax.commands import prune
 from ispasp_jax.data import Preprocessing
+from ispasp_jax.graph.check import random_plan
 from ispasp_jax.groups import leaves
+from ispasp_jax.groups import nested as tree_of
 
 PREP = Preprocessing(4, None, (0.5,), (0.25,))
 
@@ -68,6 +70,73 @@ def refuse(call, *words):
     assert len(said) < 1200 and said.isprintable(), said
     for word in words:
         assert word in said, said
+
+
+def cut(model, kinds):
+    """The model with half of some kinds of groups, and the masked variables."""
+    plan = random_plan(model.traced)
+    plan = {n: c for n, c in plan.items() if model.traced[n].kind in kinds}
+    small = model.traced.take(plan, model.variables)
+    known = (
+        {name: len(one.kept) for name, one in plan.items()} if "stream" in kinds else {}
+    )
+    return model.resize(small, known), model.traced.mask(plan, model.variables)
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [("mlp", {"inner"}), ("resnet20", {"inner"}), ("resnet20", {"inner", "stream"})],
+)
+def test_a_narrower_network_comes_back(name, kinds, tmp_path):
+    prep = Preprocessing(4, None, (0.5,) * 3, (0.25,) * 3)
+    model = make(name, prep, **({"hidden": [6, 9]} if name == "mlp" else {}))
+    small, masked = cut(model, kinds)
+    checkpoints.save(tmp_path / "model", small)
+    found = checkpoints.load(tmp_path / "model")
+    assert_same(found, small)
+    assert found.dense_widths != model.dense_widths and found.num_classes == 3
+    x = np.random.default_rng(0).normal(size=(2, *prep.shape)).astype(np.float32)
+    expected = model.replace(model.network, masked)(x)
+    np.testing.assert_allclose(found(x), expected, rtol=1e-4, atol=1e-5)
+    if kinds == {"inner"}:
+        assert found.network == small.network
+        again, _ = cut(found, kinds)  # from the widths that it has
+        checkpoints.save(tmp_path / "again", again)
+        assert_same(checkpoints.load(tmp_path / "again"), again)
+        assert sum(again.dense_widths.values()) < sum(found.dense_widths.values())
+
+
+def test_a_group_of_one_channel_is_one_of_the_architecture_still(tmp_path, model):
+    small = model.traced.take(
+        {"hidden.0": graph.Cut(5, np.array([3]))}, model.variables
+    )
+    small = model.resize(small)
+    assert "hidden.0" not in small.widths
+    assert small.dense_widths == {"hidden.0": 1, "hidden.1": 2}
+    checkpoints.save(tmp_path / "model", small)
+    assert_same(checkpoints.load(tmp_path / "model"), small)
+
+
+def test_a_folder_of_the_first_version(folder, model):
+    """Its perceptron's layers were dense.0, dense.1, ...; the sums are of these."""
+    names = {"hidden.0": "dense.0", "hidden.1": "dense.1", "output": "dense.2"}
+
+    def earlier(arrays):
+        return {
+            "/".join(names.get(key, key) for key in path.split("/")): array
+            for path, array in arrays.items()
+        }
+
+    arrays = earlier(load_file(folder / "model.safetensors"))
+    save_file(arrays, folder / "model.safetensors")
+    refuse(lambda: checkpoints.load(folder), "is not as it was written")
+    config = json.loads((folder / "config.json").read_text())
+    config["sums"]["arrays"] = tensors.fingerprint(tree_of(arrays))
+    (folder / "config.json").write_text(json.dumps(config))
+    assert_same(checkpoints.load(folder), model)
+    both = {**arrays, "params/hidden.0/bias": arrays["params/dense.0/bias"]}
+    save_file(both, folder / "model.safetensors")
+    refuse(lambda: checkpoints.load(folder), "does not hold the arrays")
 
 
 EVIL = "open('ran', 'w')\ndef make(num_classes, **more): open('ran', 'w')\n"
