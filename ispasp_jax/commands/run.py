@@ -291,10 +291,11 @@ class Run:
         if self.args.torch and devices.is_first():
             weights.save_safetensors(
                 self.work.folder / "torchvision.safetensors",
-                loaded.network,
                 loaded.variables,
                 {
                     "model": loaded.name,
+                    "num_classes": loaded.num_classes,
+                    "widths": loaded.dense_widths,
                     "options": dict(loaded.options),
                     **data.to_json(loaded.preprocessing),
                 },
