@@ -12,9 +12,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "prune": "pruning",
-    "walk": "pruning",
-    "Pruned": "pruning",
+    "prune": "walk",
+    "Pruned": "walk",
     "algorithm_1": "ispasp",
     "ispasp": "ispasp",
     "Criterion": "problem",
@@ -36,8 +35,8 @@ _WHERE = {
 }
 
 _MODULES = (
-    *("budget", "criteria", "curves", "data", "devices", "graph", "models", "plan"),
-    *("repair", "training", "weights"),
+    *("budget", "criteria", "data", "devices", "graph", "models", "plan"),
+    *("training", "walk", "weights"),
 )
 
 __all__ = ["__version__", *_WHERE, *_MODULES]

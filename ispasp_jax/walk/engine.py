@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool
 
 from ispasp_jax import devices
 from ispasp_jax.errors import InputError
-from ispasp_jax.graph import Cut, Group, Plan, Traced, cut
+from ispasp_jax.graph import Cut, Group, Plan, Traced, cut, key_path
 from ispasp_jax.graph.atoms import Atom
 from ispasp_jax.graph.program import Value
 from ispasp_jax.ispasp import ispasp
@@ -56,8 +56,9 @@ class Walked(NamedTuple):
 
     Attributes:
       variables: those that are left.
-      groups: what became of every group.
-      seconds: by what they were spent on: selection, repair, dense, compilation.
+      groups: what became of every group that was asked for.
+      seconds: by what they were spent on: selection, repair, tune, and of each, apart,
+        "compilation of" it.
     """
 
     variables: Any
@@ -68,6 +69,13 @@ class Walked(NamedTuple):
     def plan(self) -> Plan:
         """The groups that lost channels."""
         return {group.name: group.cut for group in self.groups if _lost(group)}
+
+    @property
+    def unrepaired(self) -> dict[str, str]:
+        """The groups whose consumers least squares was asked for and did not reach, and
+        why; batch norm's moments were measured again there.
+        """
+        return {g.name: g.unrepaired for g in self.groups if g.unrepaired}
 
 
 class Step(NamedTuple):
@@ -161,8 +169,8 @@ def walk(
         whole = _Walk(traced, variables, asked, repair, carry_dense, clocks)
         whole.start(_chain(first, batches), labels, mesh, memory)
         whole.select_shared(store)
-        for index, step in enumerate(progress(whole.steps), 1):
-            whole.do(index, step, store, tune)
+        for step in progress(whole.steps):
+            whole.do(step, store, tune)
         whole.finish()
         return whole.result(clocks)
 
@@ -190,6 +198,7 @@ class _Walk:
         self.differs = self.missed = False
         self.drifts: list[tuple[tuple[str, int | None], Value, list]] = []
         self.visited: list[int] = []
+        self.count = 0  # of what has been kept
         self.single, self.shared, self.blind = self._readers()
         self.steps = self._steps()
 
@@ -261,7 +270,7 @@ class _Walk:
 
     def select_shared(self, store: Store | None) -> None:
         """Selects the groups that several consumers read, from the dense network."""
-        done = store and self.shared and store.read(0)
+        done = store and self.shared and store.read(self.count)
         if done:
             self._replay(None, done)
         elif self.shared:
@@ -273,7 +282,8 @@ class _Walk:
                 self._cut(
                     group, None, select(group, None, own, weights, asked, labelled)
                 )
-            self._keep(store, 0, before, [(g.name, None) for g, _ in self.shared])
+            self._keep(store, before, [(g.name, None) for g, _ in self.shared])
+        self.count += bool(self.shared)
         for group in self.blind:
             one = self.asked.plan[group.name]
             self._cut(group, None, GroupResult(group.name, one, None, 0, None))
@@ -309,11 +319,11 @@ class _Walk:
         )
         return {name: both[name] for name in needs}
 
-    def do(self, index: int, step: Step, store: Store | None, tune) -> None:
+    def do(self, step: Step, store: Store | None, tune) -> None:
         """One step of the walk."""
         if not self._concerns(step):
             return
-        before, done = self.pruned.weights, store and store.read(index)
+        before, done = self.pruned.weights, store and store.read(self.count)
         key = (step.group.name, _layer(step.group, step.site)) if step.group else None
         self._advance(step.place, step.site.name if step.site else "a norm")
         if step.site:
@@ -328,11 +338,12 @@ class _Walk:
         tuned = done.tuned if done else None
         if not done and tune and key and self._is_cut(step.group):
             with self.clocks.on("tune"):
-                tuned = tune(self._plan(), self._narrow())
+                tuned = _by_path(tune(self._plan(), self._narrow()))
         if tuned is not None:
             self._again(tuned)
         if not done:
-            self._keep(store, index, before, [key] if key else [], tuned)
+            self._keep(store, before, [key] if key else [], tuned)
+        self.count += 1
 
     def _concerns(self, step: Step) -> bool:
         """Whether there is anything to do."""
@@ -379,7 +390,7 @@ class _Walk:
         """Carries the dense network past a consumer, where anything asks for it."""
         if not self.needs_dense:
             return
-        with self.clocks.on("dense"):
+        with self.clocks.on("repair" if self.repair == "lsq" else "selection"):
             dense = self.dense or self.pruned._replace(weights=self.original)
             if dense.place < site.end:
                 ahead = [
@@ -453,17 +464,17 @@ class _Walk:
                 key = step.group.name, _layer(step.group, site)
                 self.found[key] = self.found[key]._replace(unrepaired=str(why))
 
-    def _again(self, tuned: Any) -> None:
+    def _again(self, tuned: Mapping[str, Array]) -> None:
         """Goes on from other variables, the activations computed again."""
-        leaves = jax.tree.leaves(tuned)
-        masks = {**self.masks}
-        pairs = zip(self.flat.variables.values(), leaves, strict=True)
-        weights = {v: cut.widened(a, v.dims, masks) for v, a in pairs}
+        weights = {
+            value: cut.widened(tuned[path], value.dims, self.masks)
+            for path, value in self.flat.variables.items()
+        }
         self.pruned = self.entry._replace(weights=jax.device_put(weights))
         for place in self.visited:
             self.pruned = self.pruned.hidden(place)
 
-    def _keep(self, store, index, before, keys, tuned=None) -> None:
+    def _keep(self, store, before, keys, tuned=None) -> None:
         if not store:
             return
         names = {value: path for path, value in self.flat.variables.items()}
@@ -474,7 +485,8 @@ class _Walk:
         }
         results = tuple(self.found[key] for key in keys)
         seconds = self.clocks.so_far()
-        store.write(index, Done(results, changed, self.missed, seconds, tuned))
+        done = Done(results, changed, self.missed, seconds, tuned)
+        store.write(self.count, done)
 
     def _replay(self, step: Step | None, done: Done) -> None:
         """Takes over a step that was done before."""
@@ -522,10 +534,10 @@ class _Walk:
         plan, results = self._plan(), []
         for group in self.traced.groups:
             own = [r for (name, _), r in self.found.items() if name == group.name]
-            if not own:
+            if own:
+                results.append(_together(own, plan.get(group.name)))
+            elif group.name in self.asked.sizes:
                 results.append(uncut(group.name, group.width))
-                continue
-            results.append(_together(own, plan.get(group.name)))
         return Walked(variables, tuple(results), clocks.so_far())
 
 
@@ -542,6 +554,12 @@ def _last(program: flat.Flat, found: Sequence[Site]) -> Iterable[Site]:
             yield by_place[place]
         else:
             ahead += program.equations[place].inputs
+
+
+def _by_path(tree: Any) -> dict[str, Array]:
+    return {
+        key_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def _layer(group: Group, site: Site) -> int | None:

@@ -6,7 +6,7 @@ one version of jax the rest of the walk is the same bit for bit.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,16 +20,16 @@ class Done(NamedTuple):
       results: what became of the groups that were selected in it.
       changed: the variables that are others after it, by key path, at full width.
       missed: whether least squares did not reach a consumer since it last did.
-      seconds: of the walk so far: selection, repair, dense.
-      tuned: the network's variables after `tune`. None where nothing was tuned; a store
-        may also give None where a later step was.
+      seconds: of the walk so far, by what they were spent on.
+      tuned: the variables that `tune` gave, by key path. None where nothing was tuned;
+        a store may also give None where a later step was.
     """
 
     results: tuple[GroupResult, ...]
     changed: Mapping[str, np.ndarray]
     missed: bool
     seconds: Mapping[str, float]
-    tuned: Any = None
+    tuned: Mapping[str, np.ndarray] | None = None
 
 
 class Store(NamedTuple):
