@@ -21,11 +21,13 @@ class Read(NamedTuple):
       layer: the path of the Linen layer that reads it.
       norm: that of the batch norm behind the layer; None without.
       eps: of that norm.
+      low: where the group's channels begin, where others are read beside them.
     """
 
     layer: str
     norm: str | None = None
     eps: float = 1e-5
+    low: int | None = None
 
 
 class Linear:
@@ -110,6 +112,10 @@ def view_of(model, variables, images, read: Read, width: int) -> View:
             lambda h: layer.apply(own, jnp.asarray(h)) * gain, hidden.shape[1:]
         )
         hidden = np.asarray(hidden)
+    if read.low is not None:
+        own = slice(read.low, read.low + width)
+        matrix = matrix.reshape(-1, hidden.shape[-1], matrix.shape[-1])[:, own]
+        matrix, hidden = matrix.reshape(-1, matrix.shape[-1]), hidden[..., own]
     return View(hidden.reshape(len(hidden), -1, width), matrix)
 
 

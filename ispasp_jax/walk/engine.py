@@ -466,11 +466,14 @@ class _Walk:
 
     def _again(self, tuned: Mapping[str, Array]) -> None:
         """Goes on from other variables, the activations computed again."""
-        weights = {
-            value: cut.widened(tuned[path], value.dims, self.masks)
-            for path, value in self.flat.variables.items()
-        }
-        self.pruned = self.entry._replace(weights=jax.device_put(weights))
+        arrays = jax.device_put(
+            {
+                path: cut.widened(tuned[path], value.dims, self.masks)
+                for path, value in self.flat.variables.items()
+            }
+        )
+        weights = {self.flat.variables[path]: a for path, a in arrays.items()}
+        self.pruned = self.entry._replace(weights=weights)
         for place in self.visited:
             self.pruned = self.pruned.hidden(place)
 
