@@ -92,10 +92,10 @@ def learner(model: Any) -> Learner:
 
 
 def _learner(model: Any) -> Learner:
+    if isinstance(getattr(model, "learner", None), Learner):  # modules.Evaluated
+        return model.learner
     if isinstance(model, nn.Module):
-        return _linen(model, model)
-    if isinstance(getattr(model, "original", None), nn.Module):  # modules.Evaluated
-        return _linen(model, model.original)
+        return _linen(model)
     if is_haiku(model):
         return _haiku(model)
     if callable(model) and _is_tree(model):
@@ -157,16 +157,9 @@ def _filled(one: Any, other: Any) -> Any:
     )
 
 
-def _linen(model: Any, module: nn.Module) -> Learner:
-    """What has a Linen module's `apply`.
-
-    Args:
-      model: the module, or what stands for it.
-      module: whose call says how it is told whether it learns.
-    """
-    while isinstance(getattr(module, "original", None), nn.Module):
-        module = module.original
-    known = type(module).__call__
+def _linen(model: nn.Module) -> Learner:
+    author = getattr(model, "original", model)  # of a linen.Narrower
+    known = type(author).__call__
     evaluation, training = (_mode(known, train) for train in (False, True))
 
     def train(variables, key, *inputs):
