@@ -26,7 +26,15 @@ from ispasp_jax import data, descriptions, models, tensors
 from ispasp_jax.data import Preprocessing
 from ispasp_jax.descriptions import ARRAYS, CONFIG, FILES
 from ispasp_jax.errors import InputError
-from ispasp_jax.graph import Traced, adapters, key_path, modules, trace, widths
+from ispasp_jax.graph import (
+    Plan,
+    Traced,
+    adapters,
+    key_path,
+    modules,
+    trace,
+    widths,
+)
 from ispasp_jax.groups import leaves, nested
 from ispasp_jax.tensors import as_weights, fingerprint, is_key, printable, some
 from ispasp_jax.training_states import States as States
@@ -125,6 +133,17 @@ class Model:
                     "widths do not say which places of them stay; prune it again."
                 )
         return self.replace(network, variables)
+
+    def cut(self, plan: Plan, variables: Any) -> "Model":
+        """This model with the variables that a plan leaves of it."""
+        if not plan:
+            return self.replace(self.network, variables)
+        module = modules.whole(self.network)
+        if module is self.network:
+            network = modules.applicable(module, self.traced, plan, variables)
+            return self.replace(network, variables)
+        known = {n: one.kept.shape[-1] for n, one in plan.items()}
+        return self.resize(variables, self.dense_widths | known)
 
     def replace(self, network: Any, variables: Any) -> "Model":
         """The same model with another network, as after pruning or training."""
