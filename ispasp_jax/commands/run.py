@@ -291,10 +291,11 @@ class Run:
         if self.args.torch and devices.is_first():
             weights.save_safetensors(
                 self.work.folder / "torchvision.safetensors",
-                loaded.network,
                 loaded.variables,
                 {
                     "model": loaded.name,
+                    "num_classes": loaded.num_classes,
+                    "widths": loaded.dense_widths,
                     "options": dict(loaded.options),
                     **data.to_json(loaded.preprocessing),
                 },
@@ -306,7 +307,7 @@ class Run:
         size = self.args.latency_batch_size
         both = {"dense": model, "pruned": loaded}
         times = timing.latencies(
-            [(m.network.apply, m.variables) for m in both.values()],
+            [(m.traced.function, m.variables) for m in both.values()],
             model.input_shape,
             size,
         )
@@ -347,7 +348,7 @@ def _forward_seconds(
     model: Model, batches: list[np.ndarray], mesh: jax.sharding.Mesh
 ) -> float:
     """Seconds of one dense forward pass over all batches, compilation apart."""
-    apply = jax.jit(model.network.apply)
+    apply = jax.jit(model.traced.function)
     variables = devices.replicate(mesh, model.variables)
 
     def forward(batch):

@@ -36,21 +36,27 @@ def first(traced: Traced, widths: Mapping[str, int]) -> Plan:
     return plan
 
 
-def counted(traced: Traced, variables: Any) -> dict[str, int]:
+def counted(
+    traced: Traced, variables: Any, known: Mapping[str, int] | None = None
+) -> dict[str, int]:
     """How many channels of each group there are in narrower variables.
 
     Args:
       traced: of the model at full width.
       variables: its variables, cut by any plan; arrays or shapes.
+      known: what is known of some groups: arrays do not tell channels apart that are
+        only ever together (zeros on both sides of a narrower map).
 
     Raises:
-      InputError: they are not this model's, cut.
+      InputError: they are not this model's, cut; or they do not tell.
     """
     shapes = {
         key_path(path): np.shape(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
     }
-    open_, found = {group.atom: group for group in traced.groups}, {}
+    found = {traced[name].atom: count for name, count in (known or {}).items()}
+    found |= _uncut(traced, shapes)
+    open_ = {group.atom: group for group in traced.groups if group.atom not in found}
     while open_:
         solved = {}
         for atom, group in open_.items():
@@ -67,6 +73,16 @@ def counted(traced: Traced, variables: Any) -> dict[str, int]:
     widths = {group.name: found[group.atom] for group in traced.groups}
     _check(traced, widths, shapes)
     return widths
+
+
+def _uncut(traced: Traced, shapes) -> dict[Atom, int]:
+    """Leaves of dimensions that are as long as ever."""
+    whole = {}
+    for path, dims in traced.dims.items():
+        for dim, size in zip(dims, shapes.get(path, ()), strict=False):
+            if dim.size == size:
+                whole |= {leaf: leaf.size for leaf in leaves(dim)}
+    return whole
 
 
 def _solved(dim: Atom, atom: Atom, found: Mapping[Atom, int], shape, axis) -> int:
