@@ -13,7 +13,6 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "prune": "pruning",
-    "walk": "pruning",
     "Pruned": "pruning",
     "algorithm_1": "ispasp",
     "ispasp": "ispasp",
@@ -36,8 +35,8 @@ _WHERE = {
 }
 
 _MODULES = (
-    *("budget", "criteria", "curves", "data", "devices", "graph", "models", "plan"),
-    *("repair", "training", "weights"),
+    *("budget", "criteria", "data", "devices", "graph", "models", "plan"),
+    *("training", "walk", "weights"),
 )
 
 __all__ = ["__version__", *_WHERE, *_MODULES]

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from ispasp_jax.cost import BySize
-from ispasp_jax.curves import Curves
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph import Group
 from ispasp_jax.numerals import numeral
@@ -17,6 +16,7 @@ from ispasp_jax.targets import KINDS as KINDS
 from ispasp_jax.targets import Asked, Target
 from ispasp_jax.targets import Budget as Budget
 from ispasp_jax.targets import target as target
+from ispasp_jax.walk.curves import Curves
 
 #: A ratio for all groups, or ratios by glob over group names; the last that matches
 #: wins.

@@ -26,9 +26,17 @@ from ispasp_jax import data, descriptions, models, tensors
 from ispasp_jax.data import Preprocessing
 from ispasp_jax.descriptions import ARRAYS, CONFIG, FILES
 from ispasp_jax.errors import InputError
-from ispasp_jax.graph import Traced, adapters, key_path, modules, trace, widths
+from ispasp_jax.graph import (
+    Plan,
+    Traced,
+    adapters,
+    key_path,
+    modules,
+    trace,
+    widths,
+)
 from ispasp_jax.groups import leaves, nested
-from ispasp_jax.tensors import as_weights, fingerprint, printable, some
+from ispasp_jax.tensors import as_weights, fingerprint, is_key, printable, some
 from ispasp_jax.training_states import States as States
 
 
@@ -126,6 +134,17 @@ class Model:
                 )
         return self.replace(network, variables)
 
+    def cut(self, plan: Plan, variables: Any) -> "Model":
+        """This model with the variables that a plan leaves of it."""
+        if not plan:
+            return self.replace(self.network, variables)
+        module = modules.whole(self.network)
+        if module is self.network:
+            network = modules.applicable(module, self.traced, plan, variables)
+            return self.replace(network, variables)
+        known = {n: one.kept.shape[-1] for n, one in plan.items()}
+        return self.resize(variables, self.dense_widths | known)
+
     def replace(self, network: Any, variables: Any) -> "Model":
         """The same model with another network, as after pruning or training."""
         return dataclasses.replace(self, network=network, variables=variables)
@@ -197,12 +216,8 @@ def write(folder: Path, model: Model) -> None:
 
 def _arrays(variables: Any) -> dict[str, Any]:
     """The arrays that a file holds, by path: all but random keys."""
-    found = {path: leaf for path, leaf in leaves(variables) if not _is_key(leaf)}
+    found = {path: leaf for path, leaf in leaves(variables) if not is_key(leaf)}
     return jax.device_get(found)
-
-
-def _is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _floating(arrays: Mapping[str, Any]) -> dict[str, Any]:
@@ -271,11 +286,11 @@ def load(folder: str | os.PathLike, architecture: str | None = None) -> Model:
         why = str(error).removesuffix(".")
         raise InputError(f"{path} cannot be followed: {why}.") from error
     expected = model.dense.take(plan, model.dense.variables)
-    shapes = {path: leaf for path, leaf in leaves(expected) if not _is_key(leaf)}
+    shapes = {path: leaf for path, leaf in leaves(expected) if not is_key(leaf)}
     arrays = _read_arrays(folder / ARRAYS, model, shapes)
     _check_sums(config, arrays, folder)
     by_path = {_present(model, path): leaf for path, leaf in leaves(arrays)}
-    keys = {path: leaf for path, leaf in leaves(model.variables) if _is_key(leaf)}
+    keys = {path: leaf for path, leaf in leaves(model.variables) if is_key(leaf)}
     variables = jax.tree_util.tree_map_with_path(
         lambda path, _: ({**keys, **by_path})[key_path(path)], expected
     )
@@ -298,10 +313,10 @@ def _described(about: descriptions.Description, made: Any) -> Model:
 
 def _present(model: Model, path: str) -> str:
     """The path of an array that an earlier version may have named otherwise."""
-    collection, *layer, leaf = path.split("/")
-    name = ".".join(layer)
-    known = models.aliases(model.network)
-    return "/".join((collection, known[name], leaf)) if name in known else path
+    collection, _, below = path.partition("/")
+    layer, _, leaf = below.rpartition("/")
+    name = models.aliases(model.network).get(layer.replace("/", "."))
+    return f"{collection}/{name}/{leaf}" if name else path
 
 
 def _read_arrays(

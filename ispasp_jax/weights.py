@@ -30,6 +30,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from ispasp_jax.errors import InputError
+from ispasp_jax.graph.adapters import initialise
 from ispasp_jax.groups import leaves
 from ispasp_jax.models import aliases as other_names
 from ispasp_jax.models import shapes
@@ -209,7 +210,7 @@ def _new_head(
 
     @jax.jit  # compiles the classifier's part of the initialisation alone
     def draw(key):
-        variables = network.init(key, jnp.zeros((1, *input_shape)))
+        variables = initialise(network, key, jnp.zeros((1, *input_shape)))
         return {
             _name(path): leaf
             for path, leaf in leaves(variables)

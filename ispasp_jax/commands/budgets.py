@@ -11,17 +11,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from ispasp_jax import budget, cost, curves, devices, report, timing
+from ispasp_jax import budget, cost, devices, report, timing
 from ispasp_jax.budget import KINDS, Asked
 from ispasp_jax.checkpoints import Model
 from ispasp_jax.commands import curve_files, widths
 from ispasp_jax.cost import BySize
-from ispasp_jax.curves import Curves
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph import narrow
 from ispasp_jax.graph.widths import first
 from ispasp_jax.numerals import numeral
 from ispasp_jax.report import say
+from ispasp_jax.walk.curves import Curves, measure_curves
 
 #: What a run calls the curves' picture.
 PLOT = "curves.png"
@@ -71,10 +71,11 @@ def measure(
 ) -> dict[str, Any]:
     """Measures the curves: what curves.json is to hold, with "curves" as Curves."""
     try:
-        found = curves.measure_curves(
-            model.network,
+        found = measure_curves(
+            model.traced,
             model.variables,
             batches,
+            [model.traced[name] for name in widths.scoped(args, model)],
             repaired=args.repair == "lsq",
             mesh=mesh,
             memory=args.calibration_memory,

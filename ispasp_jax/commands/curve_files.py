@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from ispasp_jax import curves
 from ispasp_jax.checkpoints import Model, fingerprint
 from ispasp_jax.commands import content, json_files, widths
 from ispasp_jax.cost import BySize
 from ispasp_jax.errors import InputError
+from ispasp_jax.walk import curves
 
 #: What a run calls its curves.
 CURVES = "curves.json"

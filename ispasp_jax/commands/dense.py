@@ -1,6 +1,7 @@
 """What both commands begin with: the data, and a dense network for it."""
 
 import dataclasses
+import functools
 import json
 import re
 import time
@@ -29,7 +30,7 @@ from ispasp_jax.commands.states import Keeper
 from ispasp_jax.commands.workspace import Workspace
 from ispasp_jax.data import Preprocessing, Source
 from ispasp_jax.errors import InputError
-from ispasp_jax.graph import modules
+from ispasp_jax.graph import adapters, modules
 from ispasp_jax.numerals import numeral
 from ispasp_jax.report import say, track
 from ispasp_jax.tensors import printable
@@ -98,7 +99,8 @@ def initialised(model: Model, seed: int) -> Model:
     if not isinstance(model.network, nn.Module):
         return model
     image = jnp.zeros((1, *model.input_shape))
-    variables = jax.jit(model.network.init)(jax.random.key(seed), image)
+    init = jax.jit(functools.partial(adapters.initialise, model.network))
+    variables = init(jax.random.key(seed), image)
     return model.replace(model.network, variables)
 
 

@@ -135,6 +135,26 @@ def taken(array, dims, masks: Masks):
     return array
 
 
+def widened(array, dims, masks: Masks):
+    """The full-width array of which `taken` leaves this one, zeros where it was cut."""
+    for axis, atom in enumerate(dims):
+        mask = of(atom, masks)
+        if mask is None:
+            continue
+        array = jnp.moveaxis(jnp.asarray(array), axis, -1)
+        full = jnp.zeros((*array.shape[:-1], mask.shape[-1]), array.dtype)
+        if mask.ndim == 1:
+            array = full.at[..., np.flatnonzero(mask)].set(array)
+        else:  # of every layer, which is the first axis, its own
+            rows = [
+                layer.at[..., np.flatnonzero(own)].set(values)
+                for layer, own, values in zip(full, mask, array, strict=True)
+            ]
+            array = jnp.stack(rows)
+        array = jnp.moveaxis(array, -1, axis)
+    return array
+
+
 def masked(array, dims, masks: Masks):
     """The array with zeros at what goes."""
     xp = jnp if isinstance(array, jax.Array) else np
