@@ -67,7 +67,8 @@ def test_models_know_nothing_of_pruning():
     files = sorted((ROOT / "models").glob("*.py"))
     assert files
     for path in files:
-        assert ours(path) <= {"models", "groups", "errors"}, path
+        registry = {"graph"} if path.name == "__init__.py" else set()
+        assert ours(path) <= {"models", "groups", "errors"} | registry, path
 
 
 def test_imports_run_one_way():
