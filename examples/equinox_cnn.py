@@ -22,7 +22,6 @@ import ispasp_jax
 
 class CNN(eqx.Module):
     convs: list
-    norm: eqx.nn.GroupNorm
     hidden: eqx.nn.Linear
     classify: eqx.nn.Linear
 
@@ -33,13 +32,12 @@ class CNN(eqx.Module):
             eqx.nn.Conv2d(i, o, 3, padding=1, key=k)
             for i, o, k in zip(given, features, keys, strict=True)
         ]
-        self.norm = eqx.nn.GroupNorm(features[0], features[0])  # a group a channel
         self.hidden = eqx.nn.Linear(4 * features[-1], hidden, key=first)
         self.classify = eqx.nn.Linear(hidden, 10, key=last)
 
     def __call__(self, x):
         first, *others = self.convs
-        x = jax.nn.relu(self.norm(first(x)))
+        x = jax.nn.relu(first(x))
         for conv in others:
             x = eqx.nn.MaxPool2d(2, 2)(jax.nn.relu(conv(x)))
         return self.classify(jax.nn.relu(self.hidden(jnp.ravel(x))))

@@ -19,6 +19,10 @@ from sklearn.model_selection import train_test_split
 import ispasp_jax
 
 
+def norm(train, name):
+    return nn.BatchNorm(not train, momentum=0.9, name=name)
+
+
 class Layer(nn.Module):
     """A bottleneck of four times the growth, then `growth` new channels."""
 
@@ -26,9 +30,9 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x, train):
-        y = nn.relu(nn.BatchNorm(not train, name="norm1")(x))
+        y = nn.relu(norm(train, "norm1")(x))
         y = nn.Conv(4 * self.growth, (1, 1), use_bias=False, name="conv1")(y)
-        y = nn.relu(nn.BatchNorm(not train, name="norm2")(y))
+        y = nn.relu(norm(train, "norm2")(y))
         y = nn.Conv(self.growth, (3, 3), use_bias=False, name="conv2")(y)
         return jnp.concatenate([x, y], axis=-1)
 
@@ -42,13 +46,13 @@ class DenseNet(nn.Module):
         x = nn.Conv(2 * self.growth, (3, 3), use_bias=False, name="stem")(x)
         for block, count in enumerate(self.layers):
             if block:
-                x = nn.relu(nn.BatchNorm(not train, name=f"shrink{block}_norm")(x))
+                x = nn.relu(norm(train, f"shrink{block}_norm")(x))
                 half = x.shape[-1] // 2
                 x = nn.Conv(half, (1, 1), use_bias=False, name=f"shrink{block}")(x)
                 x = nn.avg_pool(x, (2, 2), strides=(2, 2))
             for place in range(count):
                 x = Layer(self.growth, name=f"block{block}_layer{place}")(x, train)
-        x = nn.relu(nn.BatchNorm(not train, name="norm")(x))
+        x = nn.relu(norm(train, "norm")(x))
         return nn.Dense(10, name="classify")(x.mean((1, 2)))
 
 

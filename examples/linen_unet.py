@@ -49,7 +49,7 @@ class UNet(nn.Module):
         return nn.Conv(self.classes, (1, 1), name="classify")(x)
 
 
-def shapes(count: int, seed: int, side: int = 32):
+def shapes(count: int, seed: int, side: int = 24):
     """Noisy images of a disc and a square, and the class of every pixel: 0 ground, 1
     disc, 2 square."""
     draw = np.random.default_rng(seed)
@@ -66,7 +66,7 @@ def shapes(count: int, seed: int, side: int = 32):
 
 def train(model, images, labels, steps):
     variables = model.init(jax.random.key(0), images[:1])
-    optimizer = optax.adam(2e-3)
+    optimizer = optax.adam(4e-3)
     state = optimizer.init(variables)
 
     def loss(variables, x, y):
@@ -96,7 +96,7 @@ def count(variables) -> int:
     return sum(array.size for array in jax.tree.leaves(variables))
 
 
-def main(steps: int = 300):
+def main(steps: int = 400):
     (images, labels), (test_images, test_labels) = shapes(512, 0), shapes(128, 1)
     model = UNet()
     variables = train(model, images, labels, steps)

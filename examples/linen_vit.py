@@ -65,7 +65,7 @@ def digits():
 
 def train(model, images, labels, steps):
     variables = model.init(jax.random.key(0), images[:1])
-    optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, steps))
+    optimizer = optax.adam(optax.warmup_cosine_decay_schedule(0, 2e-3, 50, steps))
     state = optimizer.init(variables)
 
     def loss(variables, x, y):

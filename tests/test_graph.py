@@ -178,6 +178,36 @@ def test_what_is_left_alone_says_why():
     assert "test_graph.py" in printed and "an output" in printed
 
 
+def test_positions_are_not_left_alone_and_a_reason_names_its_module():
+    """A pooled map that is flattened, scanned layers, a norm over channels."""
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.max_pool(nn.relu(nn.Conv(6, (3, 3))(x)), (2, 2), (2, 2))
+            x = nn.Dense(8)(x.reshape(len(x), -1))
+            layers = nn.scan(
+                models.Layer,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                length=3,
+            )
+            x = nn.LayerNorm(name="norm")(
+                layers(name="layers")(nn.Dense(6)(x), None)[0]
+            )
+            return nn.Dense(5, name="out")(x)
+
+    model = Net()
+    x = models.images()
+    traced = graph.trace(model, models.variables(model, x), x)
+    *others, normalised = [(one.axes, one.reason) for one in traced.whole]
+    assert {reason for _, reason in others} == {"an input", "an output"}
+    carried = {(axis.path, axis.axis) for axis in normalised[0]}
+    assert ("params/layers/Dense_1/kernel", 2) in carried
+    assert ("params/layers/Dense_1/kernel", 0) not in carried
+    assert re.match(r"reduce_sum \(Net/norm, flax/linen/normali.+:\d+\)", normalised[1])
+
+
 def test_an_unknown_primitive_freezes_what_it_touches_and_a_rule_frees_it():
     def model(v, x):
         return jax.lax.linalg.cholesky((x @ v["a"]).reshape(-1, 6, 6)) @ v["b"]

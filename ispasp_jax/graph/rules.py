@@ -17,7 +17,15 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from ispasp_jax.graph.atoms import POSITIONS, Atom, freeze, join, product, total
+from ispasp_jax.graph.atoms import (
+    POSITIONS,
+    Atom,
+    freeze,
+    is_position,
+    join,
+    product,
+    total,
+)
 from ispasp_jax.graph.program import Equation, Value
 
 #: The new size of an atom, called by `narrow` functions.
@@ -486,6 +494,9 @@ def window(eqn: Equation) -> None:
         if side == 1 and all(_equal(a.size, atoms[0].size) for a in atoms):
             for atom in atoms[1:]:
                 join(atoms[0], atom, eqn.where)
+        elif any(is_position(atom) for atom in atoms):
+            for atom in atoms:
+                freeze(atom, POSITIONS, shape=True)
         else:
             fixed(eqn, atoms, "slides over it")
 
@@ -601,7 +612,7 @@ def scan(eqn: Equation) -> None:
     consts, carried = eqn.params["num_consts"], eqn.params["num_carry"]
     fed = consts + carried
     layers = Atom(eqn.params["length"])
-    fixed(eqn, [layers], "goes through it")
+    freeze(layers, POSITIONS, shape=True)
     for place, (a, b) in enumerate(zip(eqn.inputs, inner.inputs, strict=True)):
         b.live, b.origin, b.maker = a.live, a.origin, b
         dims = a.dims
