@@ -203,8 +203,8 @@ def test_positions_are_not_left_alone_and_a_reason_names_its_module():
     *others, normalised = [(one.axes, one.reason) for one in traced.whole]
     assert {reason for _, reason in others} == {"an input", "an output"}
     carried = {(axis.path, axis.axis) for axis in normalised[0]}
-    assert ("params/layers/Dense_1/kernel", 2) in carried
-    assert ("params/layers/Dense_1/kernel", 0) not in carried
+    assert ("params/layers/Dense_0/kernel", 2) in carried
+    assert ("params/layers/Dense_0/kernel", 0) not in carried
     assert re.match(r"reduce_sum \(Net/norm, flax/linen/normali.+:\d+\)", normalised[1])
 
 
