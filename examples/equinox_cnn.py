@@ -6,7 +6,8 @@ smaller arrays.
 
     python examples/equinox_cnn.py      # about 15 s on two cores
 
-Four groups; about a quarter of the parameters stay.
+Four groups. Dense it has 31,850 parameters and reads 98 % of the digits; 8,378
+parameters stay.
 """
 
 import equinox as eqx

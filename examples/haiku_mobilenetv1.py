@@ -5,8 +5,9 @@ run through the depthwise one behind it and are read by the next pointwise one.
 
     python examples/haiku_mobilenetv1.py        # about 50 s on two cores
 
-Five groups. Haiku's moving averages keep a copy that evaluation does not read; it is
-cut as well.
+Five groups. Dense it has 18,826 parameters and reads 97 % of the digits; 4,943
+parameters stay. Haiku's moving averages keep a copy that evaluation does not read; it
+is cut as well.
 """
 
 import haiku as hk

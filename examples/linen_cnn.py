@@ -5,7 +5,8 @@ convolution's channels: each channel is cut with all of its places.
 
     python examples/linen_cnn.py        # about 15 s on two cores
 
-Three groups; about a quarter of the parameters stay.
+Three groups. Dense it has 87,178 parameters and reads 96 % of the digits; 22,602
+parameters stay.
 """
 
 import flax.linen as nn

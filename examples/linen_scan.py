@@ -6,6 +6,7 @@ width and a number of layers; a plan has a row of channels for each.
     python examples/linen_scan.py       # about 25 s on two cores
 
 One group of 4 x 128 neurons; the stream is normalised over its channels, and stays.
+Dense it has 103,434 parameters and reads 97 % of the digits; 29,706 parameters stay.
 """
 
 import flax.linen as nn

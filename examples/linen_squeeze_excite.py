@@ -7,7 +7,8 @@ the channels of a group, so its groups are cut whole: a group of eight channels 
 
     python examples/linen_squeeze_excite.py     # about 50 s on two cores
 
-Seven groups: a stream, three gated maps and three gates.
+Seven groups: a stream, which is left whole here, three gated maps and three gates.
+Dense it has 348,338 parameters and reads 97 % of the digits; 200,588 parameters stay.
 """
 
 import flax.linen as nn

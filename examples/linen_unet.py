@@ -6,7 +6,8 @@ too.
 
     python examples/linen_unet.py       # about 40 s on two cores
 
-Ten groups, four of them concatenated; about 37 % of the parameters stay.
+Twelve groups, four of them concatenated. Dense it has 116,787 parameters and a mean
+overlap of 93 %; 40,844 parameters stay.
 """
 
 import flax.linen as nn

@@ -6,7 +6,8 @@ query-key width has no weights that read it, and stays as well.
 
     python examples/linen_vit.py        # about 40 s on two cores
 
-Twelve groups, four a layer; one of each four is a product, which no scope cuts.
+Twelve groups, four a layer; one of each four is a product, which no scope cuts. Dense
+it has 102,666 parameters and reads 93 % of the digits; 60,822 parameters stay.
 """
 
 import flax.linen as nn

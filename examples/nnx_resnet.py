@@ -5,7 +5,7 @@ residual streams are cut beside the channels inside of blocks.
 
     python examples/nnx_resnet.py       # about 50 s on two cores
 
-Seven groups, three of them streams.
+Seven groups, three of them streams. Dense it reads 99 % of the digits.
 """
 
 import jax
