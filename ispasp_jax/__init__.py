@@ -12,15 +12,15 @@ from typing import Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "prune": "pruning",
-    "walk": "pruning",
-    "Pruned": "pruning",
+    "prune": "walk",
+    "Pruned": "walk",
     "algorithm_1": "ispasp",
     "ispasp": "ispasp",
     "Criterion": "problem",
     "Problem": "problem",
     "Selection": "problem",
     "batch_sum": "problem",
+    "Budget": "targets",
     "Group": "groups",
     "take": "groups",
     "mask": "groups",
@@ -28,10 +28,6 @@ _WHERE = {
     "trace": "graph",
     "narrow": "graph",
     "check": "graph",
-    "Block": "models",
-    "Head": "models",
-    "Network": "models",
-    "Part": "models",
     "load": "checkpoints",
     "save": "checkpoints",
     "Model": "checkpoints",
@@ -39,8 +35,8 @@ _WHERE = {
 }
 
 _MODULES = (
-    *("budget", "criteria", "curves", "data", "devices", "graph", "models", "plan"),
-    *("repair", "training", "weights"),
+    *("budget", "criteria", "data", "devices", "graph", "models", "plan"),
+    *("training", "walk", "weights"),
 )
 
 __all__ = ["__version__", *_WHERE, *_MODULES]

@@ -1,45 +1,42 @@
 """From what a user asks to a number of channels for every group: ratios (`sizes`), or
-targets and a tolerance, met by widths that differ by block (`solve`).
+a `Budget`, met by widths that differ by block (`solve`).
 """
 
 import fnmatch
 import math
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from ispasp_jax.cost import BySize
-from ispasp_jax.curves import Curves
 from ispasp_jax.errors import InputError
-from ispasp_jax.models.network import Network
+from ispasp_jax.graph import Group
 from ispasp_jax.numerals import numeral
+from ispasp_jax.targets import KINDS as KINDS
+from ispasp_jax.targets import Asked, Target
+from ispasp_jax.targets import Budget as Budget
+from ispasp_jax.targets import target as target
+from ispasp_jax.walk.curves import Curves
 
 #: A ratio for all groups, or ratios by glob over group names; the last that matches
 #: wins.
 Keep = float | int | Mapping[str, float | int]
 
-#: Targets, and what a number without a percent sign counts.
-KINDS = {"macs": "multiply-adds", "params": "parameters", "latency": "ms"}
-
-#: What `--round-to auto` means on a backend: the width of a vector register or tile. On
-#: a CPU, ResNet56 with 8, 16 and 32 channels is faster than with 6, 12 and 25, and
-#: ResNet34 with 64, 128 and 256 as fast as with 51, 102 and 204
-#: (benchmarks/latency.py).
-ROUND_TO = {"cpu": 8, "gpu": 8, "tpu": 128}
+#: Groups that may be cut (`graph.scope` has them), or their widths by name.
+Groups = Mapping[str, int] | Mapping[str, Group] | Iterable[Group]
 
 
-def sizes(network: Network, keep: Keep) -> dict[str, int]:
+def sizes(groups: Groups, keep: Keep) -> dict[str, int]:
     """Channels to keep in every group: max(1, floor(keep · width + 1e-6)).
 
     Args:
-      network: the network to prune.
+      groups: those that may be cut; no other is in the result.
       keep: ratios in (0, 1]. Groups that no glob matches keep all their channels.
 
     Raises:
       InputError: a ratio outside (0, 1], or a glob that matches no group.
     """
-    widths = network.group_widths()
+    widths = widths_of(groups)
     ratios = dict.fromkeys(widths, 1.0)
     for glob, ratio in (keep if isinstance(keep, Mapping) else {"*": keep}).items():
         if not 0 < ratio <= 1:
@@ -50,7 +47,8 @@ def sizes(network: Network, keep: Keep) -> dict[str, int]:
         matched = fnmatch.filter(widths, glob)
         if not matched:
             raise InputError(
-                f"keep {glob!r} matches no group; the groups are {', '.join(widths)}."
+                f"keep {glob!r} matches no group that may be cut; those are "
+                f"{', '.join(widths) or 'none'}."
             )
         ratios |= dict.fromkeys(matched, ratio)
     return {
@@ -60,77 +58,24 @@ def sizes(network: Network, keep: Keep) -> dict[str, int]:
 
 
 def rounded(
-    sizes: Mapping[str, int], network: Network, min_channels: int, round_to: int
+    sizes: Mapping[str, int], groups: Groups, min_channels: int, round_to: int
 ) -> dict[str, int]:
     """Sizes at least min_channels and up to a multiple of round_to; the width at most.
 
     A group that keeps all its channels still does.
     """
-    widths = network.group_widths()
+    widths = widths_of(groups)
     return {
         name: min(-(-max(size, min_channels) // round_to) * round_to, widths[name])
         for name, size in sizes.items()
     }
 
 
-class Target(NamedTuple):
-    """A cost that is not to be exceeded.
-
-    Attributes:
-      kind: of KINDS.
-      value: a share of the dense network's, or in the kind's unit.
-      relative: which.
-    """
-
-    kind: str
-    value: float
-    relative: bool
-
-    def limit(self, full: float) -> float:
-        """The target in the kind's unit, for a network that costs `full`."""
-        return self.value * full if self.relative else self.value
-
-
-class Asked(NamedTuple):
-    """What a budget asks.
-
-    Attributes:
-      targets: all of them are met.
-      tolerance: the largest ‖V‖/‖U‖ of any group; without targets, groups are cut as
-        far as it allows.
-      min_channels: fewer never stay (a group that has fewer keeps all).
-      round_to: widths are multiples of this, or the dense one.
-    """
-
-    targets: tuple[Target, ...] = ()
-    tolerance: float | None = None
-    min_channels: int = 1
-    round_to: int = 1
-
-
-def target(text: str) -> Target:
-    """Reads macs=60%, params=1.2M, latency=8ms.
-
-    Raises:
-      InputError: it is something else.
-    """
-    kind, _, amount = text.partition("=")
-    units = {"%": 0.01, "K": 1e3, "k": 1e3, "M": 1e6, "G": 1e9, "": 1.0}
-    if kind == "latency":
-        units = {"%": 0.01, "us": 1e-3, "ms": 1.0, "s": 1e3}
-    unit = next((u for u in units if u and amount.endswith(u)), "")
-    try:
-        value = float(amount.removesuffix(unit)) * units[unit]
-        if kind not in KINDS or not 0 < value < math.inf:
-            raise ValueError
-        if unit == "%" and value > 1:
-            raise ValueError
-    except (KeyError, ValueError):
-        raise InputError(
-            f"{text!r} is no target; expected macs=, params= or latency= "
-            "and a share up to 100%, or a number such as 25M (latency: 8ms)."
-        ) from None
-    return Target(kind, value, unit == "%")
+def widths_of(groups: Groups) -> dict[str, int]:
+    """Widths by name."""
+    if isinstance(groups, Mapping):
+        return {name: getattr(of, "width", of) for name, of in groups.items()}
+    return {group.name: group.width for group in groups}
 
 
 def candidates(

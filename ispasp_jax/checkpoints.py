@@ -25,9 +25,8 @@ from ispasp_jax import data, descriptions, models, tensors
 from ispasp_jax.data import Preprocessing
 from ispasp_jax.descriptions import ARRAYS, CONFIG, FILES
 from ispasp_jax.errors import InputError
-from ispasp_jax.graph import Traced, trace
+from ispasp_jax.graph import Plan, Traced, adapters, modules, trace, widths
 from ispasp_jax.groups import leaves, nested
-from ispasp_jax.models.network import Network, Variables
 from ispasp_jax.tensors import as_weights, fingerprint, printable, some, write_arrays
 from ispasp_jax.training_states import States as States
 
@@ -38,15 +37,16 @@ class Model:
 
     Attributes:
       name: of the architecture, as `--model` takes it.
-      network: the Linen module, at its present widths.
+      network: a Linen module that takes the variables (of graph.modules, where they
+        are fewer than the architecture's).
       variables: its variables.
       preprocessing: how images become inputs.
       options: of the architecture, such as {"stem": "small"}.
     """
 
     name: str
-    network: Network
-    variables: Variables
+    network: Any
+    variables: Any
     preprocessing: Preprocessing
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -66,13 +66,78 @@ class Model:
         """How many channels each group has."""
         return {group.name: group.width for group in self.traced.groups}
 
-    def replace(self, network: Network, variables: Variables) -> "Model":
+    @property
+    def dense_widths(self) -> dict[str, int]:
+        """How many channels are here of each group of the architecture; one that is cut
+        to a single channel is a group there only."""
+        return widths.counted(self.dense, self.variables, self._known)
+
+    @property
+    def _known(self) -> dict[str, int]:
+        """Widths that the network itself knows."""
+        if not isinstance(self.network, modules.Evaluated):
+            return {}
+        return {n: one.kept.shape[-1] for n, one in self.network.plan.items()}
+
+    @functools.cached_property
+    def dense(self) -> Traced:
+        """What the equations of the architecture, at its own widths, say of them."""
+        network = modules.whole(self.network)
+        if network is self.network and self.variables:
+            return self.traced
+        shapes = models.shapes(network, self.input_shape)
+        inputs = jax.ShapeDtypeStruct((2, *self.input_shape), "float32")
+        return trace(network, shapes, inputs)
+
+    @property
+    def num_classes(self) -> int:
+        """Length of the logits."""
+        known = getattr(self.network, "num_classes", None)
+        return known or self.traced.program.outputs[0].shape[-1]
+
+    def resize(self, variables: Any, known: Mapping[str, int] | None = None) -> "Model":
+        """The architecture with variables that any plan, or several, left of it.
+
+        Args:
+          variables: what is left.
+          known: channels of groups of which the arrays do not tell how many there are.
+
+        Raises:
+          InputError: they are not this architecture's, cut; or it closes over arrays of
+            which it matters which channels stay.
+        """
+        network = modules.whole(self.network)
+        counts = widths.counted(self.dense, variables, known)
+        plan = widths.first(self.dense, counts)
+        plan = {n: one for n, one in plan.items() if one.kept.shape[-1] < one.width}
+        if plan:
+            network = modules.applicable(network, self.dense, plan, variables)
+        if isinstance(network, modules.Evaluated):
+            if not widths.by_number(self.dense, plan):
+                raise InputError(
+                    f"{self.name} holds arrays that are not its variables, and its "
+                    "widths do not say which places of them stay; prune it again."
+                )
+        return self.replace(network, variables)
+
+    def cut(self, plan: Plan, variables: Any) -> "Model":
+        """This model with the variables that a plan leaves of it."""
+        if not plan:
+            return self.replace(self.network, variables)
+        module = modules.whole(self.network)
+        if module is self.network:
+            network = modules.applicable(module, self.traced, plan, variables)
+            return self.replace(network, variables)
+        known = {n: one.kept.shape[-1] for n, one in plan.items()}
+        return self.resize(variables, self.dense_widths | known)
+
+    def replace(self, network: Any, variables: Any) -> "Model":
         """The same model with another network, as after pruning or training."""
         return dataclasses.replace(self, network=network, variables=variables)
 
     def __call__(self, images: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
         """Logits of preprocessed images."""
-        return _logits(self.network, self.variables, images)
+        return _logits(adapters.learner(self.network), self.variables, images)
 
 
 def save(folder: str | os.PathLike, model: Model) -> None:
@@ -111,9 +176,9 @@ def write(folder: Path, model: Model) -> None:
     config = {
         "format": descriptions.FORMAT,
         "model": model.name,
-        "num_classes": model.network.num_classes,
+        "num_classes": model.num_classes,
         "options": dict(model.options),
-        "widths": model.network.group_widths(),
+        "widths": model.dense_widths,
         "preprocessing": data.to_json(model.preprocessing),
     }
     sums = {"config": _sum_of(config), "arrays": fingerprint(model.variables)}
@@ -182,33 +247,50 @@ def load(folder: str | os.PathLike, architecture: str | None = None) -> Model:
     descriptions.allow(about.name, architecture, path)
     try:
         network = about.network()
+        model = Model(about.name, network, {}, about.preprocessing, about.options)
+        plan = descriptions.plan(_traced(model), about.widths)
     except InputError as error:
         why = str(error).removesuffix(".")
         raise InputError(f"{path} cannot be followed: {why}.") from error
-    model = Model(about.name, network, {}, about.preprocessing, about.options)
-    arrays = _read_arrays(folder / ARRAYS, _shapes(model, path))
+    expected = model.dense.take(plan, model.dense.variables)
+    arrays = _read_arrays(folder / ARRAYS, model, dict(leaves(expected)))
     _check_sums(config, arrays, folder)
-    return model.replace(network, jax.device_put(arrays))
+    arrays = {_present(model, path): leaf for path, leaf in leaves(arrays)}
+    known = {name: one.kept.shape[-1] for name, one in plan.items()}
+    return model.resize(jax.device_put(nested(arrays)), known)
 
 
-def _shapes(model: Model, path: Path) -> dict[str, jax.ShapeDtypeStruct]:
-    """What the network's arrays are to be, by path."""
+def _traced(model: Model) -> Traced:
     try:
-        return dict(leaves(models.shapes(model.network, model.input_shape)))
+        return model.dense
     except Exception as error:  # of many kinds: the network's own code
-        reason = str(error).strip().partition("\n")[0]
+        reason = str(error).strip().partition("\n")[0].removesuffix(".")
         raise InputError(
-            f"{path} describes a network that cannot take {model.input_shape} inputs "
-            f"({reason:.200}); give another folder."
+            f"it describes a network that cannot take {model.input_shape} inputs "
+            f"({reason:.200})"
         ) from error
 
 
-def _read_arrays(path: Path, shapes: dict[str, jax.ShapeDtypeStruct]) -> dict:
-    """The variables, read only where all shapes are as expected."""
+def _present(model: Model, path: str) -> str:
+    """The path of an array that an earlier version may have named otherwise."""
+    collection, *layer, leaf = path.split("/")
+    name = ".".join(layer)
+    known = models.aliases(model.network)
+    return "/".join((collection, known[name], leaf)) if name in known else path
+
+
+def _read_arrays(
+    path: Path, model: Model, shapes: dict[str, jax.ShapeDtypeStruct]
+) -> dict:
+    """The variables, read only where all shapes are as expected; by the file's
+    names."""
     try:
         found = tensors.shapes(path)
     except InputError as error:
         raise InputError(f"{error}; the folder is damaged, make it again.") from error
+    names = {_present(model, address): address for address in found}
+    if len(names) == len(found):
+        shapes = {names.get(address, address): leaf for address, leaf in shapes.items()}
     expected = {address: leaf.shape for address, leaf in shapes.items()}
     if found != expected:
         wrong = sorted(set(found.items()) ^ set(expected.items()))[:4]
@@ -228,7 +310,7 @@ def _read_arrays(path: Path, shapes: dict[str, jax.ShapeDtypeStruct]) -> dict:
     return nested(arrays)
 
 
-def _check_sums(config: Mapping[str, Any], variables: Variables, folder: Path) -> None:
+def _check_sums(config: Mapping[str, Any], variables: Any, folder: Path) -> None:
     """Raises InputError where the files are not as they were written; folders of
     earlier versions do not say.
     """
@@ -248,8 +330,8 @@ def _check_sums(config: Mapping[str, Any], variables: Variables, folder: Path) -
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _logits(network, variables, images):
-    return network.apply(variables, images)
+def _logits(model, variables, images):
+    return model.evaluate(variables, images)
 
 
 @contextlib.contextmanager

@@ -50,7 +50,7 @@ def filters(problem: Problem) -> Float[Array, "p d"]:
     Of several layers in a row (expansion and depthwise convolution) that is the one
     that mixes channels.
     """
-    kernels = [a for p, a in problem.producer.items() if p.endswith("kernel")]
+    kernels = [array for array in problem.producer.values() if array.ndim > 1]
     if not kernels:
         raise Unsuited(
             f"no kernel makes its channels ({', '.join(problem.producer)}), and this "

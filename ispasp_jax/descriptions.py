@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from ispasp_jax import data, json_text, models
 from ispasp_jax.data import Preprocessing
 from ispasp_jax.errors import InputError
-from ispasp_jax.models.network import Network
+from ispasp_jax.graph import Plan, Traced
+from ispasp_jax.graph.widths import first
 from ispasp_jax.tensors import printable, some
 
 CONFIG, ARRAYS = FILES = "config.json", "model.safetensors"
@@ -40,35 +41,36 @@ class Description(NamedTuple):
     widths: dict[str, int]
     preprocessing: Preprocessing
 
-    def network(self) -> Network:
-        """The network, which is never wider than its architecture.
+    def network(self) -> Any:
+        """The architecture, at its own widths.
 
         Raises:
-          InputError: the architecture has no such options or groups.
+          InputError: it has no such options.
         """
         if own := {"name", "num_classes"} & self.options.keys():
             raise InputError(f"{some(sorted(own))} among the options")
-        network = models.create(self.name, self.num_classes, **self.options)
-        return narrowed(network, self.widths)
+        return models.create(self.name, self.num_classes, **self.options)
 
 
-def narrowed(network: Network, widths: Mapping[str, int]) -> Network:
-    """The network at these widths, which are never above its own.
+def plan(traced: Traced, widths: Mapping[str, int]) -> Plan:
+    """The plan that leaves these widths, which are never above the architecture's.
 
     Raises:
       InputError: it has no such groups or channels.
     """
-    dense = network.group_widths()
-    unknown = sorted(set(widths) - set(dense))
+    unknown = sorted(set(widths) - set(traced))
     if unknown:
         raise InputError(f"it gives widths for {some(unknown)}, which do not exist")
     for group, width in widths.items():
-        if width > dense[group]:
+        if width > traced[group].width:
             raise InputError(
                 f"it gives {group} {width} channels, and the architecture has "
-                f"{dense[group]}"
+                f"{traced[group].width}"
             )
-    return network.narrowed(widths)
+    cut = {group: n for group, n in widths.items() if n < traced[group].width}
+    if sum(traced[group].width for group in cut) > CHANNELS:
+        raise InputError(f"its groups have more than {CHANNELS} channels")
+    return first(traced, cut)
 
 
 def read(path: Path) -> dict[str, Any]:

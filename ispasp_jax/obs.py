@@ -14,6 +14,7 @@ by a rank-`taps` step, and the next one is chosen, until none is left: supports 
 size, nested, and what each of them loses *after* the least-squares repair.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -28,6 +29,7 @@ from ispasp_jax.problem import (
     channels,
     criterion_factory,
     gram,
+    regressions,
     regularised,
 )
 
@@ -48,54 +50,73 @@ class Path(NamedTuple):
     losses: Float[Array, " d+1"]
 
 
-def elimination(problem: LeastSquares, d: int, ridge: float = RIDGE) -> Path:
+def elimination(
+    problem: LeastSquares | Sequence[LeastSquares], d: int, ridge: float = RIDGE
+) -> Path:
     """Takes channels away one by one, the cheapest first; pure and jittable.
 
     Args:
-      problem: moments of the patches and of what they should give.
+      problem: moments of the patches and of what they should give; several where
+        several consumers read the channels, and their losses add up.
       d: channels; p = taps · d.
       ridge: pulls towards `problem.start`, in parts of the patches' mean variance.
     """
     with jax.default_matmul_precision("highest"):
-        return _elimination(problem, d, ridge)
+        return _elimination(regressions(problem), d, ridge)
 
 
-def _elimination(problem, d, ridge):
+def _start(problem: LeastSquares, d: int, ridge: float):
+    """W at full width and A⁻¹, channel-major: a channel's rows are neighbours."""
     A, _ = regularised(problem, ridge)
     error = problem.xy - problem.xx @ problem.start
     W = problem.start + jnp.linalg.solve(A, error)  # the best at full width
     p, o = W.shape
-    taps = p // d
-    inverse = jnp.linalg.inv(A)
-    # Channel-major: a channel's rows are neighbours.
-    W = W.reshape(taps, d, o).swapaxes(0, 1)
-    inverse = inverse.reshape(taps, d, taps, d).transpose(1, 0, 3, 2)
+    inverse = jnp.linalg.inv(A).reshape(p // d, d, p // d, d)
+    return W.reshape(p // d, d, o).swapaxes(0, 1), inverse.transpose(1, 0, 3, 2)
+
+
+def _elimination(problems, d, ridge):
+    starts = tuple(_start(problem, d, ridge) for problem in problems)
+    dtype = starts[0][0].dtype
 
     def remove(step, state):
-        W, inverse, gone, order, losses = state
-        own = jnp.einsum("cicj->cij", inverse)
-        own = jnp.where(gone[:, None, None], jnp.eye(taps, dtype=own.dtype), own)
-        loss = jnp.einsum("cio,cio->c", W, _divide(W, own))
-        c = jnp.argmin(jnp.where(gone, jnp.inf, loss))
-        column = inverse[:, :, c]  # (d, taps, taps)
-        gain = jnp.einsum(
-            "dij,jk->dik", column, _divide(jnp.eye(taps, dtype=own.dtype), own[c])
+        pairs, gone, order, losses = state
+        owns = [_own(inverse, gone) for _, inverse in pairs]
+        loss = sum(
+            jnp.einsum("cio,cio->c", W, _divide(W, own))
+            for (W, _), own in zip(pairs, owns, strict=True)
         )
-        W = W - jnp.einsum("dij,jo->dio", gain, W[c])
-        inverse = inverse - jnp.einsum("dij,ekj->diek", gain, column)
-        W, inverse = W.at[c].set(0), inverse.at[c].set(0).at[:, :, c].set(0)
+        c = jnp.argmin(jnp.where(gone, jnp.inf, loss))
+        pairs = tuple(
+            _without(c, *pair, own) for pair, own in zip(pairs, owns, strict=True)
+        )
         return (
-            W,
-            inverse,
+            pairs,
             gone.at[c].set(True),
             order.at[step].set(c),
             losses.at[step].set(jnp.maximum(loss[c], 0)),
         )
 
-    nothing = jnp.zeros(d, bool), jnp.zeros(d, jnp.int32), jnp.zeros(d, W.dtype)
-    *_, order, losses = jax.lax.fori_loop(0, d, remove, (W, inverse, *nothing))
+    nothing = jnp.zeros(d, bool), jnp.zeros(d, jnp.int32), jnp.zeros(d, dtype)
+    *_, order, losses = jax.lax.fori_loop(0, d, remove, (starts, *nothing))
     by_size = jnp.cumsum(losses)[::-1]
-    return Path(order, jnp.concatenate([by_size, jnp.zeros(1, W.dtype)]))
+    return Path(order, jnp.concatenate([by_size, jnp.zeros(1, dtype)]))
+
+
+def _own(inverse, gone):
+    """(A⁻¹)_cc of every channel; 1 of those that are gone."""
+    own = jnp.einsum("cicj->cij", inverse)
+    return jnp.where(gone[:, None, None], jnp.eye(own.shape[-1], dtype=own.dtype), own)
+
+
+def _without(c, W, inverse, own):
+    """W and A⁻¹ when channel c goes and the others make up for it."""
+    column = inverse[:, :, c]  # (d, taps, taps)
+    one = jnp.eye(own.shape[-1], dtype=own.dtype)
+    gain = jnp.einsum("dij,jk->dik", column, _divide(one, own[c]))
+    W = W - jnp.einsum("dij,jo->dio", gain, W[c])
+    inverse = inverse - jnp.einsum("dij,ekj->diek", gain, column)
+    return W.at[c].set(0), inverse.at[c].set(0).at[:, :, c].set(0)
 
 
 def _divide(a: Float[Array, "... t o"], by: Float[Array, "... t t"]):
@@ -103,7 +124,7 @@ def _divide(a: Float[Array, "... t o"], by: Float[Array, "... t t"]):
     return a / by if by.shape[-1] == 1 else jnp.linalg.solve(by, a)
 
 
-def elimination_as_cut(problem: LeastSquares, d: int) -> Path:
+def elimination_as_cut(problem: LeastSquares | Sequence[LeastSquares], d: int) -> Path:
     """The same where nothing makes up for a cut: the squared error of the kernel as it
     is, from the Gram matrix K of the channels' contributions, ‖V‖² = (1−m)ᵀ K (1−m).
     """

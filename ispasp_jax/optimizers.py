@@ -82,7 +82,7 @@ def _owners(optimizer, state, params) -> list[_Parameter]:
         return isinstance(node, optax.MaskedNode)
 
     parameters = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: _Parameter(trees.address(path), np.shape(leaf)), params
+        lambda path, leaf: _Parameter(trees.key_path(path), np.shape(leaf)), params
     )
     try:
         owned = optax.tree_map_params(
@@ -114,7 +114,7 @@ def _check(expected: optax.OptState, state: optax.OptState) -> None:
         if np.shape(leaf) != like.shape:
             raise InputError(
                 f"the optimizer's state has shape {np.shape(leaf)} at "
-                f"{trees.address(path)!r}, where these parameters need {like.shape}; "
+                f"{trees.key_path(path)!r}, where these parameters need {like.shape}; "
                 "give the parameters as they were before the cut."
             )
 
@@ -133,7 +133,7 @@ def _refusal(state: optax.OptState, path: tuple, leaf: object) -> str:
             break  # inside a tree of parameters
     return (
         f"{name}, an optimizer's state, holds sums over channels at "
-        f"{trees.address(path)!r} (shape {np.shape(leaf)}), from which no channel can "
+        f"{trees.key_path(path)!r} (shape {np.shape(leaf)}), from which no channel can "
         f"be taken; {ANEW}."
     )
 

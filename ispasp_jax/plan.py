@@ -4,38 +4,52 @@ any weights, and can be saved, applied and verified.
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ispasp_jax import groups as rewriter
-from ispasp_jax import trees
+from ispasp_jax import graph, trees
 from ispasp_jax.errors import InputError
-from ispasp_jax.graph.cut import Cut, Plan
-from ispasp_jax.groups import Tree, leaves
-from ispasp_jax.models.network import Network, Variables, shapes
+from ispasp_jax.graph import Cut, Plan, Traced
+from ispasp_jax.graph import cut as cuts
 
 
-def apply(
-    plan: Plan, network: Network, variables: Variables
-) -> tuple[Network, Variables]:
-    """The network and its variables with every group of the plan cut.
+def apply(plan: Plan, traced: Traced, variables: Any) -> Any:
+    """The variables with every group of the plan cut.
 
     Raises:
-      InputError: the plan is for another architecture, or for other widths.
+      InputError: the plan is for another model, or for other widths.
     """
-    check(plan, network)
-    for name, cut in plan.items():
-        variables = rewriter.take(variables, network.groups()[name], cut.kept)
-    return network.narrowed({n: len(c.kept) for n, c in plan.items()}), variables
+    return traced.take(plan, variables)
 
 
-def mask(plan: Plan, network: Network, tree: Tree) -> Tree:
+def mask(plan: Plan, traced: Traced, variables: Any) -> Any:
     """The variables at full width, with zeros where the plan cuts."""
-    check(plan, network)
-    for name, cut in plan.items():
-        tree = rewriter.mask(tree, network.groups()[name], cut.kept)
-    return tree
+    return traced.mask(plan, variables)
+
+
+def check(plan: Plan, traced: Traced) -> None:
+    """Raises InputError where the plan does not fit the model."""
+    traced.masks(plan)
+
+
+def verify(
+    plan: Plan, traced: Traced, variables: Any, *inputs: Any, tolerance: float = 1e-3
+) -> float:
+    """Checks a plan on a few examples: cut and masked models give the same outputs.
+
+    Args:
+      plan: the plan.
+      traced: the model before the cut.
+      variables: its variables.
+      *inputs: a small batch.
+      tolerance: largest difference allowed, relative to the largest output.
+
+    Returns:
+      The largest difference, relative to the largest output.
+
+    Raises:
+      AssertionError: they differ by more.
+    """
+    return graph.check(traced, variables, *inputs, plan=plan, tolerance=tolerance)
 
 
 def compose(first: Plan, second: Plan) -> Plan:
@@ -51,80 +65,33 @@ def compose(first: Plan, second: Plan) -> Plan:
     Raises:
       InputError: `second` expects other widths than `first` leaves.
     """
-    both = dict(first)
     for plan in (first, second):
         for name, cut in plan.items():
-            _check_cut(name, cut)
-    for name, cut in second.items():
-        before = first.get(name)
-        if before is None:
-            both[name] = cut
-            continue
-        if len(before.kept) != cut.width:
-            raise InputError(
-                f"the second plan expects {cut.width} channels in group {name!r}, the "
-                f"first leaves {len(before.kept)}; compose plans in the order in which "
-                "they were applied."
-            )
-        both[name] = Cut(before.width, np.asarray(before.kept)[np.asarray(cut.kept)])
-    return both
+            cuts.indices(name, cut)
+    return {**first, **{n: _after(n, first.get(n), cut) for n, cut in second.items()}}
 
 
-def verify(
-    plan: Plan, network: Network, variables: Variables, images, tolerance=1e-3
-) -> float:
-    """Checks a plan on a few images: cut and masked networks give the same logits.
-
-    Args:
-      plan: the plan.
-      network: the network before the cut.
-      variables: its variables.
-      images: a small batch, preprocessed.
-      tolerance: largest difference allowed, relative to the largest logit.
-
-    Returns:
-      The largest difference, relative to the largest logit.
-
-    Raises:
-      AssertionError: they differ by more: a group does not name all its arrays.
-    """
-    narrow, cut = apply(plan, network, variables)
-    expected = {p: a.shape for p, a in leaves(shapes(narrow, images.shape[1:]))}
-    wrong = [p for p, a in leaves(cut) if a.shape != expected.get(p)]
-    if wrong:
-        raise AssertionError(
-            f"{', '.join(wrong)} kept shapes that the narrower network does not have: "
-            "some group does not name all the arrays that carry its channels."
+def _after(name: str, before: Cut | None, cut: Cut) -> Cut:
+    """What is left of a group after both cuts, in coordinates of the first."""
+    if before is None:
+        return cut
+    if before.size != cut.width:
+        raise InputError(
+            f"the second plan expects {cut.width} channels in group {name!r}, the "
+            f"first leaves {before.size}; compose plans in the order in which they "
+            "were applied."
         )
-    with jax.default_matmul_precision("highest"):
-        masked = jax.jit(network.apply)(mask(plan, network, variables), images)
-        taken = jax.jit(narrow.apply)(cut, images)
-    scale = jnp.maximum(jnp.abs(masked).max(), jnp.finfo(masked.dtype).tiny)
-    difference = float(jnp.abs(masked - taken).max() / scale)
-    if not difference <= tolerance:
-        raise AssertionError(
-            f"the cut network's logits differ from the masked network's by "
-            f"{difference:.1e} of the largest: some group does not name all the arrays "
-            "that carry its channels."
+    old, new = np.asarray(before.kept), np.asarray(cut.kept)
+    if old.shape[:-1] != new.shape[:-1]:
+        raise InputError(
+            f"the second plan has indices of {_rows(new)} in group {name!r}, the first "
+            f"of {_rows(old)}; compose plans of one model."
         )
-    return difference
+    return Cut(before.width, np.take_along_axis(old, new, -1))
 
 
-def check(plan: Plan, network: Network) -> None:
-    """Raises InputError where the plan does not fit the network."""
-    widths = network.group_widths()
-    for name, cut in plan.items():
-        if name not in widths:
-            raise InputError(
-                f"the plan cuts group {name!r}, which this network does not have; it "
-                f"has {', '.join(widths)}."
-            )
-        _check_cut(name, cut)
-        if cut.width != widths[name]:
-            raise InputError(
-                f"the plan expects {cut.width} channels in group {name!r}, this "
-                f"network has {widths[name]}; apply it to the network it was made for."
-            )
+def _rows(kept: np.ndarray) -> str:
+    return f"{len(kept)} layers" if kept.ndim > 1 else "no layers"
 
 
 def to_json(plan: Plan, model: str) -> dict:
@@ -133,7 +100,7 @@ def to_json(plan: Plan, model: str) -> dict:
         "format": 1,
         "model": model,
         "groups": [
-            {"name": name, "width": cut.width, "kept": [int(k) for k in cut.kept]}
+            {"name": name, "width": cut.width, "kept": np.asarray(cut.kept).tolist()}
             for name, cut in plan.items()
         ],
     }
@@ -162,33 +129,30 @@ def _entry(group: Any) -> tuple[str, Cut]:
     """A group of plan.json; a number that an array would round is no index."""
     match group:
         case {"name": str(name), "width": int(width), "kept": [*kept]}:
-            if all(type(number) is int for number in (width, *kept)):
-                if not all(abs(number) < 2**31 for number in (width, *kept)):
+            rows = kept if kept and isinstance(kept[0], list) else [kept]
+            if type(width) is int and _are_indices(rows):
+                if not all(abs(k) < 2**31 for row in ([width], *rows) for k in row):
                     raise InputError(
                         f"not a plan of format 1: group {name!r} has numbers that are "
                         "no widths or indices."
                     )
                 cut = Cut(width, np.asarray(kept, np.int64))
                 try:
-                    _check_cut(name, cut)
+                    cuts.indices(name, cut)
                 except InputError as error:
                     raise InputError(f"not a plan of format 1: {error}") from error
                 return name, cut
     raise InputError(
         "not a plan of format 1: expected groups with a name, a width and the indices "
-        f"kept; got {trees.shown(group)}."
+        "kept (of scanned layers a list of them each, all of one length); got "
+        f"{trees.shown(group)}."
     )
 
 
-def _check_cut(name: str, cut: Cut) -> None:
-    """Raises InputError where it is no Cut, or its indices are not ascending in range.
-
-    Indices alone: the length of `kept` is the width that the cut leaves.
-    """
-    kept = cut.kept if isinstance(cut, Cut) else None
-    if kept is None or isinstance(kept, jax.Array | np.ndarray) and kept.dtype == bool:
-        raise InputError(
-            f"the plan's group {name!r} must be a Cut(width, kept) with the indices of "
-            f"what is kept; got {trees.shown(cut)}."
-        )
-    trees.indices(kept, cut.width, f"group {name!r} of the plan")
+def _are_indices(rows: list) -> bool:
+    """Whether rows of plan.json are whole numbers, and equally many in each."""
+    return (
+        all(isinstance(row, list) for row in rows)
+        and all(type(number) is int for row in rows for number in row)
+        and len({len(row) for row in rows}) == 1
+    )

@@ -7,7 +7,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from ispasp_jax.curves import Curves
+from ispasp_jax.walk.curves import Curves
 
 
 def curves(found: Curves, sizes: Mapping[str, int], path: Path) -> None:

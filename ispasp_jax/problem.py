@@ -11,7 +11,7 @@ import functools
 import inspect
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -52,8 +52,8 @@ class Problem(NamedTuple):
         their sum over examples as a batch of one (see `batch_sum`) asks the same.
       producer: the arrays that make the channels, by path, channels on the last axis.
       key: a random key for this group.
-      least_squares: the consumer's regression on the dense network's output; only for
-        criteria that know about the repair.
+      least_squares: the consumer's regression on the dense network's output, or those
+        of all consumers; only for criteria that know about the repair.
       gradient: ∂L/∂z of every image, L its cross-entropy and z a gate on every channel,
         at z = 1: the sum of h · ∂L/∂h over positions. Needs labels.
       curvature: (∂²L/∂z²) · 1 of every image. Needs labels.
@@ -63,7 +63,7 @@ class Problem(NamedTuple):
     hidden: Float[Array, "n *positions d"] | None = None
     producer: Mapping[str, Float[Array, "*any d"]] | None = None
     key: Key[Array, ""] | None = None
-    least_squares: LeastSquares | None = None
+    least_squares: LeastSquares | Sequence[LeastSquares] | None = None
     gradient: Float[Array, "images d"] | None = None
     curvature: Float[Array, "images d"] | None = None
 
@@ -263,13 +263,24 @@ def regularised(
     return problem.xx + λ * jnp.eye(p, dtype=problem.xx.dtype), λ
 
 
-def gram(problem: LeastSquares, d: int) -> Float[Array, "d d"]:
+def regressions(
+    problem: LeastSquares | Sequence[LeastSquares],
+) -> tuple[LeastSquares, ...]:
+    """The regression of every consumer."""
+    return (problem,) if isinstance(problem, LeastSquares) else tuple(problem)
+
+
+def gram(problem: LeastSquares | Sequence[LeastSquares], d: int) -> Float[Array, "d d"]:
     """K[c, e] = Σ W_cᵀ A_ce W_e over the taps of channels c and e: with it the error of
     a mask m, nothing refitted, is (1 − m)ᵀ K (1 − m).
     """
-    pairs = problem.xx * (problem.start @ problem.start.T)
-    taps = len(pairs) // d
-    return pairs.reshape(taps, d, taps, d).sum((0, 2))
+
+    def one(problem):
+        pairs = problem.xx * (problem.start @ problem.start.T)
+        taps = len(pairs) // d
+        return pairs.reshape(taps, d, taps, d).sum((0, 2))
+
+    return sum(map(one, regressions(problem)))
 
 
 def batch_sum(

@@ -10,19 +10,17 @@ state, averages and losses are float32 whatever the images are.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from ispasp_jax import devices, groups
-from ispasp_jax import plan as plans
+from ispasp_jax import devices
 from ispasp_jax.data import Batch
-from ispasp_jax.models.network import Network, Variables
-from ispasp_jax.optimizers import take_optimizer
-from ispasp_jax.plan import Plan
+from ispasp_jax.graph import Plan, Traced, modules
+from ispasp_jax.graph.adapters import Learner, learner
 
 
 class Recipe(NamedTuple):
@@ -57,8 +55,8 @@ class Recipe(NamedTuple):
 class Teacher:
     """A trained network whose logits are learned from, in evaluation mode."""
 
-    network: Network = dataclasses.field(metadata={"static": True})
-    variables: Variables
+    network: Any = dataclasses.field(metadata={"static": True})
+    variables: Any
 
 
 class TrainState(NamedTuple):
@@ -72,12 +70,12 @@ class TrainState(NamedTuple):
     """
 
     step: Int[Array, ""]
-    variables: Variables
+    variables: Any
     optimizer_state: optax.OptState
-    ema: Variables | None = None
+    ema: Any = None
 
     @property
-    def trained(self) -> Variables:
+    def trained(self) -> Any:
         """What to evaluate and save: the average where there is one."""
         return self.variables if self.ema is None else self.ema
 
@@ -121,23 +119,24 @@ def distillation(
 
 
 def start(
-    recipe: Recipe, transformation: optax.GradientTransformation, variables: Variables
+    network: Any,
+    recipe: Recipe,
+    transformation: optax.GradientTransformation,
+    variables: Any,
 ) -> TrainState:
     """The state before the first step; the average, if any, begins at the variables."""
+    params, _ = learner(network).split(variables)
     return TrainState(
         jnp.zeros((), jnp.int32),
         variables,
-        transformation.init(variables["params"]),
+        transformation.init(params),
         None if recipe.ema is None else jax.tree.map(jnp.array, variables),
     )
 
 
 def cut_state(
-    plan: Plan,
-    network: Network,
-    transformation: optax.GradientTransformation,
-    state: TrainState,
-) -> tuple[Network, TrainState]:
+    plan: Plan, network: Any, traced: Traced, state: TrainState
+) -> tuple[Any, TrainState]:
     """The network and its training state with every group of the plan cut: weights,
     optimizer's moments and average alike, so that training goes on across the cut, at
     the step and the learning rate where it was. Arrays that nothing cuts are shared
@@ -145,28 +144,20 @@ def cut_state(
 
     Args:
       plan: what stays, in coordinates of the network.
-      network: the network that is being trained.
-      transformation: the optimizer that made the state.
+      network: the Linen network that is being trained.
+      traced: its groups.
       state: the state of the network.
 
     Raises:
-      InputError: the plan is for another architecture, or for other widths.
+      InputError: the plan is for another architecture, or for other widths; or the
+        optimizer keeps arrays that are not shaped as the variables are.
     """
-    narrow, variables = plans.apply(plan, network, state.variables)
-    moments, params = state.optimizer_state, state.variables["params"]
-    for name, cut in plan.items():
-        group = network.groups()[name]
-        moments = take_optimizer(transformation, moments, params, group, cut.kept)
-        params = groups.take(params, group, cut.kept)
-    ema = state.ema
-    if ema is not None:
-        _, ema = plans.apply(plan, network, ema)
-    return narrow, TrainState(state.step, variables, moments, ema)
+    small = traced.take(plan, state)
+    return modules.applicable(network, traced, plan, small.variables), small
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 6), donate_argnums=3)
 def train_step(
-    network: Network,
+    network: Any,
     transformation: optax.GradientTransformation,
     recipe: Recipe,
     state: TrainState,
@@ -179,21 +170,25 @@ def train_step(
     `size` is how many of the batch's rows there are without those that devices.place
     added: batch norm would count them, whatever they weigh.
     """
+    return _train_step(
+        learner(network), transformation, recipe, state, batch, teacher, size
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 6), donate_argnums=3)
+def _train_step(
+    model: Learner, transformation, recipe, state, batch, teacher, size
+) -> tuple[TrainState, Float[Array, ""]]:
     batch = jax.tree.map(lambda rows: rows[:size], batch)
-    variables = dict(state.variables)
-    params = variables.pop("params")
+    params, rest = model.split(state.variables)
+    key = jax.random.fold_in(jax.random.key(0), state.step)  # of dropout
     share = recipe.distill
     if share:
-        taught = teacher.network.apply(teacher.variables, batch.image)
+        taught = learner(teacher.network).evaluate(teacher.variables, batch.image)
         taught = taught.astype(jnp.float32)
 
     def loss(params):
-        logits, moved = network.apply(
-            {"params": params, **variables},
-            batch.image,
-            train=True,
-            mutable=list(variables),
-        )
+        logits, moved = model.train(model.join(params, rest), key, batch.image)
         logits = logits.astype(jnp.float32)
         losses = jnp.zeros(len(logits), logits.dtype)
         if share < 1:
@@ -201,27 +196,39 @@ def train_step(
             losses += (1 - share) * labelled
         if share:
             losses += share * distillation(logits, taught, recipe.temperature)
+        _, moved = model.split(moved)
         return (losses * batch.weight).sum() / batch.weight.sum(), moved
 
     (value, moved), gradient = jax.value_and_grad(loss, has_aux=True)(params)
     updates, optimizer_state = transformation.update(
         gradient, state.optimizer_state, params
     )
-    new = {"params": optax.apply_updates(params, updates), **moved}
+    new = model.join(optax.apply_updates(params, updates), moved)
     ema = state.ema
     if ema is not None:
         # Grows to its value, so that short runs forget where they began.
         decay = jnp.minimum(recipe.ema, (1 + state.step) / (10 + state.step))
-        ema = jax.tree.map(lambda old, now: now + decay * (old - now), ema, new)
+        ema = jax.tree.map(functools.partial(_averaged, decay), ema, new)
     return TrainState(state.step + 1, new, optimizer_state, ema), value
 
 
-@functools.partial(jax.jit, static_argnums=0)
+def _averaged(decay, old: Array, now: Array) -> Array:
+    """Of numbers; counts and keys are as they are now."""
+    if not jnp.issubdtype(now.dtype, jnp.inexact):
+        return now
+    return now + decay * (old - now)
+
+
 def evaluation_step(
-    network: Network, variables: Variables, batch: Batch
+    network: Any, variables: Any, batch: Batch
 ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
     """Correct predictions, summed loss and examples of a batch."""
-    logits = network.apply(variables, batch.image).astype(jnp.float32)
+    return _evaluation_step(learner(network), variables, batch)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _evaluation_step(model: Learner, variables, batch):
+    logits = model.evaluate(variables, batch.image).astype(jnp.float32)
     correct = (logits.argmax(-1) == batch.label) * batch.weight
     losses = cross_entropy(logits, batch.label) * batch.weight
     return correct.sum(), losses.sum(), batch.weight.sum()
@@ -235,8 +242,8 @@ class Score(NamedTuple):
 
 
 def evaluate(
-    network: Network,
-    variables: Variables,
+    network: Any,
+    variables: Any,
     batches: Iterable[Batch],
     mesh: jax.sharding.Mesh | None = None,
 ) -> Score:
@@ -255,8 +262,8 @@ AfterEpoch = Callable[[int, TrainState, float], None]
 
 
 def fit(
-    network: Network,
-    variables: Variables,
+    network: Any,
+    variables: Any,
     epoch_batches: Callable[[int], Iterable[Batch]],
     steps_per_epoch: int,
     recipe: Recipe,
@@ -265,11 +272,11 @@ def fit(
     resume: TrainState | None = None,
     after_epoch: AfterEpoch | None = None,
     mesh: jax.sharding.Mesh | None = None,
-) -> Variables:
+) -> Any:
     """Trains a network.
 
     Args:
-      network: the network.
+      network: a model of any framework, as `trace` takes it.
       variables: its variables; the caller's copy stays valid.
       epoch_batches: gives the batches of an epoch by its number, the same every time.
       steps_per_epoch: how many those are.
@@ -289,7 +296,9 @@ def fit(
     if recipe.distill and teacher is None:
         raise ValueError(f"distill is {recipe.distill}, but no teacher is given.")
     transformation = optimizer(recipe, steps_per_epoch)
-    state = resume or start(recipe, transformation, jax.tree.map(jnp.array, variables))
+    state = resume or start(
+        network, recipe, transformation, jax.tree.map(jnp.array, variables)
+    )
     state, teacher = devices.replicate(mesh, (state, teacher))
     for epoch in range(int(state.step) // max(1, steps_per_epoch), recipe.epochs):
         losses = []

@@ -37,11 +37,11 @@ def leaves(tree: Tree) -> Iterator[tuple[str, Any]]:
         pairs, _ = jax.tree_util.tree_flatten_with_path(tree)
     except ValueError as error:  # a dict's keys of several types, for one
         raise InputError(f"this is not a pytree: {error}.") from error
-    return ((address(path), leaf) for path, leaf in pairs)
+    return ((key_path(path), leaf) for path, leaf in pairs)
 
 
-def address(path: tuple) -> str:
-    """A key path as one string."""
+def key_path(path: tuple) -> str:
+    """A leaf's address: its keys joined by "/"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
@@ -91,15 +91,26 @@ def width(tree: Tree, axes: Axes, what: str = "the tree") -> int:
     return next(iter(lengths.values()))
 
 
-def indices(kept: Kept, channels: int, what: str = "the tree") -> Int[np.ndarray, " s"]:
+def indices(
+    kept: Kept, channels: int, what: str = "the tree", layers: int = 0
+) -> Int[np.ndarray, "*layers s"]:
     """What stays, as ascending indices.
+
+    Args:
+      kept: ascending indices, or a mask.
+      channels: how many there are.
+      what: the beginning of an error's sentence.
+      layers: that have channels of their own, the same number of each: a row of
+        indices each. 0: none, one row without an axis of its own.
 
     Raises:
       InputError: it is neither ascending indices in range nor a mask of that length.
     """
+    rows = (layers,) if layers else ()
     expected = (
-        f"indices must be ascending and in [0, {channels}), at least one, or a boolean "
-        f"mask of length {channels}"
+        f"indices must be ascending integers in [0, {channels}), at least one, or a "
+        f"boolean mask of length {channels}"
+        f"{f', and a row of them for each of {layers} layers' if layers else ''}"
     )
     if isinstance(kept, jax.core.Tracer):
         raise InputError(
@@ -110,13 +121,19 @@ def indices(kept: Kept, channels: int, what: str = "the tree") -> Int[np.ndarray
         given = np.asarray(kept)
     except ValueError:  # ragged lists
         given = np.asarray(None)
-    whole = given.dtype.kind in "iu"
-    if given.dtype == bool and given.shape == (channels,):
-        given, whole = np.flatnonzero(given), True
-    ascending = whole and given.ndim == 1 and given.size and np.all(np.diff(given) > 0)
-    if not ascending or given[0] < 0 or given[-1] >= channels:
+    if given.dtype == bool and given.shape == (*rows, channels):
+        counts = {int(count) for count in np.atleast_1d(given.sum(-1))}
+        if len(counts) == 1:
+            given = np.nonzero(given)[-1].reshape(*rows, -1)
+    fits = given.dtype.kind in "iu" and given.shape[:-1] == rows and given.size
+    if not fits or given.ndim != len(rows) + 1 or not _ascending(given, channels):
         raise InputError(f"{what}: {expected}; got {shown(kept)}.")
     return given.astype(np.int64)
+
+
+def _ascending(given: np.ndarray, channels: int) -> bool:
+    inside = given.min() >= 0 and given.max() < channels
+    return bool(inside and (np.diff(given) > 0).all())
 
 
 def take(tree: Tree, axes: Axes, kept: Kept, what: str = "the tree") -> Tree:
@@ -213,7 +230,7 @@ def _zero(leaf: Leaf, alive: Bool[np.ndarray, " d"], axis: int) -> Leaf:
 
 def _change(tree: Tree, axes: Axes, change: Callable[[Leaf, int], Leaf]) -> Tree:
     def visit(path, leaf):
-        own = axes.get(address(path), ())
+        own = axes.get(key_path(path), ())
         for axis in dict.fromkeys(a % len(leaf.shape) for a in own):
             leaf = change(leaf, axis)
         return leaf

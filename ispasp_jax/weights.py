@@ -2,7 +2,7 @@
 
 Our trees are named so that torchvision's names follow: "layer1.0/conv1/kernel" of the
 params is "layer1.0.conv1.weight" with axes OIHW. Whatever names come in (torchvision's;
-those that the network lists in `aliases()`, such as timm's; "/"-joined paths of Flax)
+those that `models.aliases` knows, such as timm's; "/"-joined paths of Flax)
 are turned into torchvision's, layout included, and compared with what is expected.
 
 PyTorch loads what `save_safetensors` wrote into layers as narrow as their tensors; here
@@ -23,15 +23,16 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Shaped
 
 from ispasp_jax.errors import InputError
-from ispasp_jax.groups import leaves, width
+from ispasp_jax.groups import leaves
+from ispasp_jax.models import aliases as other_names
 from ispasp_jax.models import shapes
-from ispasp_jax.models.network import Network, Variables
 from ispasp_jax.tensors import as_float32, some, write_whole
 from ispasp_jax.weight_files import HEADER, read, weights_of
 
@@ -50,39 +51,41 @@ LEAVES = {
 
 def to_variables(
     arrays: Arrays,
-    network: Network,
+    network: nn.Module,
     input_shape: tuple[int, ...],
     *,
+    expected: Any = None,
     aliases: Mapping[str, str] | None = None,
     new_head: bool = False,
     source: str = "the weights",
-) -> Variables:
+) -> dict[str, Any]:
     """The network's variables, filled with arrays of any known naming.
 
     Args:
       arrays: of `read`, or a torch state dict as numpy arrays.
-      network: at the widths that the arrays have.
+      network: the architecture, at its own widths.
       input_shape: (height, width, channels) of one image.
-      aliases: names of layers besides those that the network's own `aliases()` gives:
-        theirs -> torchvision's, both joined with dots.
+      expected: shapes of narrower variables, of `Traced.take`; None at full width.
+      aliases: names of layers besides those that `models.aliases` gives: theirs ->
+        torchvision's, both joined with dots.
       new_head: the arrays' classifier, if any, is left out and a new one drawn.
       source: what error messages call the arrays.
 
     Raises:
       InputError: names or shapes differ, all of them listed.
     """
-    known = {**getattr(network, "aliases", dict)(), **(aliases or {})}
+    known = {**other_names(network), **(aliases or {})}
     given = _torchvision_names(weights_of(arrays, source), known)
-    wanted = shapes(network, input_shape)
-    expected = {
+    wanted = shapes(network, input_shape) if expected is None else expected
+    by_name = {
         _name(path): tuple(leaf.shape[axis] for axis in _to_torch(leaf.shape))
         for path, leaf in leaves(wanted)
     }
     head = {}
     if new_head:
-        head = _new_head(network, input_shape)
+        head = _new_head(network, input_shape, by_name)
         given = {name: array for name, array in given.items() if name not in head}
-    _check(given, expected, head, network, input_shape, source)
+    _check(given, by_name, head, network, input_shape, source)
     filled = {**head, **given}
 
     def fill(keys, leaf):
@@ -92,24 +95,10 @@ def to_variables(
     return jax.tree_util.tree_map_with_path(fill, wanted)
 
 
-def to_torchvision(network: Network, variables: Variables) -> dict[str, np.ndarray]:
-    """The arrays by torchvision's names, in torch's layout and contiguous.
-
-    Args:
-      network: whose variables they are.
-      variables: Linen variables.
-
-    Raises:
-      ValueError: the variables are of other widths than the network.
+def to_torchvision(variables: Any) -> dict[str, np.ndarray]:
+    """The arrays of Linen variables by torchvision's names, in torch's layout and
+    contiguous.
     """
-    widths = network.group_widths()
-    for name, group in network.groups().items():
-        found = width(variables, group)
-        if found != widths[name]:
-            raise ValueError(
-                f"group {name!r}: the network has {widths[name]} channels and the "
-                f"variables {found}; give both as pruning returned them."
-            )
     state = {}
     for path, leaf in leaves(jax.device_get(variables)):
         array = as_float32(np.asarray(leaf))
@@ -121,31 +110,23 @@ def to_torchvision(network: Network, variables: Variables) -> dict[str, np.ndarr
 
 
 def save_safetensors(
-    path: str | os.PathLike,
-    network: Network,
-    variables: Variables,
-    about: Mapping[str, Any],
+    path: str | os.PathLike, variables: Any, about: Mapping[str, Any]
 ) -> None:
-    """Writes the network for PyTorch; `read`, `to_variables` bring it back bit by bit.
+    """Writes a network for PyTorch; `read`, `to_variables` bring it back bit by bit.
 
     Args:
       path: of the file; one that is there is replaced at once or not at all.
-      network: whose widths go into the header, as JSON under "ispasp_jax".
-      variables: its variables.
-      about: more for the header: the model's name, options and preprocessing.
+      variables: the network's.
+      about: what goes into the header, as JSON under "ispasp_jax": the model's name,
+        num_classes, widths, options and preprocessing.
 
     Raises:
       InputError: the path is a folder or a symbolic link.
       OSError: nothing can be written there.
     """
-    about = {
-        **about,
-        "num_classes": network.num_classes,
-        "widths": network.group_widths(),
-    }
     # transformers and others look for the framework under "format".
-    metadata = {"format": "pt", HEADER: json.dumps(about)}
-    write_whole(path, to_torchvision(network, variables), metadata)
+    metadata = {"format": "pt", HEADER: json.dumps(dict(about))}
+    write_whole(path, to_torchvision(variables), metadata)
 
 
 def _name(path: str) -> str:
@@ -181,8 +162,13 @@ def _torchvision_names(arrays: Arrays, aliases: Mapping[str, str]) -> dict:
     return found
 
 
-def _new_head(network: Network, input_shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """The classifier as network.init draws it, by torchvision's names and layout."""
+def _new_head(
+    network: nn.Module,
+    input_shape: tuple[int, ...],
+    expected: Mapping[str, tuple[int, ...]],
+) -> dict[str, np.ndarray]:
+    """The classifier as network.init draws it, by torchvision's names and layout; as
+    much of it as a narrower network has."""
     names = _head_names(network, input_shape)
 
     @jax.jit  # compiles the classifier's part of the initialisation alone
@@ -196,24 +182,28 @@ def _new_head(network: Network, input_shape: tuple[int, ...]) -> dict[str, np.nd
 
     drawn = jax.device_get(draw(jax.random.key(0)))
     return {
-        name: array.transpose(_to_torch(array.shape)) for name, array in drawn.items()
+        name: array.transpose(_to_torch(array.shape))[tuple(map(slice, expected[name]))]
+        for name, array in drawn.items()
     }
 
 
 def classes(
-    arrays: Mapping[str, np.ndarray], network: Network, input_shape: tuple[int, ...]
+    arrays: Mapping[str, np.ndarray], network: nn.Module, input_shape: tuple[int, ...]
 ) -> int:
     """How many classes arrays of any known naming tell apart; 0 where their classifier
     is not found.
     """
-    given = _torchvision_names(arrays, getattr(network, "aliases", dict)())
+    given = _torchvision_names(arrays, other_names(network))
     head = [given[n] for n in _head_names(network, input_shape) if n in given]
     counts = {array.shape[0] for array in head if array.ndim}
     return counts.pop() if len(counts) == 1 else 0
 
 
-def _head_names(network: Network, input_shape: tuple[int, ...]) -> set[str]:
-    """The classifier's arrays: those whose shape goes with the number of classes."""
+def _head_names(network: nn.Module, input_shape: tuple[int, ...]) -> set[str]:
+    """The classifier's arrays: those whose shape goes with the number of classes; none
+    where the network does not say how many it has."""
+    if not hasattr(network, "num_classes"):
+        return set()
     other = network.clone(num_classes=network.num_classes + 1)
     ours, theirs = (dict(leaves(shapes(n, input_shape))) for n in (network, other))
     return {_name(p) for p, leaf in ours.items() if leaf.shape != theirs[p].shape}

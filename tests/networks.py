@@ -1,45 +1,19 @@
-"""Small networks of every kind of block, and weights with no trivial statistic."""
+"""Small networks of every shipped kind, and weights with no trivial statistic."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ispasp_jax.groups import leaves
 from ispasp_jax.models.mlp import MLP
-from ispasp_jax.models.mobilenetv2 import FirstBlock, InvertedResidual, MobileNetV2
-from ispasp_jax.models.network import Head, Part
+from ispasp_jax.models.mobilenetv2 import MobileNetV2
 from ispasp_jax.models.resnet import ResNet
 
 SHAPE = (7, 8, 3)
 
 
-class TinyMobile(MobileNetV2):
-    """Three blocks of MobileNetV2: one with a stride, one with a skip."""
-
-    @nn.nowrap
-    def parts(self):
-        def block(wide, **options):
-            return InvertedResidual(
-                (wide,), padding=self.padding, parent=None, **options
-            )
-
-        first = FirstBlock((12,), features=5, padding=self.padding, parent=None)
-        return (
-            Part("features.1", first, keys=("features.0", "features.1")),
-            Part("features.2", block(20, features=6, stride=2)),
-            Part("features.3", block(18, features=6, residual=True)),
-            Part(
-                "head",
-                Head(
-                    num_classes=self.num_classes,
-                    name_of_dense="classifier.1",
-                    parent=None,
-                ),
-                keys=("classifier.1",),
-            ),
-        )
-
+#: Three blocks of MobileNetV2: one with a stride, one with a skip.
+TINY = {"stages": ((1, 5, 1, 1), (4, 6, 2, 2)), "channels": (12, 16)}
 
 NETWORKS = {
     "basic": ResNet(4, depths=(2, 1), base=10, stem="small"),
@@ -48,8 +22,8 @@ NETWORKS = {
     "cifar": ResNet(
         4, depths=(1, 1), base=10, stem="small", shortcut="pad", dense="linear"
     ),
-    "mobile": TinyMobile(4),
-    "tf_mobile": TinyMobile(4, padding="SAME"),
+    "mobile": MobileNetV2(4, **TINY),
+    "tf_mobile": MobileNetV2(4, padding="SAME", **TINY),
     "mlp": MLP(4, hidden=(24, 18, 12)),
 }
 

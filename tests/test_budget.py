@@ -1,86 +1,23 @@
-"""Curves against direct computations, costs by size against counting, and budgets
-against every combination of sizes.
+"""Ratios and budgets as numbers of channels; budgets against every combination of
+sizes.
 """
 
 import itertools
 import json
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import NETWORKS, SHAPE, images_of, variables_of
 
-from ispasp_jax import budget, cost, curves, models
+import ispasp_jax
+from ispasp_jax import budget, cost, curves
 from ispasp_jax.commands import budgets, prune, train
 from ispasp_jax.curves import Curve
 from ispasp_jax.errors import InputError
-from ispasp_jax.models.network import group_names, subtree
+from ispasp_jax.graph import Group
+from ispasp_jax.graph.atoms import Atom
 from ispasp_jax.numerals import numeral
 from ispasp_jax.report import summary
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_costs_by_size_are_the_counted_ones(name):
-    """At sizes that no finite difference was taken at."""
-    network, rng = NETWORKS[name], np.random.default_rng(0)
-    macs = cost.macs_by_size(network, SHAPE)
-    params = cost.parameters_by_size(network, SHAPE)
-    widths = network.group_widths()
-    for _ in range(3):
-        sizes = {group: int(rng.integers(1, w + 1)) for group, w in widths.items()}
-        narrow = network.narrowed(sizes)
-        shapes = models.shapes(narrow, SHAPE)
-        assert macs.total(sizes) == pytest.approx(cost.macs(narrow, shapes, SHAPE))
-        assert params.total(sizes) == pytest.approx(cost.parameters(shapes))
-    for group, marginal in macs.marginal(sizes).items():
-        less = {**sizes, group: sizes[group] - 1}
-        assert marginal == pytest.approx(macs.total(sizes) - macs.total(less))
-
-
-@pytest.mark.parametrize("name", ["basic", "bottleneck", "mobile", "mlp"])
-def test_curves_as_cut_are_the_residuals_of_their_supports(name):
-    """Without repair, a size's residual is what masking the others does to U."""
-    network, variables = NETWORKS[name], variables_of(NETWORKS[name])
-    images = images_of(12)
-    found = curves.measure_curves(
-        network, variables, [images[:8], images[8:]], repaired=False
-    )
-    assert list(found) == list(network.groups())
-    x = jnp.asarray(images)
-    for part in network.chain():
-        own, block = subtree(variables, part), part.module
-        for i, group in enumerate(group_names(part)):
-            curve, d = found[group], block.widths[i]
-            hidden = block.apply(own, x, i, method="reach")
-
-            def about_mean(h, i=i, own=own, block=block):
-                u = np.asarray(block.apply(own, h, i, method="consumer"), np.float64)
-                return u - u.mean(tuple(range(u.ndim - 1)))
-
-            dense = about_mean(hidden)
-            for s in (1, d // 2, d - 1):
-                kept = np.isin(np.arange(d), curve.order[d - s :])
-                lost = np.linalg.norm(dense - about_mean(hidden * kept))
-                expected = lost / np.linalg.norm(dense)
-                assert curve.relative[s] == pytest.approx(expected, rel=2e-3, abs=1e-3)
-        x = block.apply(own, x)
-
-
-@pytest.mark.parametrize("name", ["basic", "mlp"])
-def test_the_repaired_curve_is_below_and_falls(name):
-    network, variables = NETWORKS[name], variables_of(NETWORKS[name])
-    images = [images_of(32)]
-    repaired = curves.measure_curves(network, variables, images)
-    as_cut = curves.measure_curves(network, variables, images, repaired=False)
-    for group, curve in repaired.items():
-        assert curve.relative[0] == pytest.approx(1, abs=0.02)
-        assert curve.relative[-1] == 0
-        assert (np.diff(curve.relative) <= 1e-6).all()
-        assert sorted(curve.order) == list(range(len(curve.order)))
-        assert curve.relative[1:].sum() < as_cut[group].relative[1:].sum()
-        ratio = curve.damage[1:-1] / curve.relative[1:-1] ** 2
-        np.testing.assert_allclose(ratio, ratio[0], rtol=1e-6)
 
 
 def test_curves_survive_json():
@@ -102,11 +39,10 @@ def problem(seed, groups=3, d=6):
         steps = np.sort(rng.exponential(size=d))[::-1]
         damage = np.append(np.cumsum(steps[::-1])[::-1], 0)
         found[name] = Curve(np.sqrt(damage / damage[0]), damage, np.arange(d))
-    product = np.triu(rng.uniform(0, 1, (groups, groups)), 1)
-    product += product.T
-    slope = rng.uniform(1, 3, groups) + product @ np.full(groups, d)
-    full = 10 + slope.sum() * d
-    return found, cost.BySize(widths, full, slope, product), widths
+    terms = {(): 10.0}
+    terms |= {(name,): rng.uniform(1, 3) for name in widths}
+    terms |= {pair: rng.uniform(0, 1) for pair in itertools.combinations(widths, 2)}
+    return found, cost.BySize(widths, terms), widths
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -176,6 +112,84 @@ def test_targets_are_read():
     assert budget.target("latency=8ms") == ("latency", 8.0, False)
 
 
+def test_a_budget_is_what_the_flags_would_ask():
+    asked = budget.Budget(
+        macs="47%", params="1.2M", latency_ms=8.0, tolerance=0.1, round_to=4
+    ).asked
+    texts = ("macs=47%", "params=1.2M", "latency=8ms")
+    assert asked == budget.Asked(tuple(map(budget.target, texts)), 0.1, 1, 4)
+    assert ispasp_jax.Budget(macs=25_000_000).asked.targets == (("macs", 25e6, False),)
+    assert budget.Budget(latency_ms="60%").asked.targets == (("latency", 0.6, True),)
+    assert budget.Budget(tolerance=0.5).asked == budget.Asked((), 0.5, 1, 8)
+    assert budget.Budget(tolerance=0.5, round_to="auto").asked.round_to == 8
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({}, "asks for nothing"),
+        ({"macs": "47"}, None),
+        ({"macs": "147%"}, "macs is '147%'; expected a share of the dense"),
+        ({"params": "many"}, "params is 'many'"),
+        ({"latency_ms": 0}, "latency_ms is 0; .* such as 8.0"),
+        ({"macs": True}, "macs is True"),
+        ({"tolerance": 2}, "tolerance is 2; expected a number from 0 to 1"),
+        ({"macs": "50%", "round_to": 0}, 'round_to is 0; .* above 0 or "auto"'),
+        ({"macs": "50%", "round_to": "all"}, "round_to is 'all'"),
+        ({"macs": "50%", "min_channels": 1.5}, "min_channels is 1.5; .* above 0.$"),
+    ],
+)
+def test_a_budget_that_is_none_is_one_sentence(given, words):
+    if words is None:
+        assert budget.Budget(**given).asked.targets == (("macs", 47.0, False),)
+        return
+    with pytest.raises(InputError, match=words) as error:
+        budget.Budget(**given)
+    assert "\n" not in str(error.value)
+
+
+WIDTHS = {"layer1.0": 10, "layer1.1": 7, "layer2.0": 1}
+
+
+@pytest.mark.parametrize(
+    ("keep", "expected"),
+    [
+        (0.4, (4, 2, 1)),
+        (1.0, (10, 7, 1)),
+        (0.3, (3, 2, 1)),  # 0.3 · 10 is below 3 in binary
+        ({"layer1.*": 0.5}, (5, 3, 1)),
+        ({"*": 0.5, "layer1.1": 1.0}, (5, 7, 1)),
+        ({"layer1.1": 1.0, "*": 0.5}, (5, 3, 1)),
+    ],
+)
+def test_ratios_are_sizes_of_the_groups_given(keep, expected):
+    named = dict(zip(WIDTHS, expected, strict=True))
+    assert budget.sizes(WIDTHS, keep) == named
+    groups = [Group(n, w, "inner", 0, (), (), (), Atom(w)) for n, w in WIDTHS.items()]
+    assert budget.sizes(groups, keep) == named
+    assert budget.sizes({group.name: group for group in groups}, keep) == named
+    few = budget.sizes(dict([*WIDTHS.items()][:2]), keep)
+    assert few == dict(zip(WIDTHS, expected[:2], strict=False))
+
+
+@pytest.mark.parametrize("keep", [0, -1, 1.01, float("nan"), {"*": 2}])
+def test_what_is_no_ratio_is_refused(keep):
+    with pytest.raises(InputError, match="is not a ratio"):
+        budget.sizes(WIDTHS, keep)
+
+
+def test_a_glob_that_matches_nothing_tells_what_may_be_cut():
+    with pytest.raises(InputError, match="'stream.*' matches no .*are layer1.0, lay"):
+        budget.sizes(WIDTHS, {"stream.*": 0.5})
+
+
+def test_sizes_are_rounded_up_within_the_width():
+    sizes = {"layer1.0": 3, "layer1.1": 6, "layer2.0": 1}
+    assert budget.rounded(sizes, WIDTHS, 2, 4) == {
+        **{"layer1.0": 4, "layer1.1": 7, "layer2.0": 1}
+    }
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A perceptron trained on digits, by the command."""
@@ -230,7 +244,9 @@ def test_latency_is_measured_on_the_present_device(trained, tmp_path, monkeypatc
     assert 0 < report["budget"]["reached"]["latency"] <= 10_000
     assert report["budget"]["reached"]["latency"] == report["pruned"]["latency_ms"]
     held = json.loads(Path("out/curves.json").read_text())
-    assert held["latency"]["batch_size"] == 32 and held["latency"]["full"] > 0
+    assert held["latency"]["batch_size"] == 32 and held["latency"]["terms"]
+    reached, dense = report["budget"]["reached"], report["dense"]
+    assert reached["macs"] == report["pruned"]["macs"] <= 0.6 * dense["macs"]
 
 
 def a_report(**more):
@@ -274,17 +290,6 @@ def test_a_report_knows_one_latency_and_one_residual():
     assert budgets.timed_again(found) is None
     said = summary(found)
     assert "0.750" in said and "residual as cut: " in said and "predicted" not in said
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_latencies_by_size_are_times_however_noisy_the_clock(seed, monkeypatch):
-    rng = np.random.default_rng(seed)
-    monkeypatch.setattr(cost, "seconds", lambda *_, **__: rng.exponential())
-    network = NETWORKS["mlp"]
-    found = cost.latency_by_size(network, SHAPE, 2)
-    widths = network.group_widths()
-    assert found.total(widths) == found.full > 0
-    assert 0 <= found.total(dict.fromkeys(widths, 1)) <= found.full
 
 
 @pytest.mark.parametrize(

@@ -147,25 +147,6 @@ def test_a_haiku_transform_with_averages_that_nothing_reads():
     assert graph.check(traced, variables, x) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["resnet20", "mobilenetv2", "mlp"])
-def test_the_groups_that_were_written_by_hand_are_found(name):
-    from ispasp_jax import models as shipped
-
-    network = shipped.create(name, 10)
-    x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
-    variables = shipped.shapes(network, (32, 32, 3))
-    traced = graph.trace(network, variables, x)
-    renamed = {"hidden.0": "dense.0"}
-    for hand, group in network.groups().items():
-        found = traced[renamed.get(hand, hand)]
-        assert found.kind == "inner" and found.width == network.group_widths()[hand]
-        plan = {found.name: Cut(found.width, np.arange(1))}
-        cut = traced.take(plan, variables)
-        expected = shipped.shapes(network.narrowed({hand: 1}), (32, 32, 3))
-        chex.assert_trees_all_equal_shapes(cut, expected)
-        assert group.consumer[0] == "/".join(found.consumers[0].split("/")[1:-1])
-
-
 def test_what_is_left_alone_says_why():
     def model(v, x):
         h = x @ v["a"]

@@ -18,10 +18,12 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 import ispasp_jax
-from ispasp_jax import InputError, checkpoints, data, models, tensors, weights
+from ispasp_jax import InputError, checkpoints, data, graph, models, tensors, weights
 from ispasp_jax.commands import prune
 from ispasp_jax.data import Preprocessing
+from ispasp_jax.graph.check import random_plan
 from ispasp_jax.groups import leaves
+from ispasp_jax.groups import nested as tree_of
 
 PREP = Preprocessing(4, None, (0.5,), (0.25,))
 
@@ -45,7 +47,7 @@ def folder(tmp_path, model):
 
 
 def assert_same(found, model):
-    assert found.network.group_widths() == model.network.group_widths()
+    assert found.dense_widths == model.dense_widths
     for (path, ours), (_, theirs) in zip(
         leaves(found.variables), leaves(model.variables), strict=True
     ):
@@ -68,6 +70,73 @@ def refuse(call, *words):
     assert len(said) < 1200 and said.isprintable(), said
     for word in words:
         assert word in said, said
+
+
+def cut(model, kinds):
+    """The model with half of some kinds of groups, and the masked variables."""
+    plan = random_plan(model.traced)
+    plan = {n: c for n, c in plan.items() if model.traced[n].kind in kinds}
+    small = model.traced.take(plan, model.variables)
+    known = (
+        {name: len(one.kept) for name, one in plan.items()} if "stream" in kinds else {}
+    )
+    return model.resize(small, known), model.traced.mask(plan, model.variables)
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [("mlp", {"inner"}), ("resnet20", {"inner"}), ("resnet20", {"inner", "stream"})],
+)
+def test_a_narrower_network_comes_back(name, kinds, tmp_path):
+    prep = Preprocessing(4, None, (0.5,) * 3, (0.25,) * 3)
+    model = make(name, prep, **({"hidden": [6, 9]} if name == "mlp" else {}))
+    small, masked = cut(model, kinds)
+    checkpoints.save(tmp_path / "model", small)
+    found = checkpoints.load(tmp_path / "model")
+    assert_same(found, small)
+    assert found.dense_widths != model.dense_widths and found.num_classes == 3
+    x = np.random.default_rng(0).normal(size=(2, *prep.shape)).astype(np.float32)
+    expected = model.replace(model.network, masked)(x)
+    np.testing.assert_allclose(found(x), expected, rtol=1e-4, atol=1e-5)
+    if kinds == {"inner"}:
+        assert found.network == small.network
+        again, _ = cut(found, kinds)  # from the widths that it has
+        checkpoints.save(tmp_path / "again", again)
+        assert_same(checkpoints.load(tmp_path / "again"), again)
+        assert sum(again.dense_widths.values()) < sum(found.dense_widths.values())
+
+
+def test_a_group_of_one_channel_is_one_of_the_architecture_still(tmp_path, model):
+    small = model.traced.take(
+        {"hidden.0": graph.Cut(5, np.array([3]))}, model.variables
+    )
+    small = model.resize(small)
+    assert "hidden.0" not in small.widths
+    assert small.dense_widths == {"hidden.0": 1, "hidden.1": 2}
+    checkpoints.save(tmp_path / "model", small)
+    assert_same(checkpoints.load(tmp_path / "model"), small)
+
+
+def test_a_folder_of_the_first_version(folder, model):
+    """Its perceptron's layers were dense.0, dense.1, ...; the sums are of these."""
+    names = {"hidden.0": "dense.0", "hidden.1": "dense.1", "output": "dense.2"}
+
+    def earlier(arrays):
+        return {
+            "/".join(names.get(key, key) for key in path.split("/")): array
+            for path, array in arrays.items()
+        }
+
+    arrays = earlier(load_file(folder / "model.safetensors"))
+    save_file(arrays, folder / "model.safetensors")
+    refuse(lambda: checkpoints.load(folder), "is not as it was written")
+    config = json.loads((folder / "config.json").read_text())
+    config["sums"]["arrays"] = tensors.fingerprint(tree_of(arrays))
+    (folder / "config.json").write_text(json.dumps(config))
+    assert_same(checkpoints.load(folder), model)
+    both = {**arrays, "params/hidden.0/bias": arrays["params/dense.0/bias"]}
+    save_file(both, folder / "model.safetensors")
+    refuse(lambda: checkpoints.load(folder), "does not hold the arrays")
 
 
 EVIL = "open('ran', 'w')\ndef make(num_classes, **more): open('ran', 'w')\n"
@@ -131,12 +200,13 @@ class Counted(nn.Module):
         return x * self.param("scale", nn.initializers.ones, ())
 
 
-class Odd(models.Network):
-    @nn.nowrap
-    def parts(self):
-        head = models.Head(num_classes=self.num_classes, parent=None)
-        first = models.Part("first", Counted(parent=None))
-        return (first, models.Part("head", head, keys=("fc",)))
+class Odd(nn.Module):
+    num_classes: int = 10
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = Counted(name="first")(x, train)
+        return nn.Dense(self.num_classes)(x.mean((1, 2)))
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16"])
@@ -168,13 +238,13 @@ CONFIGS = {
     "a flag for a size": (dict(preprocessing=dict(image_size=True)), "image_size is T"),
     "half a pixel": (dict(preprocessing=dict(image_size=4.5)), "image_size is 4.5"),
     "no image": (dict(preprocessing=dict(image_size=0)), "image_size is 0"),
-    "another image": (dict(preprocessing=dict(image_size=7)), "params/dense.0/kernel"),
+    "another image": (dict(preprocessing=dict(image_size=7)), "params/hidden.0/kernel"),
     "huge mean": (dict(preprocessing=dict(mean=[10**400])), "mean is"),
     "tiny std": (dict(preprocessing=dict(std=[1e-300])), "std is [1e-300]"),
     "no std": (dict(preprocessing=dict(std=[])), "do not fit"),
     "more channels": (
         dict(preprocessing=dict(mean=[0.1] * 3, std=[0.1] * 3)),
-        "params/dense.0/kernel",
+        "params/hidden.0/kernel",
     ),
     "word for a mean": (dict(preprocessing=dict(mean="0")), "mean is '0'"),
     "odd preprocessing": (dict(preprocessing=[1]), "preprocessing is no object"),
@@ -200,7 +270,7 @@ CONFIGS = {
     "huge option": (dict(options=dict(hidden=[2**62])), "options is"),
     "a large option": (
         dict(options=dict(hidden=[2**23, 2**23]), widths={}),
-        "params/dense.0",
+        "params/hidden.0",
     ),
     "no neuron": (dict(options=dict(hidden=[0])), "without neurons"),
     "minus one": (dict(options=dict(hidden=[-1])), "without neurons"),
@@ -318,7 +388,7 @@ def test_the_commands_take_the_file_for_its_folder(tmp_path, monkeypatch):
 
 def with_first(change):
     def do(arrays):
-        name, array = "params/dense.0/kernel", arrays["params/dense.0/kernel"]
+        name, array = "params/hidden.0/kernel", arrays["params/hidden.0/kernel"]
         return {**arrays, name: change(array)}
 
     return do
@@ -351,7 +421,7 @@ def test_arrays_that_are_no_weights(change, words, folder, model):
     file, change = folder / "model.safetensors", with_first(change)
     arrays = change(load_file(file))
     save_file(arrays, file)
-    name = "params/dense.0/kernel"
+    name = "params/hidden.0/kernel"
     refuse(lambda: checkpoints.load(folder), str(file), words, name)
     refuse(lambda: weights.read(file), str(file), words, name)
     shape = model.input_shape
@@ -437,7 +507,7 @@ def test_places_that_cannot_be_written(make_target, words, kind, tmp_path, model
         # A command that could not write keeps its work: not the user's input.
         wanted = (OSError, InputError)[words != "cannot be written"]
         with pytest.raises(wanted, match=words if wanted is InputError else "."):
-            weights.save_safetensors(target, model.network, model.variables, {})
+            weights.save_safetensors(target, model.variables, {})
     assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -454,7 +524,7 @@ def test_a_full_disk(folder, model, tmp_path, monkeypatch):
     refuse(lambda: checkpoints.save(folder, model), "cannot be written", "No space")
     new = tmp_path / "a.safetensors"
     with pytest.raises(OSError, match="cannot be written .*No space"):
-        weights.save_safetensors(new, model.network, model.variables, {})
+        weights.save_safetensors(new, model.variables, {})
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 

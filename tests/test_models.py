@@ -1,265 +1,176 @@
-"""Every architecture: cut equals masked, consumers are affine where they say so, blocks
-are their steps, networks are their chain, and costs are the published ones.
+"""Every architecture: the groups that are found are those that people name, cut equals
+masked, what a name makes is a model, and layers compute what the plain ones do.
 """
 
+import collections
 import functools
 
-import flax.linen as nn
+import equinox as eqx
+import haiku as hk
 import jax
 import jax.numpy as jnp
-import networks
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import NETWORKS, images_of, randomised, variables_of
+from networks import NETWORKS, images_of, variables_of
 
-from ispasp_jax import cost, groups, models
+from ispasp_jax import graph, models
 from ispasp_jax.errors import InputError
+from ispasp_jax.graph.check import random_plan
 from ispasp_jax.models import layers
-from ispasp_jax.models.network import Block, graft, group_names, subtree
-from ispasp_jax.models.resnet import BasicBlock
 
 pytestmark = pytest.mark.usefixtures("strict")
 
-SMALL = (4, 4, 3)
+SMALL = (8, 8, 3)
 
 
 def small(name):
-    """A registered architecture at its own widths, for images of 4x4 pixels."""
+    """A registered architecture at its own widths, for images of 8x8 pixels."""
     options = {"stem": "small"} if "stem" in models.options(name) else {}
     if name == "mlp":
         options = {"hidden": (32, 20, 11)}
     return models.create(name, 5, **options)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def run_part(module, own, x):
-    with jax.default_matmul_precision("highest"):
-        return module.apply(own, x)
+@functools.cache
+def traced_of(name):
+    network = small(name)
+    x = jax.ShapeDtypeStruct((2, *SMALL), jnp.float32)
+    return graph.trace(network, models.shapes(network, SMALL), x)
 
 
-def run_chain(network, variables, x):
-    """The network part after part, so that equal blocks compile once."""
-    for part in network.chain():
-        x = run_part(part.module, subtree(variables, part), x)
-    return np.asarray(x)
+def inner(traced):
+    return {g.name: g.width for g in traced.groups if g.kind == "inner"}
 
 
-def cut_and_mask(network, variables, ratio, seed=0):
-    """The network cut to random channels of every group, and the masked variables."""
-    rng = np.random.default_rng(seed)
-    cut, masked, widths = variables, variables, {}
-    for name, group in network.groups().items():
-        width = groups.width(variables, group)
-        widths[name] = max(1, int(ratio * width))
-        kept = np.sort(rng.choice(width, widths[name], replace=False))
-        cut = groups.take(cut, group, kept)
-        masked = groups.mask(masked, group, kept)
-    return network.narrowed(widths), cut, masked
+#: By depth, blocks of each stage.
+DEPTHS = {
+    **{
+        "18": (2, 2, 2, 2),
+        "34": (3, 4, 6, 3),
+        "50": (3, 4, 6, 3),
+        "101": (3, 4, 23, 3),
+    },
+    **{str(6 * n + 2): (n,) * 3 for n in (3, 5, 7, 9, 18)},
+}
+#: Channels inside MobileNetV2's blocks, features.1 to features.17.
+MOBILE = [32, 96, 144, 144, *[192] * 3, *[384] * 4, *[576] * 3, *[960] * 3]
+
+
+def expected_groups(name):
+    """Hidden channels by the names that people know, and their number."""
+    if name == "mlp":
+        return {"hidden.0": 32, "hidden.1": 20, "hidden.2": 11}
+    if name.endswith("mobilenetv2"):
+        blocks = {f"features.{i}": width for i, width in enumerate(MOBILE, 1)}
+        return {**blocks, "features.18.0": 1280}
+    depths = DEPTHS[name.rpartition("resnet")[2]]
+    base = 64 if len(depths) == 4 else 16
+    layers = (".conv1", ".conv2") if name.endswith(("50", "101")) else ("",)
+    return {
+        f"layer{stage}.{index}{layer}": base * 2 ** (stage - 1)
+        for stage, depth in enumerate(depths, 1)
+        for index in range(depth)
+        for layer in layers
+    }
 
 
 @pytest.mark.parametrize("name", models.MODELS)
-def test_every_architecture_cut_equals_masked(name):
-    network = small(name)
-    variables = variables_of(network, SMALL)
-    x = jnp.asarray(images_of(2, SMALL))
-    widths = network.group_widths()
-    assert widths == {
-        group: groups.width(variables, data) for group, data in network.groups().items()
-    }
-    dense = run_chain(network, variables, x)
-    assert np.isfinite(dense).all() and np.abs(dense).max() > 1e-3
-    narrow, cut, masked = cut_and_mask(network, variables, 0.4)
-    taken, zeroed = run_chain(narrow, cut, x), run_chain(network, masked, x)
-    scale = np.abs(zeroed).max()
-    np.testing.assert_allclose(taken, zeroed, rtol=0, atol=1e-4 * scale)
-    assert np.abs(taken - dense).max() > 1e-3 * scale
-    assert models.shapes(narrow, SMALL).keys() == cut.keys()
-    wanted = jax.tree.map(jnp.shape, models.shapes(narrow, SMALL))
-    assert jax.tree.map(jnp.shape, cut) == wanted
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_one_channel_groups(name):
-    network = NETWORKS[name]
-    variables, x = variables_of(network), jnp.asarray(images_of(3))
-    narrow, cut, masked = cut_and_mask(network, variables, 0)
-    assert set(narrow.group_widths().values()) == {1}
-    taken, zeroed = run_chain(narrow, cut, x), run_chain(network, masked, x)
-    np.testing.assert_allclose(taken, zeroed, rtol=0, atol=1e-5 * np.abs(zeroed).max())
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_a_network_is_the_chain_of_its_parts(name):
-    network = NETWORKS[name]
-    variables, x = variables_of(network), jnp.asarray(images_of(3))
-    whole = jax.jit(network.apply)(variables, x)
-    np.testing.assert_allclose(
-        whole, run_chain(network, variables, x), rtol=1e-4, atol=1e-5
-    )
-    rebuilt = jax.tree.map(jnp.zeros_like, variables)
-    paths = []
-    for part in network.chain():
-        own = subtree(variables, part)
-        paths += [id(leaf) for leaf in jax.tree.leaves(own)]
-        rebuilt = graft(rebuilt, part, own)
-    assert sorted(paths) == sorted(map(id, jax.tree.leaves(variables)))
-    jax.tree.map(np.testing.assert_array_equal, rebuilt, variables)
-
-
-def blocks():
-    """Every kind of block, its variables, and an input, from the small networks."""
-    for name, network in NETWORKS.items():
-        variables, x = variables_of(network), jnp.asarray(images_of(3))
-        for part in network.chain():
-            own = subtree(variables, part)
-            if isinstance(part.module, Block):
-                yield f"{name}-{part.name}", part.module, own, x
-            x = run_part(part.module, own, x)
-
-
-BLOCKS = {
-    f"{n}-{p.name}": (n, p.name)
-    for n, net in NETWORKS.items()
-    for p in net.chain()
-    if isinstance(p.module, Block)
-}
-
-
-@functools.cache
-def prepared():
-    return {name: rest for name, *rest in blocks()}
-
-
-def superposition(consumer, shape, seed=0):
-    """c(a + b) - c(a) - c(b) + c(0), relative to the largest c."""
-    rng = np.random.default_rng(seed)
-    a, b = (jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(2))
-    zero = jnp.zeros_like(a)
-    gap = consumer(a + b) - consumer(a) - consumer(b) + consumer(zero)
-    return float(jnp.abs(gap).max() / jnp.abs(consumer(a)).max())
-
-
-@functools.partial(jax.jit, static_argnums=(0, 3, 4))
-def call(block, own, x, i, method):
-    return block.apply(own, x, i, method=method)
-
-
-@pytest.mark.parametrize("name", BLOCKS)
-def test_declared_affine_consumers_are_affine(name):
-    block, own, x = prepared()[name]
-    assert sum(bool(group.axes) for group in block.groups) == len(block.widths)
-    for i, group in enumerate(block.groups):
-        hidden = call(block, own, x, i, "reach")
-        assert not group.axes or hidden.shape[-1] == block.widths[i]
-        assert group.affine
-        consumer = functools.partial(call, block, own, i=i, method="consumer")
-        assert superposition(lambda h, f=consumer: f(h), hidden.shape) < 1e-5
-        alone = consumer(hidden[1:2])
-        np.testing.assert_allclose(alone, consumer(hidden)[1:2], rtol=1e-4, atol=1e-5)
-
-
-class Activated(BasicBlock):
-    def consumer(self, h, i, train=False):
-        return nn.relu(super().consumer(h, i, train))
-
-
-def test_superposition_tells_a_consumer_that_is_not_affine():
-    block = Activated((6,), features=5, parent=None)
-    x = jnp.asarray(images_of(2, (4, 4, 5)))
-    own = randomised(jax.eval_shape(block.init, jax.random.key(0), x))
-    hidden = call(block, own, x, 0, "reach")
-    consumer = functools.partial(call, block, own, i=0, method="consumer")
-    assert superposition(consumer, hidden.shape) > 0.1
-
-
-@pytest.mark.parametrize("name", BLOCKS)
-@pytest.mark.parametrize("train", [False, True])
-def test_a_block_is_its_steps(name, train):
-    """__call__ is join(x, consumer(hidden(...))) pair after pair, training as well."""
-    block, own, x = prepared()[name]
-
-    def steps(module, x):
-        u = x
-        for i in range(len(module.groups)):
-            u = module.consumer(module.hidden(u, i, train), i, train)
-        return module.join(x, u, train)
-
-    mutable = ["batch_stats"] if train else False
-    apply = functools.partial(block.apply, own, x, mutable=mutable)
-    whole = jax.jit(lambda: apply(train=train))()
-    parts = jax.jit(lambda: apply(method=steps))()
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
-    jax.tree.map(close, whole, parts)
-    if train and own.get("batch_stats"):
-        changed = jax.tree.map(
-            lambda a, b: bool(jnp.any(a != b)),
-            whole[1]["batch_stats"],
-            own["batch_stats"],
-        )
-        assert all(jax.tree.leaves(changed))
-
-
-def test_equal_blocks_are_equal():
-    """What lets the walk compile a shape once."""
-    chain = small("resnet34").chain()
-    modules = [part.module for part in chain if group_names(part)]
-    assert len(modules) == 16 and len(set(modules)) == 7
+def test_groups_have_the_names_that_people_know(name):
+    assert inner(traced_of(name)) == expected_groups(name)
 
 
 @pytest.mark.parametrize(
-    ("name", "published"),
+    ("name", "group", "arrays"),
     [
-        ("resnet34", 3_663_761_408),
-        ("mobilenetv2", 300_774_272),
-        ("resnet50", 4_089_184_256),
+        ("mlp", "hidden.1", "hidden.1/kernel-1 hidden.1/bias hidden.2/kernel-0"),
+        (
+            "resnet20",
+            "layer2.0",
+            "layer2.0/conv1/kernel-3 layer2.0/bn1 layer2.0/conv2/kernel-2",
+        ),
+        (
+            "resnet50",
+            "layer3.1.conv2",
+            "layer3.1/conv2/kernel-3 layer3.1/bn2 layer3.1/conv3/kernel-2",
+        ),
+        (
+            "mobilenetv2",
+            "features.1",
+            "features.0/0/kernel-3 features.0/1 features.1/conv.0/0/kernel-3 "
+            "features.1/conv.0/1 features.1/conv.1/kernel-2",
+        ),
+        (
+            "mobilenetv2",
+            "features.6",
+            "features.6/conv.0/0/kernel-3 features.6/conv.0/1 "
+            "features.6/conv.1/0/kernel-3 features.6/conv.1/1 "
+            "features.6/conv.2/kernel-2",
+        ),
     ],
 )
-def test_multiply_adds_are_the_published_ones(name, published):
-    network = models.create(name, 1000)
-    shapes = models.shapes(network, (224, 224, 3))
-    assert cost.macs(network, shapes, (224, 224, 3)) == published
+def test_a_group_is_these_arrays(name, group, arrays):
+    """As they were written by hand before anything was traced."""
+    expected = set()
+    for word in arrays.split():
+        path, _, axis = word.partition("-")
+        if axis:
+            expected.add((f"params/{path}", int(axis)))
+        elif path.endswith("bias"):
+            expected.add((f"params/{path}", 0))
+        else:
+            expected |= {(f"params/{path}/{leaf}", 0) for leaf in ("scale", "bias")}
+            expected |= {(f"batch_stats/{path}/{leaf}", 0) for leaf in ("mean", "var")}
+    found = traced_of(name)[group].axes
+    assert {(axis.path, axis.axis) for axis in found} == expected
 
 
-@pytest.mark.parametrize(
-    ("name", "published"),
-    [("resnet34", 21_797_672), ("resnet50", 25_557_032), ("mobilenetv2", 3_504_872)],
-)
-def test_parameters_are_the_published_ones(name, published):
-    shapes = models.shapes(models.create(name, 1000), (224, 224, 3))
-    assert cost.parameters(shapes) == published
+@pytest.mark.parametrize("keep", [0.0, 0.4])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_cut_equals_masked(name, keep):
+    network = NETWORKS[name]
+    variables, x = variables_of(network), jnp.asarray(images_of(3))
+    traced = graph.trace(network, variables, x)
+    plan = random_plan(traced, keep)
+    assert keep or all(len(one.kept) == 1 for one in plan.values())
+    assert graph.check(traced, variables, x, plan=plan) < 1e-5
+    dense = jax.jit(network.apply)(variables, x)
+    assert np.isfinite(dense).all() and np.abs(dense).max() > 1e-3
 
 
-def test_multiply_adds_of_loops_and_branches():
-    x, w = jnp.ones((3, 4)), jnp.ones((4, 4))
-    one = 3 * 4 * 4
-    assert cost.multiply_adds(jnp.matmul, x, w) == one
-
-    def loop(x, w):
-        return jax.lax.scan(lambda c, _: (jnp.matmul(c, w), None), x, length=5)[0]
-
-    assert cost.multiply_adds(loop, x, w) == 5 * one
-    assert cost.multiply_adds(lambda x, w: loop(loop(x, w), w), x, w) == 10 * one
-    assert cost.multiply_adds(jax.jit(jax.checkpoint(loop)), x, w) == 5 * one
-
-    def branch(x, w):
-        twice = lambda c: jnp.matmul(jnp.matmul(c, w), w)  # noqa: E731
-        return jax.lax.cond(x[0, 0] > 0, twice, lambda c: jnp.matmul(c, w), x)
-
-    assert cost.multiply_adds(branch, x, w) == 2 * one
-    batch = jnp.ones((7, 3, 4))
-    assert cost.multiply_adds(jax.vmap(loop, (0, None)), batch, w) == 35 * one
+@pytest.mark.slow
+@pytest.mark.parametrize("name", models.MODELS)
+def test_every_architecture_cut_equals_masked(name):
+    variables = variables_of(small(name), SMALL)
+    assert graph.check(traced_of(name), variables, images_of(2, SMALL)) < 1e-4
 
 
-def test_multiply_adds_fall_by_the_channels_cut():
-    network = NETWORKS["basic"]
-    narrow = network.narrowed({"layer1.0": 4})
-    before, after = (
-        cost.macs(net, models.shapes(net, networks.SHAPE), networks.SHAPE)
-        for net in (network, narrow)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_training_moves_every_statistic(name):
+    network = NETWORKS[name]
+    variables, x = variables_of(network), jnp.asarray(images_of(3))
+    logits, moved = jax.jit(
+        lambda v, x: network.apply(v, x, train=True, mutable=["batch_stats"])
+    )(variables, x)
+    assert logits.shape == (3, 4)
+    if "batch_stats" not in variables:
+        return
+    changed = jax.tree.map(
+        lambda a, b: bool(jnp.any(a != b)),
+        moved["batch_stats"],
+        variables["batch_stats"],
     )
-    assert before - after == 2 * 7 * 8 * 9 * 10 * 6
+    assert all(jax.tree.leaves(changed))
+
+
+def test_only_the_last_layer_of_mobilenets_is_ignored_by_default():
+    for name in models.MODELS:
+        groups = traced_of(name).groups
+        kept = graph.scope(groups, ignore=models.IGNORE.get(name, ()))
+        left = expected_groups(name).keys() - {group.name for group in kept}
+        assert left == ({"features.18.0"} if name.endswith("mobilenetv2") else set())
 
 
 plain = functools.partial(
@@ -353,26 +264,51 @@ def test_registry_errors_name_what_there_is():
         models.create("resnet34", 10, depth=3)
     with pytest.raises(InputError, match="cannot be imported"):
         models.create("no_such_package.module:make", 10)
-    with pytest.raises(InputError, match="returned Counter"):
-        models.create("test_models:not_a_network", 10)
+    for odd, kind in (("counter", "Counter"), ("routine", "function")):
+        with pytest.raises(InputError, match=f"returned {kind}; expected a Linen, NNX"):
+            models.create(f"test_models:{odd}", 10)
 
 
-def not_a_network(num_classes):
-    import collections
-
+def counter(num_classes):
     return collections.Counter()
+
+
+def routine(num_classes):
+    return lambda variables, x: x  # without its variables
+
+
+def linen(num_classes):
+    return models.create("mlp", num_classes)
+
+
+def an_nnx(num_classes):
+    return nnx.Linear(3, num_classes, rngs=nnx.Rngs(0))
+
+
+def an_equinox(num_classes):
+    return eqx.nn.Linear(3, num_classes, key=jax.random.key(0))
+
+
+def a_haiku(num_classes):
+    transform = hk.transform(lambda x: hk.Linear(num_classes)(x))
+    return transform, transform.init(jax.random.key(0), jnp.ones((1, 3)))
+
+
+def a_pair(num_classes):
+    return (lambda v, x: x @ v["w"]), {"w": jnp.ones((3, num_classes))}
+
+
+@pytest.mark.parametrize("make", [linen, an_nnx, an_equinox, a_haiku, a_pair])
+def test_a_users_function_may_return_a_model_of_any_framework(make):
+    made = models.create(f"test_models:{make.__name__}", 4)
+    model, variables = made if isinstance(made, tuple) else (made, None)
+    if make is linen:
+        variables = models.shapes(model, (1, 1, 3))
+    traced = graph.trace(model, variables, jnp.ones((2, 3)))
+    assert traced.program.outputs[0].shape == (2, 4)
 
 
 def test_papers_groups_exist():
     for name, ratios in models.PAPER.items():
-        assert ratios.keys() <= small(name).group_widths().keys()
+        assert ratios.keys() <= inner(traced_of(name)).keys()
     assert len(models.PAPER["resnet34"]) == 7
-
-
-def test_group_names_are_unique():
-    for name in models.MODELS:
-        chain = small(name).chain()
-        names = [
-            g for p in chain if isinstance(p.module, Block) for g in group_names(p)
-        ]
-        assert len(names) == len(set(names)) == len(small(name).groups())

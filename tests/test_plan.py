@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 
+import graph_models as models
 import jax
-import networks
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,23 +13,26 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 import ispasp_jax
-from ispasp_jax import plan, pruning
+from ispasp_jax import graph, plan
 from ispasp_jax.commands import prune, train
 from ispasp_jax.errors import InputError
+from ispasp_jax.graph.check import random_plan
 
-NETWORKS = networks.NETWORKS
+#: Ordinary groups, concatenated ones, and layers of a scan, each with its own.
+MODELS = {m.__name__: m for m in (models.Flatten, models.UNet, models.Scanned)}
 
 
-def a_plan(network, seed, share=0.7, leave_out=None):
+def a_model(name):
+    model, x, rng = MODELS[name](), models.images(), np.random.default_rng(0)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x)
+    variables = jax.tree.map(lambda a: rng.normal(size=a.shape), shapes)
+    return graph.trace(model, shapes, x), variables, x
+
+
+def a_plan(traced, seed, share=0.7, leave_out=None):
     """Random channels of every group but one."""
-    rng = np.random.default_rng(seed)
-
-    def cut(width):
-        kept = rng.choice(width, max(1, int(share * width)), replace=False)
-        return plan.Cut(width, np.sort(kept))
-
-    widths = network.group_widths()
-    return {name: cut(w) for name, w in widths.items() if name != leave_out}
+    drawn = random_plan(traced, share, seed)
+    return {name: cut for name, cut in drawn.items() if name != leave_out}
 
 
 def assert_same_plan(one, two):
@@ -38,23 +42,42 @@ def assert_same_plan(one, two):
         np.testing.assert_array_equal(cut.kept, two[name].kept)
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
-def test_plans_compose(kind):
+@pytest.mark.parametrize("name", MODELS)
+def test_plans_compose(name):
     """Cutting twice is cutting once by the composed plan; three compose either way."""
-    network = NETWORKS[kind]
-    variables = networks.variables_of(network)
-    names = list(network.group_widths())
-    one = a_plan(network, 1, leave_out=names[0])
-    network_1, variables_1 = plan.apply(one, network, variables)
-    two = a_plan(network_1, 2, leave_out=names[-1])
-    network_2, variables_2 = plan.apply(two, network_1, variables_1)
-    at_once, composed = plan.apply(plan.compose(one, two), network, variables)
-    assert at_once.group_widths() == network_2.group_widths()
-    jax.tree.map(np.testing.assert_array_equal, composed, variables_2)
-    three = a_plan(network_2, 3)
+    traced, variables, x = a_model(name)
+    one = a_plan(traced, 1, leave_out=[*traced][0])
+    variables_1 = plan.apply(one, traced, variables)
+    traced_1 = graph.trace(graph.narrow(traced.function, traced, one), variables_1, x)
+    two = a_plan(traced_1, 2, leave_out=[*traced][-1])
+    variables_2 = plan.apply(two, traced_1, variables_1)
+    composed = plan.compose(one, two)
+    plan.check(composed, traced)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        plan.apply(composed, traced, variables),
+        variables_2,
+    )
+    left = graph.narrow(traced.function, traced, composed)
+    three = a_plan(graph.trace(left, variables_2, x), 3)
     assert_same_plan(
         plan.compose(plan.compose(one, two), three),
         plan.compose(one, plan.compose(two, three)),
+    )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_plans_survive_json(name):
+    traced, variables, _ = a_model(name)
+    known = a_plan(traced, 3)
+    text = json.dumps(plan.to_json(known, "a model"))
+    model, again = plan.from_json(json.loads(text))
+    assert model == "a model"
+    assert_same_plan(again, known)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        plan.mask(again, traced, variables),
+        plan.mask(known, traced, variables),
     )
 
 
@@ -67,39 +90,15 @@ def test_plans_that_do_not_follow_each_other_are_refused():
     assert_same_plan(plan.compose({}, second), second)
 
 
-@pytest.mark.parametrize("kind", ["bottleneck", "mobile", "mlp"])
-def test_the_walk_applies_a_known_plan(kind):
-    """Without repair it is `apply`; with it, what a walk that selects it leaves."""
-    network = NETWORKS[kind]
-    variables, images = networks.variables_of(network), networks.images_of(24)
-    known = a_plan(network, 4, 0.5, leave_out=list(network.group_widths())[0])
-    cut = pruning.walk(network, variables, [images], {}, plan=known)
-    assert_same_plan(cut.plan, known)
-    narrow, expected = plan.apply(known, network, variables)
-    assert cut.network.group_widths() == narrow.group_widths()
-    jax.tree.map(np.testing.assert_array_equal, dict(cut.variables), expected)
-    selected = pruning.prune(network, variables, [images], 0.5, repair="lsq")
-    again = pruning.prune(
-        network, variables, [images], plan=selected.plan, repair="lsq"
-    )
-    for ours, theirs in zip(again.groups, selected.groups, strict=True):
-        assert ours.relative_residual == theirs.relative_residual
-    jax.tree.map(
-        np.testing.assert_array_equal, dict(again.variables), dict(selected.variables)
-    )
-
-
-def test_the_walk_refuses_a_plan_of_another_network():
-    network = NETWORKS["basic"]
-    wrong = a_plan(NETWORKS["mlp"], 0)
-    with pytest.raises(InputError, match="does not have"):
-        pruning.walk(
-            network,
-            networks.variables_of(network),
-            [networks.images_of(4)],
-            {},
-            plan=wrong,
-        )
+def test_plans_of_layers_and_of_none_do_not_follow_each_other():
+    layers = {"a": plan.Cut(6, np.array([[0, 1, 5], [1, 2, 3]]))}
+    one = {"a": plan.Cut(3, np.array([0, 2]))}
+    with pytest.raises(InputError, match="of no layers in group 'a', .* of 2 layers"):
+        plan.compose(layers, one)
+    (cut,) = plan.compose(
+        layers, {"a": plan.Cut(3, np.array([[0, 2], [0, 1]]))}
+    ).values()
+    np.testing.assert_array_equal(cut.kept, [[0, 5], [1, 2]])
 
 
 @pytest.mark.parametrize(
@@ -108,7 +107,12 @@ def test_the_walk_refuses_a_plan_of_another_network():
         [{"name": "a", "width": 4, "kept": [0, 1.5]}],
         [{"name": "a", "width": 4, "kept": [False, True]}],
         [{"name": "a", "width": 4.5, "kept": [0]}],
-        [{"name": "a", "width": 4, "kept": [[0], [1]]}],
+        [{"name": "a", "width": 4, "kept": [[0], [1, 2]]}],
+        [{"name": "a", "width": 4, "kept": [[0], [4]]}],
+        [{"name": "a", "width": 4, "kept": [[0], 1]}],
+        [{"name": "a", "width": 4, "kept": [0, [1]]}],
+        [{"name": "a", "width": 4, "kept": [[[0]]]}],
+        [{"name": "a", "width": 4, "kept": [[], []]}],
         [{"name": "a", "width": 4, "kept": 3}],
         [{"name": "a", "width": 4, "kept": [10**30]}],
         [{"name": "a", "width": 4, "kept": [0]}] * 2,
@@ -155,8 +159,24 @@ def test_any_json_is_a_plan_or_refused(value, place, leave_out):
             continue
         for name, cut in read.items():
             assert isinstance(name, str) and cut.kept.dtype == np.int64
-            assert 0 <= cut.kept[0] and cut.kept[-1] < cut.width
+            assert 0 <= cut.kept.min() and cut.kept.max() < cut.width
             assert (np.diff(cut.kept) > 0).all()
+
+
+def two_layers():
+    rng = np.random.default_rng(0)
+    variables = {name: rng.normal(size=(24, 24)) for name in ("a", "b")}
+    x = rng.normal(size=(4, 24)).astype(np.float32)
+    traced = graph.trace(lambda v, x: jnp.tanh(x @ v["a"]) @ v["b"], variables, x)
+    return traced, variables, x
+
+
+def test_a_plan_is_verified_on_a_few_examples():
+    traced, variables, x = two_layers()
+    known = a_plan(traced, 0)
+    assert plan.verify(known, traced, variables, x) < 1e-5
+    with pytest.raises(AssertionError, match="cut and masked outputs differ by"):
+        plan.verify(known, traced, variables, x, tolerance=-1.0)
 
 
 @pytest.mark.parametrize(
@@ -174,12 +194,12 @@ def test_any_json_is_a_plan_or_refused(value, place, leave_out):
     }.values(),
 )
 def test_plans_made_by_hand_are_checked(cut, words, unchecked):
-    network = NETWORKS["mlp"]
-    (name, *_) = network.group_widths()
-    variables = networks.variables_of(network)
+    traced, variables, _ = two_layers()
     for use in (plan.apply, plan.mask):
         with pytest.raises(InputError, match=words):
-            use({name: cut}, network, variables)
+            use({"a": cut}, traced, variables)
+    with pytest.raises(InputError, match=words):
+        plan.check({"a": cut}, traced)
 
 
 # The command.
@@ -229,8 +249,8 @@ def test_the_command_applies_a_plan_to_any_weights(weights, here, capsys):
 
     assert run(f"--weights={weights / 'b'}", given, "--repair=none", out="other") == 0
     other = ispasp_jax.load(weights / "b")
-    _, expected = plan.apply(
-        read_plan("selected/plan.json"), other.network, other.variables
+    expected = plan.apply(
+        read_plan("selected/plan.json"), other.traced, other.variables
     )
     found = ispasp_jax.load("other").variables
     jax.tree.map(np.testing.assert_array_equal, found, expected)
@@ -252,9 +272,8 @@ def test_pruning_again_leaves_the_plan_from_the_dense_network(weights, here):
     for out, width in (("two", 91), ("three/below", 54)):
         whole = read_plan(f"{out}/plan_from_dense.json")
         assert whole["hidden.0"].width == 256 and len(whole["hidden.0"].kept) == width
-        network, variables = plan.apply(whole, dense.network, dense.variables)
+        variables = plan.apply(whole, dense.traced, dense.variables)
         model = ispasp_jax.load(out)
-        assert network.group_widths() == model.network.group_widths()
         jax.tree.map(np.testing.assert_array_equal, variables, model.variables)
     assert read_plan("two/plan.json")["hidden.0"].width == 153
     # In a place that a run has used, nothing of it stays.
@@ -327,7 +346,7 @@ def test_a_plan_for_the_dense_network_does_not_fit_the_pruned_one(
     narrow = written(**{"hidden.0": (102, [0, 7])})
     Path("narrow.json").write_text(narrow)
     assert run("--weights=one", "--plan=narrow.json", out="two") == 0
-    assert ispasp_jax.load("two").network.group_widths() == {"hidden.0": 2}
+    assert ispasp_jax.load("two").widths == {"hidden.0": 2}
 
 
 def test_resuming_with_another_plan_in_the_file_is_refused(

@@ -11,10 +11,11 @@ import optax
 import pytest
 from safetensors.numpy import load_file
 
-from ispasp_jax import checkpoints, groups, plan, training
+from ispasp_jax import checkpoints, graph, training
 from ispasp_jax.commands import prune, train
 from ispasp_jax.data import Batch
 from ispasp_jax.errors import InputError
+from ispasp_jax.graph.check import random_plan
 from ispasp_jax.training import Recipe, Teacher, TrainState
 
 NETWORKS = networks.NETWORKS
@@ -50,12 +51,14 @@ def assert_close(one, two, rtol=2e-4, atol=2e-5):
     )
 
 
-def a_plan(network):
-    rng = np.random.default_rng(5)
-    return {
-        name: plan.Cut(width, np.sort(rng.choice(width, width // 2, replace=False)))
-        for name, width in network.group_widths().items()
-    }
+def traced_of(network):
+    return graph.trace(network, networks.variables_of(network), networks.images_of(2))
+
+
+def a_plan(traced):
+    """Half of every hidden channel."""
+    plan = random_plan(traced, seed=5)
+    return {name: one for name, one in plan.items() if traced[name].kind == "inner"}
 
 
 #: More epochs than are run, so that the learning rate never gets to zero. A large eps:
@@ -73,12 +76,13 @@ OPTIMIZERS = {
 def test_training_goes_on_across_a_cut(kind, optimizer):
     """A masked network trains as the cut one does: cut before, in between, or after."""
     network, transformation = NETWORKS[kind], OPTIMIZERS[optimizer]
-    decided = a_plan(network)
-    variables = plan.mask(decided, network, networks.variables_of(network))
-    start = training.start(RECIPE, transformation, variables)
+    traced = traced_of(network)
+    decided = a_plan(traced)
+    variables = traced.mask(decided, networks.variables_of(network))
+    start = training.start(network, RECIPE, transformation, variables)
 
     def cut(state):
-        return training.cut_state(decided, network, transformation, state)
+        return training.cut_state(decided, network, traced, state)
 
     wide = trained(network, transformation, RECIPE, start)
     wide_then = trained(network, transformation, RECIPE, wide, 1)
@@ -99,22 +103,22 @@ def test_training_goes_on_across_a_cut(kind, optimizer):
 def test_a_cut_state_is_the_slices_of_the_whole(optimizer):
     """Shapes are the narrow network's, values those of the surviving channels."""
     network, transformation = NETWORKS["mobile"], OPTIMIZERS[optimizer]
-    decided = a_plan(network)
+    traced = traced_of(network)
+    decided = a_plan(traced)
     variables = networks.variables_of(network)
-    state = training.start(RECIPE, transformation, variables)
+    state = training.start(network, RECIPE, transformation, variables)
     state = trained(network, transformation, RECIPE, state)
-    narrow, cut = training.cut_state(decided, network, transformation, state)
-    assert narrow.group_widths() == {n: len(c.kept) for n, c in decided.items()}
-    fresh = training.start(
-        RECIPE, transformation, networks.variables_of(narrow, networks.SHAPE)
-    )
+    narrow, cut = training.cut_state(decided, network, traced, state)
+    found = graph.trace(narrow, cut.variables, networks.images_of(2))
+    assert {n: found[n].width for n in decided} == {
+        n: len(c.kept) for n, c in decided.items()
+    }
+    fresh = training.start(narrow, RECIPE, transformation, cut.variables)
     assert jax.tree.structure(cut) == jax.tree.structure(fresh)
     assert jax.tree.map(jnp.shape, cut) == jax.tree.map(jnp.shape, fresh)
 
     def slices(tree):
-        for name, part in decided.items():
-            tree = groups.take(tree, network.groups()[name], part.kept)
-        return tree
+        return traced.take(decided, tree)
 
     def moments(state):
         """Trees of the parameters' structure inside the optimizer's state."""
@@ -136,11 +140,11 @@ def test_a_cut_state_is_the_slices_of_the_whole(optimizer):
 
 def test_a_state_is_cut_only_by_a_plan_that_fits():
     network, transformation = NETWORKS["mlp"], OPTIMIZERS["sgd"]
-    variables = networks.variables_of(network)
-    state = training.start(Recipe(1), transformation, variables)
+    traced, variables = traced_of(network), networks.variables_of(network)
+    state = training.start(network, Recipe(1), transformation, variables)
     with pytest.raises(InputError, match="does not have"):
-        training.cut_state({"x": plan.Cut(2, np.array([0]))}, network, None, state)
-    _, cut = training.cut_state(a_plan(network), network, transformation, state)
+        training.cut_state({"x": graph.Cut(2, np.array([0]))}, network, traced, state)
+    _, cut = training.cut_state(a_plan(traced), network, traced, state)
     assert cut.ema is None
 
 
@@ -151,7 +155,9 @@ def test_the_average_is_that_of_all_variables_after_every_step():
     """Against a recursion in float64; batch statistics included."""
     network, recipe = NETWORKS["basic"], RECIPE._replace(ema=0.15)
     transformation = OPTIMIZERS["sgd"]
-    state = training.start(recipe, transformation, networks.variables_of(network))
+    state = training.start(
+        network, recipe, transformation, networks.variables_of(network)
+    )
     expected = jax.tree.map(lambda a: np.asarray(a, np.float64), state.variables)
     for step, batch in enumerate(batches()):
         state, _ = training.train_step(network, transformation, recipe, state, batch)
@@ -188,7 +194,9 @@ def test_fit_returns_the_average_and_trains_as_without():
 def test_states_come_back_from_disk(ema, tmp_path):
     network, recipe = NETWORKS["basic"], RECIPE._replace(ema=ema)
     transformation = OPTIMIZERS["sgd"]
-    start = training.start(recipe, transformation, networks.variables_of(network))
+    start = training.start(
+        network, recipe, transformation, networks.variables_of(network)
+    )
     state = trained(network, transformation, recipe, start)
     states = checkpoints.States(tmp_path / "states")
     states.save(0, state)
@@ -231,7 +239,7 @@ def test_the_loss_is_the_formulas(share, temperature):
     )
     taught = network.apply(teacher.variables, jnp.asarray(batch.image))
     expected = numpy_loss(logits, taught, batch, recipe)
-    state = training.start(recipe, transformation, variables)
+    state = training.start(network, recipe, transformation, variables)
     _, loss = training.train_step(
         network, transformation, recipe, state, batch, teacher
     )
@@ -265,7 +273,7 @@ def test_labels_do_not_enter_where_the_teacher_is_all():
         )
 
     jax.tree.map(np.testing.assert_array_equal, fitted(1.0, 0), fitted(1.0, 3))
-    kernels = [fitted(0.9, n)["params"]["dense.0"]["kernel"] for n in (0, 3)]
+    kernels = [fitted(0.9, n)["params"]["hidden.0"]["kernel"] for n in (0, 3)]
     assert np.abs(kernels[0] - kernels[1]).max() > 1e-4
 
 
@@ -289,12 +297,14 @@ def test_the_teachers_variables_are_arguments():
     for seed in (1, 2):
         teacher = Teacher(network, networks.variables_of(network, seed=seed))
         before = jax.tree.map(np.array, teacher.variables)
-        state = training.start(recipe, transformation, networks.variables_of(network))
+        state = training.start(
+            network, recipe, transformation, networks.variables_of(network)
+        )
         ends.append(trained(network, transformation, recipe, state, 0, teacher))
-        compiled.append(training.train_step._cache_size())
+        compiled.append(training._train_step._cache_size())
         jax.tree.map(np.testing.assert_array_equal, teacher.variables, before)
     assert compiled[0] == compiled[1]
-    kernels = [end.variables["params"]["dense.0"]["kernel"] for end in ends]
+    kernels = [end.variables["params"]["hidden.0"]["kernel"] for end in ends]
     assert np.abs(kernels[0] - kernels[1]).max() > 1e-4
 
 

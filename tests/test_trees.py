@@ -100,7 +100,7 @@ def expected(tree, cuts, masked):
         todo[path].append(int(axis))
 
     def visit(path, leaf):
-        for axis in todo.get(trees.address(path), []):
+        for axis in todo.get(trees.key_path(path), []):
             if isinstance(leaf, jax.ShapeDtypeStruct):
                 shape = [3 if i == axis else n for i, n in enumerate(leaf.shape)]
                 return leaf if masked else jax.ShapeDtypeStruct(shape, leaf.dtype)

@@ -2,7 +2,6 @@
 curve_files.py), the feasible range, widths, what was reached.
 """
 
-import functools
 import math
 from argparse import Namespace
 from collections.abc import Mapping
@@ -10,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ispasp_jax import budget, cost, curves, devices, models, report
+from ispasp_jax import budget, cost, devices, report, timing
 from ispasp_jax.budget import KINDS, Asked
 from ispasp_jax.checkpoints import Model
 from ispasp_jax.commands import curve_files, widths
 from ispasp_jax.cost import BySize
-from ispasp_jax.curves import Curves
 from ispasp_jax.errors import InputError
-from ispasp_jax.models.network import Network
+from ispasp_jax.graph import narrow
+from ispasp_jax.graph.widths import first
 from ispasp_jax.numerals import numeral
 from ispasp_jax.report import say
+from ispasp_jax.walk.curves import Curves, measure_curves
 
 #: What a run calls the curves' picture.
 PLOT = "curves.png"
@@ -31,20 +30,25 @@ PLOT = "curves.png"
 _ROUNDS = 6
 
 
-def check(args: Namespace, network: Network, input_shape: tuple[int, ...]) -> None:
+def check(args: Namespace, model: Model) -> None:
     """Raises InputError where no curves could meet the targets of the flags."""
     asked = widths.budget(args)._replace(tolerance=None)
-    allowed = budget.candidates(None, network.group_widths(), asked)
-    budget.feasible(_counted(network, input_shape), allowed, asked.targets)
+    allowed = budget.candidates(None, widths.scoped(args, model), asked)
+    budget.feasible(_counted(model), allowed, asked.targets)
 
 
-@functools.cache
-def _counted(network: Network, input_shape: tuple[int, ...]) -> dict[str, BySize]:
-    """Costs that need no timing, counted once a process."""
+def _counted(model: Model) -> dict[str, BySize]:
+    """Costs that need no timing."""
     return {
-        "macs": cost.macs_by_size(network, input_shape),
-        "params": cost.parameters_by_size(network, input_shape),
+        "macs": cost.macs_by_size(model.traced),
+        "params": cost.parameters_by_size(model.traced),
     }
+
+
+def scoped(args: Namespace, model: Model, held: Mapping[str, Any]) -> Curves:
+    """The curves of the groups that --scope and --ignore let be cut."""
+    known = held["curves"]
+    return {n: known[n] for n in widths.scoped(args, model) if n in known}
 
 
 def dry_run(args: Namespace, model: Model, out: Path):
@@ -53,7 +57,7 @@ def dry_run(args: Namespace, model: Model, out: Path):
     Raises:
       InputError: there are none.
     """
-    held = curve_files.given(args, model) or curve_files.beside(out, model)
+    held = curve_files.given(args, model) or curve_files.beside(args, out, model)
     if held is None:
         raise InputError(
             "--target and --tolerance need curves, and a dry run measures none; give "
@@ -67,10 +71,11 @@ def measure(
 ) -> dict[str, Any]:
     """Measures the curves: what curves.json is to hold, with "curves" as Curves."""
     try:
-        found = curves.measure_curves(
-            model.network,
+        found = measure_curves(
+            model.traced,
             model.variables,
             batches,
+            [model.traced[name] for name in widths.scoped(args, model)],
             repaired=args.repair == "lsq",
             mesh=mesh,
             memory=args.calibration_memory,
@@ -93,20 +98,19 @@ def solve(
       InputError: the budget cannot be met, with the nearest that can.
     """
     asked = widths.budget(args)
-    network = model.network
-    costs = dict(_counted(network, model.input_shape))
+    costs, found = _counted(model), scoped(args, model, held)
     wants_latency = any(target.kind == "latency" for target in asked.targets)
     if wants_latency:
         costs["latency"] = _latency(args, model, held)
-    channels = network.group_widths()
-    allowed = budget.candidates(held["curves"], channels, asked)
+    channels = widths.scoped(args, model)
+    allowed = budget.candidates(found, channels, asked)
     ranges = budget.feasible(costs, allowed)
     say(_range_table(ranges))
     budget.feasible(costs, allowed, asked.targets)
     if wants_latency:
-        sizes, milliseconds = _timed(args, model, held["curves"], costs, asked)
+        sizes, milliseconds = _timed(args, model, found, costs, asked)
     else:
-        sizes = budget.solve(held["curves"], costs, channels, asked)
+        sizes = budget.solve(found, costs, channels, asked)
     reached = {kind: c.total(sizes) for kind, c in costs.items()}
     if wants_latency:
         reached["latency"], full = milliseconds
@@ -121,10 +125,10 @@ def solve(
         "reached": reached,
         "repaired": args.repair == "lsq",
         "predicted_residuals": {
-            name: float(c.relative[sizes[name]]) for name, c in held["curves"].items()
+            name: float(c.relative[sizes[name]]) for name, c in found.items()
         },
         "predicted_damage": sum(
-            float(c.damage[sizes[name]]) for name, c in held["curves"].items()
+            float(c.damage[sizes[name]]) for name, c in found.items()
         ),
     }
 
@@ -175,16 +179,14 @@ def _range_table(ranges) -> str:
 
 def _latency(args, model, held) -> BySize:
     """Milliseconds by size on the present device, kept in `held`."""
+    channels = widths.scoped(args, model)
     here = {"device": report.device(), "batch_size": args.latency_batch_size}
-    widths = model.network.group_widths()
-    if kept := curve_files.latency(held, {**here, "widths": widths}):
+    if kept := curve_files.latency(held, {**here, "widths": channels}):
         return kept
-    say("timing every block on this device")
-    found = cost.latency_by_size(
-        model.network, model.input_shape, args.latency_batch_size
-    )
-    arrays = {key: getattr(found, key).tolist() for key in ("slope", "product")}
-    held["latency"] = {**here, **found._asdict(), **arrays}
+    say("timing every group on this device")
+    groups = [model.traced[name] for name in channels]
+    found = timing.latency_by_size(model.traced, args.latency_batch_size, groups)
+    held["latency"] = curve_files.latency_to_json(found, here)
     return found
 
 
@@ -199,14 +201,15 @@ def _timed(args, model, held: Curves, costs, asked: Asked):
         key=lambda t: t.limit(costs["latency"].full),
     )
     others = tuple(t for t in asked.targets if t.kind != "latency")
-    channels, share = model.network.group_widths(), None
+    channels, share = widths.scoped(args, model), None
     for _ in range(_ROUNDS):
+        targets = others
         if share is not None:
-            target = budget.Target("latency", share, True)
-            asked = asked._replace(targets=(*others, target))
+            targets = (*others, budget.Target("latency", share, True))
+        sizes = channels
+        if targets:
+            asked = asked._replace(targets=targets)
             sizes = budget.solve(held, costs, channels, asked)
-        else:
-            sizes = channels
         narrow, full = devices.agree(_milliseconds(args, model, sizes))
         limit = wanted.limit(full)
         say(
@@ -229,9 +232,10 @@ def _timed(args, model, held: Curves, costs, asked: Asked):
 
 def _milliseconds(args, model, sizes):
     """Of the network with these sizes, and of the dense one, timed in turns."""
-    pairs = []
-    for network in (model.network.narrowed(sizes), model.network):
-        shapes = models.shapes(network, model.input_shape)
-        variables = jax.tree.map(lambda s: jnp.full(s.shape, 0.01, s.dtype), shapes)
-        pairs.append((network, variables))
-    return cost.latencies(pairs, model.input_shape, args.latency_batch_size)
+    traced, pairs = model.traced, []
+    plan = first(traced, sizes)
+    for kept in (plan, {}):
+        shapes = traced.take(kept, traced.variables)
+        function = narrow(traced.function, traced, kept) if kept else traced.function
+        pairs.append((function, jax.tree.map(timing.filled, shapes)))
+    return timing.latencies(pairs, model.input_shape, args.latency_batch_size)

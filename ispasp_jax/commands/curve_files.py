@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from ispasp_jax import curves
 from ispasp_jax.checkpoints import Model, fingerprint
-from ispasp_jax.commands import content, json_files
+from ispasp_jax.commands import content, json_files, widths
 from ispasp_jax.cost import BySize
 from ispasp_jax.errors import InputError
+from ispasp_jax.walk import curves
 
 #: What a run calls its curves.
 CURVES = "curves.json"
@@ -34,7 +34,7 @@ def identity(
     found = {
         "model": model.name,
         "options": dict(model.options),
-        "widths": model.network.group_widths(),
+        "widths": widths.scoped(args, model),
         "weights": fingerprint(model.variables),
         "images": content.of_batches(batches),
         "precision": args.precision,
@@ -53,7 +53,7 @@ def given(args: Namespace, model: Model) -> dict[str, Any] | None:
     if args.curves is None:
         return None
     try:
-        return _fitting(args.curves, model)
+        return _fitting(args, args.curves, model)
     except InputError as error:
         raise InputError(f"--curves {args.curves} cannot be used: {error}") from error
 
@@ -72,26 +72,39 @@ def fingerprint_of(path: Path) -> str:
         ) from error
 
 
-def beside(folder: Path, model: Model) -> dict[str, Any] | None:
+def beside(args: Namespace, folder: Path, model: Model) -> dict[str, Any] | None:
     """The curves in a run's folder, whatever they were measured on; None if none are.
 
     Raises:
       InputError: they are damaged, or of another network.
     """
     path = folder / CURVES
-    return _fitting(path, model) if path.exists() else None
+    return _fitting(args, path, model) if path.exists() else None
 
 
-def _fitting(path: Path, model: Model) -> dict[str, Any]:
+def answers(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether curves of the one identity do for the other: all is equal, and they are
+    of all groups of the other, at least.
+    """
+    groups = wanted["widths"].items() <= there.get("widths", {}).items()
+    return groups and {**there, "widths": wanted["widths"]} == wanted
+
+
+def _fitting(args: Namespace, path: Path, model: Model) -> dict[str, Any]:
     held = json_files.read(path, _EXPECTED, from_json)
-    there, widths = held["identity"], model.network.group_widths()
-    lengths = {name: len(curve.order) for name, curve in held["curves"].items()}
-    if there.get("model") != model.name or there.get("widths") != widths:
+    there, lengths = (
+        held["identity"],
+        {name: len(curve.order) for name, curve in held["curves"].items()},
+    )
+    before, wanted = there.get("widths"), widths.scoped(args, model)
+    fits = isinstance(before, dict) and wanted.items() <= before.items()
+    if there.get("model") != model.name or not fits:
         raise InputError(
-            f"{path} holds curves of {there.get('model')!r} with other widths than "
-            f"this {model.name}; give curves of this network, or measure them again."
+            f"{path} holds curves of {there.get('model')!r} with other groups or "
+            f"widths than this {model.name} is to be cut in; give curves of this "
+            "network, or measure them again."
         )
-    unknown = [name for name, d in lengths.items() if widths.get(name) != d]
+    unknown = [name for name, d in lengths.items() if model.widths.get(name) != d]
     if unknown:
         raise InputError(
             f"{path} holds a curve of group {unknown[0]!r} with {lengths[unknown[0]]} "
@@ -122,7 +135,10 @@ def from_json(data: Any) -> dict[str, Any]:
     found = {key: data[key] for key in data if key not in ("groups", "sum")}
     found["curves"] = curves.from_json(data.get("groups"))
     if "latency" in found:
-        _check_latency(found["latency"])
+        if "slope" in (found["latency"] or {}):  # of an earlier version: timed again
+            del found["latency"]
+        else:
+            _check_latency(found["latency"])
     return found
 
 
@@ -138,16 +154,23 @@ def latency(held: Mapping[str, Any], here: Mapping[str, Any]) -> BySize | None:
     there = held.get("latency")
     if not there or any(there.get(key) != value for key, value in here.items()):
         return None
-    arrays = {key: np.asarray(there[key], float) for key in ("slope", "product")}
-    return BySize(there["widths"], there["full"], **arrays)
+    terms = {tuple(names): milliseconds for names, milliseconds in there["terms"]}
+    return BySize(there["widths"], terms)
+
+
+def latency_to_json(found: BySize, here: Mapping[str, Any]) -> dict[str, Any]:
+    """Timed latencies as curves.json has them, with what they were timed on."""
+    terms = [[list(names), value] for names, value in found.terms.items()]
+    return {**here, "widths": found.widths, "terms": terms}
 
 
 def _check_latency(there: Any) -> None:
+    """Raises InputError where they are none."""
     try:
-        d = len(there["widths"])
-        found = [np.asarray(there[key], float) for key in ("full", "slope", "product")]
-        shapes = [array.shape for array in found]
-        if shapes != [(), (d,), (d, d)] or not all(np.isfinite(a).all() for a in found):
-            raise ValueError
+        for names, value in there["terms"]:
+            if not all(type(there["widths"][name]) is int for name in names):
+                raise ValueError
+            if type(value) not in (int, float) or not np.isfinite(value):
+                raise ValueError
     except (KeyError, TypeError, ValueError, OverflowError):
         raise InputError("not curves: its latencies are damaged") from None

@@ -28,7 +28,7 @@ from ispasp_jax.commands.states import Keeper
 from ispasp_jax.commands.workspace import Workspace
 from ispasp_jax.data import Preprocessing, Source
 from ispasp_jax.errors import InputError
-from ispasp_jax.models import Network
+from ispasp_jax.graph import modules
 from ispasp_jax.numerals import numeral
 from ispasp_jax.report import say, track
 from ispasp_jax.tensors import printable
@@ -83,13 +83,14 @@ def preprocessing(args: Namespace, base: Preprocessing) -> Preprocessing:
 
 
 def architecture(args: Namespace, num_classes: int, prep: Preprocessing) -> Model:
-    """The model that the flags name, dense, without variables."""
+    """The model that the flags name, dense, with shapes for variables."""
     options = {"stem": args.stem}
     if args.stem is None and "stem" in models.options(args.model):
         options["stem"] = "small" if prep.image_size < 64 else "imagenet"
     options = {key: value for key, value in options.items() if value is not None}
     network = models.create(args.model, num_classes, **options)
-    return Model(args.model, network, {}, prep, options)
+    shapes = models.shapes(network, prep.shape)
+    return Model(args.model, network, shapes, prep, options)
 
 
 def initialised(model: Model, seed: int) -> Model:
@@ -175,14 +176,11 @@ def load_weights(args: Namespace, source: Source) -> Model:
         model = _from_folder(args, folder)
     else:
         model = _from_file(args, source)
-    if args.new_head and model.network.num_classes != source.num_classes:
-        network = model.network.clone(num_classes=source.num_classes)
-        arrays = weights.to_torchvision(model.network, model.variables)
-        variables = weights.to_variables(
-            arrays, network, model.input_shape, new_head=True, source=args.weights
-        )
-        model = model.replace(network, variables)
-    knows = model.network.num_classes
+    if args.new_head and model.num_classes != source.num_classes:
+        arrays = weights.to_torchvision(model.variables)
+        other = with_classes(model, source.num_classes)
+        model = _filled(args, other, arrays, model.dense_widths)
+    knows = model.num_classes
     if knows < source.num_classes or args.num_classes not in (None, knows):
         wanted = "--num-classes asks for" if args.num_classes else f"{args.data} has"
         raise InputError(
@@ -214,7 +212,7 @@ def train(
     transformation = training.optimizer(recipe, steps)
     state = None
     if keeper and work.resumed:
-        start = training.start(recipe, transformation, model.variables)
+        start = training.start(model.network, recipe, transformation, model.variables)
         state = keeper.latest(start, steps)
 
     def epoch_batches(epoch):
@@ -311,7 +309,9 @@ def _from_folder(args: Namespace, folder: Path) -> Model:
         )
     prep = preprocessing(args, model.preprocessing)
     new = dataclasses.replace(model, preprocessing=prep)
-    shapes = [models.shapes(m.network, m.input_shape) for m in (model, new)]
+    shapes = [
+        models.shapes(modules.whole(m.network), m.input_shape) for m in (model, new)
+    ]
     if jax.tree.map(jnp.shape, shapes[0]) != jax.tree.map(jnp.shape, shapes[1]):
         raise InputError(
             f"{args.weights} cannot take {new.input_shape} inputs, its arrays are for "
@@ -334,24 +334,42 @@ def _from_file(args: Namespace, source: Source) -> Model:
     model = architecture(here, source.num_classes, prep)
     knows = weights.classes(arrays, model.network, model.input_shape)
     if not args.new_head and knows > source.num_classes:
-        model = model.replace(model.network.clone(num_classes=knows), {})
-    if "widths" in metadata:
-        model = model.replace(_narrowed(args, model.network, metadata["widths"]), {})
+        model = with_classes(model, knows)
+    return _filled(args, model, arrays, metadata.get("widths", {}))
+
+
+def with_classes(model: Model, num_classes: int) -> Model:
+    """The architecture for so many classes, with the shapes of its variables."""
+    network = models.create(model.name, num_classes, **model.options)
+    return model.replace(network, models.shapes(network, model.input_shape))
+
+
+def _filled(
+    args: Namespace, model: Model, arrays: dict[str, np.ndarray], widths: dict[str, int]
+) -> Model:
+    """An architecture with the arrays of --weights, which may be narrower.
+
+    Raises:
+      InputError: the arrays are not the model's.
+    """
+    expected = None
+    if widths:
+        try:
+            plan = descriptions.plan(model.dense, widths)
+        except InputError as error:
+            raise InputError(f"--weights {args.weights}: {error}.") from error
+        expected = model.dense.take(plan, model.dense.variables)
     variables = weights.to_variables(
         arrays,
         model.network,
         model.input_shape,
+        expected=expected,
         new_head=args.new_head,
         source=args.weights,
     )
-    return model.replace(model.network, variables)
-
-
-def _narrowed(args: Namespace, network: Network, widths: dict[str, int]) -> Network:
-    try:
-        return descriptions.narrowed(network, widths)
-    except InputError as error:
-        raise InputError(f"--weights {args.weights}: {error}.") from error
+    return (
+        model.resize(variables) if widths else model.replace(model.network, variables)
+    )
 
 
 def _check_name(args: Namespace, name: str) -> None:

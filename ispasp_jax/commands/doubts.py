@@ -7,12 +7,10 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
-
-from ispasp_jax import memory
 from ispasp_jax.checkpoints import Model
 from ispasp_jax.data import Preprocessing
 from ispasp_jax.numerals import numeral
+from ispasp_jax.walk import memory
 
 #: What a walk may take without a word.
 _GIGABYTES_TO_MENTION = 1
@@ -74,15 +72,12 @@ def of_memory(
       least_squares: whether second moments are summed.
     """
     estimate = memory.estimate(
-        model.network,
-        model.variables,
-        model.input_shape,
+        model.traced,
         images,
         least_squares=least_squares,
-        dtype=jnp.bfloat16 if args.precision == "bf16" else jnp.float32,
         limit=args.calibration_memory,
     )
-    gigabytes = estimate / 2**30
+    gigabytes = estimate / 2**30 / (2 if args.precision == "bf16" else 1)
     if gigabytes < _GIGABYTES_TO_MENTION:
         return None
     return (

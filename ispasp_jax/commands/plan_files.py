@@ -11,11 +11,10 @@ from pathlib import Path
 from ispasp_jax import checkpoints
 from ispasp_jax import plan as plans
 from ispasp_jax.checkpoints import CONFIG, Model
-from ispasp_jax.commands import json_files
+from ispasp_jax.commands import json_files, widths
 from ispasp_jax.commands.workspace import Workspace
 from ispasp_jax.errors import InputError
-from ispasp_jax.models import create
-from ispasp_jax.models.network import Network
+from ispasp_jax.models import create, shapes
 from ispasp_jax.plan import Plan
 
 #: What a run calls its plans.
@@ -31,17 +30,20 @@ def given(args: Namespace) -> Plan | None:
     return None if args.plan is None else _read(args.plan, args.model, "--plan ")
 
 
-def sizes(args: Namespace, plan: Plan, network: Network) -> dict[str, int]:
-    """Channels that the plan of --plan keeps in every group of the network.
+def sizes(args: Namespace, plan: Plan, model: Model) -> dict[str, int]:
+    """Channels that the plan of --plan keeps in every group that it cuts, or that the
+    flags would let be cut.
 
     Raises:
-      InputError: it does not fit the network.
+      InputError: it does not fit the model.
     """
     try:
-        plans.check(plan, network)
+        plans.check(plan, model.traced)
     except InputError as error:
         raise InputError(f"--plan {args.plan}: {error}") from error
-    return network.group_widths() | {name: len(c.kept) for name, c in plan.items()}
+    kept = {name: cut.size for name, cut in plan.items()}
+    found = {**widths.scoped(args, model), **kept}
+    return {name: found[name] for name in model.widths if name in found}
 
 
 def write(work: Workspace, weights: str | None, model: Model, plan: Plan) -> str | None:
@@ -77,10 +79,11 @@ def _before(weights: str, model: Model) -> Plan | None:
     if not found or not (folder / "model" / CONFIG).is_file():
         return None
     plan = _read(found[0], model.name)
-    dense = create(model.name, model.network.num_classes, **model.options)
-    plans.check(plan, dense)
-    narrow = dense.narrowed({name: len(cut.kept) for name, cut in plan.items()})
-    if narrow.group_widths() != model.network.group_widths():
+    network = create(model.name, model.network.num_classes, **model.options)
+    dense = model.replace(network, shapes(network, model.input_shape))
+    plans.check(plan, dense.traced)
+    left = dense.widths | {name: cut.size for name, cut in plan.items()}
+    if left != model.widths:
         raise InputError(
             f"{found[0]} does not lead from a dense {model.name} to the network beside "
             "it."

@@ -145,7 +145,7 @@ def criterion(args):
 
 def dry_run(args) -> None:
     """Prints groups, widths, kept channels and costs, from shapes alone."""
-    from ispasp_jax import cost, data, models
+    from ispasp_jax import cost, data
     from ispasp_jax.commands import budgets, dense, plan_files
     from ispasp_jax.report import budget_table, cost_table, plan_table
 
@@ -161,20 +161,21 @@ def dry_run(args) -> None:
     num_classes = args.num_classes or num_classes
     model = dense.architecture(args, num_classes, dense.preprocessing(args, prep))
     if given is not None:
-        sizes = plan_files.sizes(args, given, model.network)
+        sizes = plan_files.sizes(args, given, model)
     elif widths.budget(args):
         sizes, record = budgets.dry_run(args, model, args.out or default_out(args))
     else:
-        sizes = widths.kept(args, model.network)
-    costs = []
-    for network in (model.network, model.network.narrowed(sizes)):
-        shapes = models.shapes(network, model.input_shape)
-        macs = cost.macs(network, shapes, model.input_shape)
-        costs.append({"macs": macs, "params": cost.parameters(shapes)})
+        sizes = widths.kept(args, model)
+    macs = cost.macs_by_size(model.traced)
+    params = cost.parameters_by_size(model.traced)
+    costs = [
+        {"macs": int(macs.total(at)), "params": int(params.total(at))}
+        for at in ({}, sizes)
+    ]
     size = " × ".join(map(str, model.input_shape))
     print(f"{args.model} on {args.data}: input {size}, {num_classes} classes\n")
-    dense_widths = model.network.group_widths()
-    rows = [{"name": n, "width": w, "kept": sizes[n]} for n, w in dense_widths.items()]
+    wide = model.widths
+    rows = [{"name": n, "width": wide[n], "kept": size} for n, size in sizes.items()]
     tables = [] if record is None else [budget_table(record)]
     print(plan_table(rows, record), *tables, cost_table(*costs), sep="\n\n")
 
@@ -217,12 +218,12 @@ def prune(args) -> None:
     prep = dense.preprocessing(args, source.preprocessing)
     own = dense.architecture(args, source.num_classes, prep)
     if given is None and asked is None:
-        widths.kept(args, own.network)
+        widths.kept(args, own)
     elif not args.weights:  # weights may be narrower than the architecture
         if asked is not None:
-            budgets.check(args, own.network, own.input_shape)
+            budgets.check(args, own)
         else:
-            plan_files.sizes(args, given, own.network)
+            plan_files.sizes(args, given, own)
 
     with locks.locked(out):
         if there := check_out(out, args.model):

@@ -2,6 +2,7 @@
 
 import time
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from ispasp_jax import (
     cost,
     data,
     devices,
-    pruning,
     report,
+    timing,
     training,
     weights,
 )
@@ -38,6 +39,7 @@ from ispasp_jax.errors import InputError
 from ispasp_jax.plan import Plan
 from ispasp_jax.problem import Criterion
 from ispasp_jax.report import say
+from ispasp_jax.walk import Tune, walk
 
 #: What a finished run leaves in its folder.
 OUTPUTS = (
@@ -107,9 +109,9 @@ class Run:
             here = Namespace(**{**vars(args), "weights": str(own)})
             model = dense.load_weights(here, self.source)
         if self.given is not None:
-            plan_files.sizes(args, self.given, model.network)
+            plan_files.sizes(args, self.given, model)
         elif widths.has_budget(args):
-            budgets.check(args, model.network, model.input_shape)
+            budgets.check(args, model)
             curve_files.given(args, model)
         used = None if trains(args) else self._chosen()
         self.work.begin(
@@ -166,47 +168,65 @@ class Run:
                 f"{done} of the network's parts are from a stopped run; seconds of "
                 "selection and repair are of both runs"
             )
-        with report.compile_seconds() as compiling:
-            try:
-                result = pruning.walk(
-                    model.network,
-                    model.variables,
-                    batches,
-                    sizes,
-                    criterion,
-                    labels=labels,
-                    plan=self.given,
-                    key=jax.random.key(args.seed),
-                    repair=args.repair,
-                    tune=self._tune(model) if args.block_finetune_epochs else None,
-                    progress=lambda parts: report.track(parts, "pruning", len(parts)),
-                    mesh=mesh,
-                    store=store,
-                    memory=args.calibration_memory,
-                )
-            except FloatingPointError as error:
-                raise InputError(str(error)) from error
+        try:
+            result = walk(
+                model.traced,
+                model.variables,
+                batches,
+                sizes,
+                criterion,
+                labels=labels,
+                plan=self.given,
+                key=jax.random.key(args.seed),
+                repair=args.repair,
+                tune=self._tune(model) if args.block_finetune_epochs else None,
+                progress=lambda steps: report.track(steps, "pruning", len(steps)),
+                mesh=mesh,
+                store=store,
+                memory=args.calibration_memory,
+            )
+        except FloatingPointError as error:
+            raise InputError(str(error)) from error
         for name, why in result.unrepaired.items():
             self.note(f"{name} is not repaired by least squares: {why}")
         images = batches[0][:8].astype(np.float32)
-        plans.verify(result.plan, model.network, model.variables, images)
-        seconds = self.report["seconds"]
-        seconds["selection"], seconds["repair"] = result.seconds, result.repair_seconds
-        seconds["compilation_in_both"] = sum(compiling)
+        plans.verify(result.plan, model.traced, model.variables, images)
+        self._spent(result.seconds)
+        selection, repair = (
+            self.report["seconds"][name] for name in ("selection", "repair")
+        )
         self.report["groups"] = report.groups(result.groups)
-        pruned = model.replace(result.network, result.variables)
+        pruned = model.cut(result.plan, result.variables)
         self.note(plan_files.write(self.work, args.weights, model, result.plan))
         with replacing(folder) as new:
             pruned = written(new, pruned)
             if args.block_finetune_epochs:  # what was cut was trained in the same walk
-                self._stage("pruned", pruned, result.seconds)
+                self._stage("pruned", pruned, selection)
             else:
-                as_cut = plans.apply(result.plan, model.network, model.variables)
-                self._stage("pruned", model.replace(*as_cut), result.seconds)
+                as_cut = plans.apply(result.plan, model.traced, model.variables)
+                self._stage("pruned", pruned.replace(pruned.network, as_cut), selection)
                 if args.repair != "none":
-                    self._stage("repaired", pruned, result.repair_seconds)
+                    self._stage("repaired", pruned, repair)
             self.work.write("report.json", self.report)
         return pruned
+
+    def _spent(self, spent: Mapping[str, float]) -> None:
+        """Puts the walk's seconds into the report: all of them, what of it was
+        compilation, and the rest in dense passes over the calibration images."""
+        seconds = self.report["seconds"]
+        for name in ("selection", "repair"):
+            compiling = spent.get(f"compilation of {name}", 0.0)
+            self._took(name, spent.get(name, 0.0) + compiling, compiling)
+        seconds["compilation_in_both"] = sum(
+            seconds["compilation"][name] for name in ("selection", "repair")
+        )
+
+    def _took(self, name: str, all_of_it: float, compiling: float) -> None:
+        seconds = self.report["seconds"]
+        seconds[name] = all_of_it
+        seconds.setdefault("compilation", {})[name] = compiling
+        passes = (all_of_it - compiling) / seconds["dense_forward"]
+        seconds.setdefault("dense_passes", {})[name] = passes
 
     def _chosen(self) -> np.ndarray:
         """Which training images are for calibration."""
@@ -231,7 +251,7 @@ class Run:
             labels.append(batch.label[batch.weight > 0])
         return images, labels
 
-    def _tune(self, model: Model) -> pruning.Tune:
+    def _tune(self, model: Model) -> Tune:
         args = self.args
         self.note(
             f"{args.block_finetune_epochs} epochs of fine-tuning after each block, "
@@ -240,8 +260,8 @@ class Run:
         recipe = self._recipe(args.block_finetune_epochs)
         teacher = self._teacher(model)
 
-        def tune(network, variables):
-            so_far = model.replace(network, variables)
+        def tune(plan, variables):
+            so_far = model.cut(plan, variables)
             label = "fine-tuning the block"
             tuned = dense.train(
                 args, self.source, so_far, recipe, label, teacher=teacher
@@ -289,10 +309,11 @@ class Run:
         if self.args.torch and devices.is_first():
             weights.save_safetensors(
                 self.work.folder / "torchvision.safetensors",
-                loaded.network,
                 loaded.variables,
                 {
                     "model": loaded.name,
+                    "num_classes": loaded.num_classes,
+                    "widths": loaded.dense_widths,
                     "options": dict(loaded.options),
                     **data.to_json(loaded.preprocessing),
                 },
@@ -303,13 +324,15 @@ class Run:
             self.note(doubts.of_tuning(before, after, len(self.source.test)))
         size = self.args.latency_batch_size
         both = {"dense": model, "pruned": loaded}
-        times = cost.latencies(
-            [(m.network, m.variables) for m in both.values()], model.input_shape, size
+        times = timing.latencies(
+            [(m.network.apply, m.variables) for m in both.values()],
+            model.input_shape,
+            size,
         )
         for (name, each), milliseconds in zip(both.items(), times, strict=True):
             self.report[name] = {
-                "params": cost.parameters(each.variables),
-                "macs": cost.macs(each.network, each.variables, each.input_shape),
+                "params": cost.parameters(each.traced),
+                "macs": cost.macs(each.traced),
                 "latency_ms": milliseconds,
                 "batch_size": size,
             }
@@ -348,6 +371,6 @@ def _forward_seconds(
 
     def forward(batch):
         placed = devices.place(mesh, batch)
-        return cost.seconds(lambda: apply(variables, placed), repeats=1)
+        return timing.seconds(lambda: apply(variables, placed), repeats=1)
 
     return sum(map(forward, batches))  # one after the other: they may not fit at once

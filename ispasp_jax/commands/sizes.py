@@ -36,9 +36,9 @@ def choose(
       InputError: the budget cannot be met.
     """
     if not widths.has_budget(run.args):
-        return widths.kept(run.args, model.network)
+        return widths.kept(run.args, model)
     held, found = _curves(run, model, batches, mesh)
-    left_out = set(model.network.group_widths()) - set(held["curves"])
+    left_out = set(widths.scoped(run.args, model)) - set(held["curves"])
     if left_out:
         run.note(
             f"{', '.join(sorted(left_out))}: not cut, since least squares does not "
@@ -54,7 +54,8 @@ def choose(
     run.report["budget"] = kept["budget"]
     if devices.is_first():
         path = run.work.folder / budgets.PLOT
-        if not budgets.draw(held["curves"], kept["sizes"], path):
+        found = budgets.scoped(run.args, model, held)
+        if not budgets.draw(found, kept["sizes"], path):
             run.note("no curves.png: install the [plots] extra (matplotlib)")
     return kept["sizes"]
 
@@ -65,7 +66,7 @@ def _curves(run, model, batches, mesh) -> tuple[dict[str, Any], str]:
     identity = curve_files.identity(run.args, model, batches)
     held, found = curve_files.given(run.args, model), "kept from an earlier run"
     if held is None:
-        held = _kept(run.out, model, identity)
+        held = _kept(run, run.out, model, identity)
     elif held["identity"].get("weights") != identity["weights"]:
         run.note(
             f"{run.args.curves} does not say that it was measured on these weights: "
@@ -74,7 +75,7 @@ def _curves(run, model, batches, mesh) -> tuple[dict[str, Any], str]:
     if held is None:
         found = "measured"
         if run.work.resumed:
-            held = _kept(run.work.folder, model, identity)
+            held = _kept(run, run.work.folder, model, identity)
     if held is None:
         held = budgets.measure(run.args, model, batches, mesh)
         run.work.write(curve_files.CURVES, curve_files.to_json(held))
@@ -82,11 +83,14 @@ def _curves(run, model, batches, mesh) -> tuple[dict[str, Any], str]:
     return held, found
 
 
-def _kept(folder: Path, model: Model, identity: dict[str, Any]) -> dict | None:
-    """The curves in a folder if they are of the same weights and images."""
+def _kept(
+    run, folder: Path, model: Model, identity: dict[str, Any]
+) -> dict[str, Any] | None:
+    """The curves in a folder if they are of the same weights and images, and of all
+    groups that may be cut."""
     try:
-        held = curve_files.beside(folder, model)
+        held = curve_files.beside(run.args, folder, model)
     except InputError as error:
         say(f"{str(error).partition(';')[0]}: measuring the curves again")
         return None
-    return held if held and held["identity"] == identity else None
+    return held if held and curve_files.answers(held["identity"], identity) else None

@@ -1,13 +1,15 @@
-"""The walk's store on disk: a file for every part, written aside, then renamed.
+"""The walk's store on disk: a file for every step, written aside, then renamed.
 
-A part's file holds its arrays and, in the header, what became of its groups. After
-fine-tuning the whole network is kept beside, since the walk then goes on from there;
-an older one is of no use any more and goes.
+A step's file holds the arrays that it changed and, in the header, what became of its
+groups. After fine-tuning the whole network is kept beside, since the walk then goes on
+from there; an older one is of no use any more and goes.
 """
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,19 +19,16 @@ from safetensors.numpy import load_file
 from ispasp_jax import checkpoints, devices
 from ispasp_jax.commands import content
 from ispasp_jax.commands.workspace import check_there
-from ispasp_jax.groups import leaves, nested
-from ispasp_jax.models.network import Variables
 from ispasp_jax.plan import Cut
-from ispasp_jax.resume import Done, Store
-from ispasp_jax.selecting import GroupResult
+from ispasp_jax.walk import Done, GroupResult, Store
 
 
 def open_store(folder: Path, resumed: bool) -> tuple[Store, int]:
-    """The store in a folder, and how many parts it has to go on from.
+    """The store in a folder, and how many steps it has to go on from.
 
     Args:
-      folder: where; made when the first part is kept.
-      resumed: whether to look for parts at all.
+      folder: where; made when the first step is kept.
+      resumed: whether to look for steps at all.
     """
     records = _records(folder) if resumed else []
     count = int(devices.agree(len(records)))
@@ -49,21 +48,21 @@ def open_store(folder: Path, resumed: bool) -> tuple[Store, int]:
         record = {
             "groups": [
                 {**g._asdict(), "cut": [g.cut.width, g.cut.kept.tolist()]}
-                for g in done.groups
+                for g in done.results
             ],
-            "whole": done.whole,
-            "seconds": done.seconds,
+            "missed": done.missed,
+            "seconds": dict(done.seconds),
             "tuned": done.tuned is not None,
         }
-        _save(_part(folder, index), done.own, record)
+        _save(_step(folder, index), done.changed, record)
         for older in range(index if done.tuned is not None else 0):
             _tuned(folder, older).unlink(missing_ok=True)
 
     return Store(read, write), count
 
 
-def _part(folder: Path, index: int) -> Path:
-    return folder / f"part-{index:03d}.safetensors"
+def _step(folder: Path, index: int) -> Path:
+    return folder / f"step-{index:03d}.safetensors"
 
 
 def _tuned(folder: Path, index: int) -> Path:
@@ -71,9 +70,9 @@ def _tuned(folder: Path, index: int) -> Path:
 
 
 def _records(folder: Path) -> list[dict]:
-    """The headers of the parts to go on from."""
+    """The headers of the steps to go on from."""
     found: list[dict] = []
-    while (record := _record(_part(folder, len(found)))) is not None:
+    while (record := _record(_step(folder, len(found)))) is not None:
         found.append(record)
     tuned = [index for index, record in enumerate(found) if record["tuned"]]
     if tuned and _record(_tuned(folder, tuned[-1])) is None:
@@ -91,10 +90,10 @@ def _record(path: Path) -> dict | None:
         return None
 
 
-def _save(path: Path, variables: Variables, record: dict) -> None:
+def _save(path: Path, arrays: Mapping[str, Any], record: dict) -> None:
     new, about = path.with_suffix(".new"), json.dumps(record)
-    header = {"about": about, "sum": _sum(dict(leaves(variables)), about)}
-    checkpoints.write_arrays(new, variables, header)
+    header = {"about": about, "sum": _sum(dict(arrays), about)}
+    checkpoints.write_arrays(new, arrays, header)
     new.replace(path)
 
 
@@ -112,8 +111,8 @@ def _done(folder: Path, index: int, record: dict) -> Done:
     tuned = record["tuned"] and path.exists()
     return Done(
         tuple(groups),
-        nested(load_file(_part(folder, index))),
-        record["whole"],
-        tuple(record["seconds"]),
-        jax.device_put(nested(load_file(path))) if tuned else None,
+        load_file(_step(folder, index)),
+        record["missed"],
+        record["seconds"],
+        jax.device_put(load_file(path)) if tuned else None,
     )

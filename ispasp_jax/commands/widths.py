@@ -2,13 +2,14 @@
 they ask; imports nothing slow.
 """
 
+import fnmatch
 from pathlib import Path
 
 from ispasp_jax.commands import flags
 from ispasp_jax.errors import InputError
 
-#: What a budget's widths are multiples of without --round-to: on a CPU such networks
-#: are much faster than those of any widths, and as accurate (benchmarks/README.md).
+#: What a budget's widths are multiples of without --round-to: targets.DEFAULT_ROUND_TO,
+#: which is slow to import.
 BUDGET_ROUND_TO = 8
 
 
@@ -23,6 +24,21 @@ def add_flags(parser: flags.Parser) -> None:
         help="fraction of hidden channels kept, in (0, 1], for all groups or for those "
         "a glob matches; the last that matches wins, a group that nothing matches "
         "keeps all; default: 0.4",
+    )
+    group.add_argument(
+        "--scope",
+        choices=["inner", "all"],
+        default="inner",
+        help="which groups may be cut: inner, the channels hidden inside a block; all, "
+        "residual streams, heads and concatenated ones, too",
+    )
+    group.add_argument(
+        "--ignore",
+        action="append",
+        nargs="+",
+        metavar="GLOB",
+        help="groups that stay whole, whatever --keep, --target or --tolerance ask; "
+        "default: none",
     )
     group.add_argument(
         "--preset",
@@ -146,12 +162,36 @@ def has_budget(args) -> bool:
     return bool(args.target) or args.tolerance is not None
 
 
-def kept(args, network) -> dict[str, int]:
-    """The channels that --keep or --preset leave in every group of the network."""
+def scoped(args, model) -> dict[str, int]:
+    """The width of every group of the model that --scope and --ignore let be cut.
+
+    Raises:
+      InputError: a glob of --ignore matches no group.
+    """
+    from ispasp_jax import graph, models
+
+    groups = model.traced.groups
+    own = getattr(models, "IGNORE", {}).get(args.model, ())
+    if args.scope == "inner":  # what the architecture leaves whole, where it is there
+        names = [group.name for group in groups]
+        own = [glob for glob in own if fnmatch.filter(names, glob)]
+    else:
+        own = []
+    given = [glob for globs in args.ignore or [] for glob in globs]
+    try:
+        found = graph.scope(groups, args.scope, (*own, *given))
+    except InputError as error:
+        raise InputError(f"--{error}") from error
+    return {group.name: group.width for group in found}
+
+
+def kept(args, model) -> dict[str, int]:
+    """The channels that --keep or --preset leave in every group that may be cut."""
     from ispasp_jax import budget
 
-    sizes = budget.sizes(network, keep(args))
-    return budget.rounded(sizes, network, args.min_channels, rounding(args))
+    groups = scoped(args, model)
+    sizes = budget.sizes(groups, keep(args))
+    return budget.rounded(sizes, groups, args.min_channels, rounding(args))
 
 
 def rounding(args) -> int:

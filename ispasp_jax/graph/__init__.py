@@ -12,20 +12,26 @@ from ispasp_jax.graph.check import check
 from ispasp_jax.graph.cut import Cut, Plan
 from ispasp_jax.graph.groups import Axis, Group, Whole, scope
 from ispasp_jax.graph.narrowing import narrow
+from ispasp_jax.graph.parameters import parameters as parameters_of
+from ispasp_jax.graph.pieces import Piece, pieces
 from ispasp_jax.graph.rules import RULES, rule
-from ispasp_jax.graph.traced import Traced, key_path, trace
+from ispasp_jax.graph.traced import Traced, trace
+from ispasp_jax.trees import key_path
 
 __all__ = [
     "RULES",
     "Axis",
     "Cut",
     "Group",
+    "Piece",
     "Plan",
     "Traced",
     "Whole",
     "check",
     "key_path",
     "narrow",
+    "parameters_of",
+    "pieces",
     "rule",
     "scope",
     "trace",

@@ -1,13 +1,48 @@
-"""Every framework's model as a function of (variables, inputs)."""
+"""Every framework's model as functions of (variables, inputs): in evaluation, and as it
+learns.
 
-from collections.abc import Callable
-from typing import Any
+Whether dropout drops and batch norm counts is said in each framework's own way: by an
+argument of the call whose name is known (MODES), by nnx.Module's eval and train, by
+Equinox's field `inference`.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import numpy as np
 
 from ispasp_jax.errors import InputError
+
+#: Arguments that say whether a model learns, and what they are then.
+MODES = {
+    "train": True,
+    "training": True,
+    "is_training": True,
+    "deterministic": False,
+    "use_running_average": False,
+    "inference": False,
+}
+
+
+class Learner(NamedTuple):
+    """A model as pure functions.
+
+    Attributes:
+      evaluate: outputs of (variables, *inputs), in evaluation.
+      train: outputs and the variables as they moved (batch statistics) of (variables,
+        key, *inputs), as it learns.
+      split: the variables that gradients change, and the rest.
+      join: the variables of both.
+    """
+
+    evaluate: Callable[..., Any]
+    train: Callable[..., tuple[Any, Any]]
+    split: Callable[[Any], tuple[Any, Any]]
+    join: Callable[[Any, Any], Any]
 
 
 def function(model: Any, variables: Any = None) -> tuple[Callable[..., Any], Any]:
@@ -22,21 +57,59 @@ def function(model: Any, variables: Any = None) -> tuple[Callable[..., Any], Any
     Raises:
       InputError: variables are missing, or the model is none of these.
     """
-    if _is_nnx(model):
-        return _nnx(model)
+    if is_nnx(model):
+        from flax import nnx
+
+        return learner(model).evaluate, nnx.split(model)[1]
     if isinstance(model, nn.Module):
         _need(variables, "a Linen module", "model.init(key, x)")
-        return (lambda v, *x: model.apply(v, *x)), variables
-    if hasattr(model, "init") and callable(getattr(model, "apply", None)):
-        return _haiku(model, variables)
-    if callable(model) and variables is None:
-        return _callable_tree(model)
+    elif is_haiku(model):
+        how = "(params, state)" if _has_state(model) else "params"
+        _need(variables, "a Haiku transform", f"init gave: {how}")
+    elif callable(model) and variables is None:
+        variables = _arrays_of(model)
+    return learner(model).evaluate, variables
+
+
+def learner(model: Any) -> Learner:
+    """The model as pure functions; the same ones each time, so that what is compiled of
+    them is.
+
+    Args:
+      model: as `function` takes it.
+
+    Raises:
+      InputError: it is none of these.
+    """
+    if is_nnx(model):
+        from flax import nnx
+
+        return _nnx(nnx.graphdef(model))  # the module may be changed
+    try:
+        return _remembered(model)
+    except TypeError:  # a tree of arrays has no hash
+        return _learner(model)
+
+
+def _learner(model: Any) -> Learner:
+    if isinstance(model, nn.Module):
+        return _linen(model, model)
+    if isinstance(getattr(model, "original", None), nn.Module):  # modules.Evaluated
+        return _linen(model, model.original)
+    if is_haiku(model):
+        return _haiku(model)
+    if callable(model) and _is_tree(model):
+        return _tree(model)
     if callable(model):
-        return model, variables
+        split, join = _by_key("params")
+        return Learner(model, lambda v, key, *x: (model(v, *x), v), split, join)
     raise InputError(
         f"a model of type {type(model).__name__} cannot be traced; give a Linen, NNX "
         "or Equinox module, a Haiku transform, or a function of (variables, inputs)."
     )
+
+
+_remembered = functools.lru_cache(maxsize=64)(_learner)
 
 
 def _need(variables, what: str, how: str) -> None:
@@ -44,49 +117,196 @@ def _need(variables, what: str, how: str) -> None:
         raise InputError(f"{what} needs its variables: those that {how} gave.")
 
 
-def _is_nnx(model: Any) -> bool:
+def _mode(call: Callable[..., Any], train: bool) -> dict[str, bool]:
+    """What a call is to be told of whether it learns."""
+    try:
+        known = inspect.signature(call).parameters
+    except (TypeError, ValueError):
+        return {}
+    return {name: learns is train for name, learns in MODES.items() if name in known}
+
+
+def _by_key(key: str):
+    """Splits mappings that have the key; of other trees, arrays of real numbers."""
+
+    def split(variables):
+        if isinstance(variables, Mapping) and key in variables:
+            rest = {name: tree for name, tree in variables.items() if name != key}
+            return variables[key], rest
+        return _holes(variables, _is_real), _holes(variables, lambda a: not _is_real(a))
+
+    def join(params, rest):
+        if isinstance(rest, Mapping) and key not in rest:
+            return {key: params, **rest}
+        return _filled(params, rest)
+
+    return split, join
+
+
+def _is_real(leaf: Any) -> bool:
+    return is_array(leaf) and jax.numpy.issubdtype(leaf.dtype, jax.numpy.inexact)
+
+
+def _holes(tree: Any, stays: Callable[[Any], bool]) -> Any:
+    return jax.tree.map(lambda leaf: leaf if stays(leaf) else None, tree)
+
+
+def _filled(one: Any, other: Any) -> Any:
+    return jax.tree.map(
+        lambda a, b: b if a is None else a, one, other, is_leaf=lambda x: x is None
+    )
+
+
+def _linen(model: Any, module: nn.Module) -> Learner:
+    """What has a Linen module's `apply`.
+
+    Args:
+      model: the module, or what stands for it.
+      module: whose call says how it is told whether it learns.
+    """
+    while isinstance(getattr(module, "original", None), nn.Module):
+        module = module.original
+    known = type(module).__call__
+    evaluation, training = (_mode(known, train) for train in (False, True))
+
+    def train(variables, key, *inputs):
+        moves = [name for name in variables if name != "params"]
+        rngs = {name: key for name in ("dropout", "params")}
+        made, moved = model.apply(
+            variables, *inputs, **training, mutable=moves, rngs=rngs
+        )
+        return made, {**variables, **moved}
+
+    def evaluate(variables, *inputs):
+        return model.apply(variables, *inputs, **evaluation)
+
+    return Learner(evaluate, train, *_by_key("params"))
+
+
+def is_nnx(model: Any) -> bool:
+    """Whether it is an NNX module; NNX is not loaded to find out."""
     names = {f"{t.__module__}.{t.__name__}" for t in type(model).__mro__}
     return any(n.startswith("flax.nnx") and n.endswith(".Module") for n in names)
 
 
-def _nnx(model: Any):
+@functools.lru_cache(maxsize=64)
+def _nnx(definition: Any) -> Learner:
     from flax import nnx
 
-    definition, state = nnx.split(model)
+    def evaluate(state, *inputs):
+        module = nnx.merge(definition, state)
+        module.eval()
+        return module(*inputs)
 
-    def apply(state, *inputs):
-        return nnx.merge(definition, state)(*inputs)
+    def train(state, key, *inputs):
+        module = nnx.merge(definition, state)
+        module.train()
+        return module(*inputs), nnx.state(module)
 
-    return apply, state
+    def split(state):
+        return nnx.split_state(state, nnx.Param, ...)
+
+    return Learner(evaluate, train, split, nnx.merge_state)
 
 
-def _haiku(model: Any, variables: Any):
+def is_haiku(model: Any) -> bool:
+    """Whether it is what hk.transform or hk.transform_with_state gives."""
+    return hasattr(model, "init") and callable(getattr(model, "apply", None))
+
+
+def _has_state(model: Any) -> bool:
+    return "State" in type(model).__name__
+
+
+def _haiku(model: Any) -> Learner:
     """hk.Transformed, or hk.TransformedWithState with variables (params, state)."""
-    with_state = "State" in type(model).__name__
-    how = "(params, state)" if with_state else "params"
-    _need(variables, "a Haiku transform", f"init gave: {how}")
+    with_state = _has_state(model)
+
+    def call(variables, key, train, inputs):
+        # Haiku hides the function's signature, so its arguments are tried.
+        given = (*variables, key) if with_state else (variables, key)
+        for name, learns in MODES.items():
+            try:
+                return model.apply(*given, *inputs, **{name: learns is train})
+            except TypeError as error:
+                if "unexpected keyword argument" not in str(error):
+                    raise
+        return model.apply(*given, *inputs)
+
+    def evaluate(variables, *inputs):
+        made = call(variables, None, False, inputs)
+        return made[0] if with_state else made
+
+    def train(variables, key, *inputs):
+        made = call(variables, key, True, inputs)
+        if not with_state:
+            return made, variables
+        return made[0], (variables[0], made[1])
+
     if with_state:
-        return (lambda v, *x: model.apply(v[0], v[1], None, *x)[0]), variables
-    return (lambda v, *x: model.apply(v, None, *x)), variables
+        return Learner(evaluate, train, tuple, lambda params, state: (params, state))
+    return Learner(evaluate, train, lambda v: (v, {}), lambda params, rest: params)
 
 
-def _callable_tree(model: Any):
+def _tree(model: Any) -> Learner:
     """A module that is a pytree and is called with one example (Equinox)."""
-    leaves, tree = jax.tree_util.tree_flatten(model)
-    if len(leaves) == 1 and leaves[0] is model:
+    leaves, tree = jax.tree.flatten(model)
+    takes_key = "key" in inspect.signature(type(model).__call__).parameters
+
+    def made(variables, train):
+        held = iter(jax.tree.leaves(variables))
+        arrays = [next(held) if is_array(leaf) else leaf for leaf in leaves]
+        module = jax.tree.unflatten(tree, arrays)
+        _set_inference(module, not train)
+        return module
+
+    def evaluate(variables, *inputs):
+        return jax.vmap(made(variables, False))(*inputs)
+
+    def train(variables, key, *inputs):
+        module = made(variables, True)
+        if not takes_key:
+            return jax.vmap(module)(*inputs), variables
+        keys = jax.random.split(key, jax.tree.leaves(inputs)[0].shape[0])
+        run = jax.vmap(lambda key, *one: module(*one, key=key))
+        return run(keys, *inputs), variables
+
+    return Learner(evaluate, train, *_by_key("params"))
+
+
+def _set_inference(node: Any, value: bool) -> None:
+    """Sets every field `inference` of a tree's nodes, which are new."""
+    if hasattr(node, "inference") and isinstance(node.inference, bool):
+        object.__setattr__(node, "inference", value)
+    if isinstance(node, list | tuple):
+        inner = node
+    elif isinstance(node, dict):
+        inner = node.values()
+    else:
+        inner = vars(node).values() if hasattr(node, "__dataclass_fields__") else ()
+    for child in inner:
+        _set_inference(child, value)
+
+
+def _arrays_of(model: Any) -> Any:
+    """The arrays of a pytree that is called, nothing in the place of the rest.
+
+    Raises:
+      InputError: it is no pytree, but a function.
+    """
+    leaves, tree = jax.tree.flatten(model)
+    if not _is_tree(model):
         raise InputError(
             "a function needs its variables: prune(function, variables, ...), with "
             "function(variables, inputs)."
         )
-
-    def apply(module, *inputs):
-        held = iter(jax.tree_util.tree_leaves(module))
-        whole = [next(held) if _is_array(leaf) else leaf for leaf in leaves]
-        return jax.vmap(jax.tree_util.tree_unflatten(tree, whole))(*inputs)
-
-    arrays = [leaf if _is_array(leaf) else None for leaf in leaves]
-    return apply, jax.tree_util.tree_unflatten(tree, arrays)
+    return jax.tree.unflatten(tree, [a if is_array(a) else None for a in leaves])
 
 
-def _is_array(leaf: Any) -> bool:
+def _is_tree(model: Any) -> bool:
+    return any(leaf is not model for leaf in jax.tree.leaves(model))
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf is an array, or stands for one."""
     return isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int
 
+from ispasp_jax import trees
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph.atoms import Atom, root
 
@@ -29,9 +30,39 @@ class Cut(NamedTuple):
     width: int
     kept: Int[np.ndarray, "*layers kept"]
 
+    @property
+    def size(self) -> int:
+        """How many channels stay, in every layer."""
+        return np.shape(self.kept)[-1]
+
 
 #: Group name -> Cut, in coordinates of the network that the plan is applied to.
 Plan = Mapping[str, Cut]
+
+
+def indices(
+    name: str, cut: Any, layers: int | None = None
+) -> Int[np.ndarray, "*layers kept"]:
+    """What a plan keeps of a group.
+
+    Args:
+      name: the group's.
+      cut: what the plan has under it.
+      layers: that have channels of their own; None: as many as the plan has.
+
+    Raises:
+      InputError: it is no Cut, or its indices are not ascending and in range. Masks are
+        none, since the length of `kept` is the width that the cut leaves.
+    """
+    kept = cut.kept if isinstance(cut, Cut) else None
+    if kept is None or isinstance(kept, jax.Array | np.ndarray) and kept.dtype == bool:
+        raise InputError(
+            f"the plan's group {name!r} must be a Cut(width, kept) with the indices of "
+            f"what is kept; got {trees.shown(cut)}."
+        )
+    if layers is None:
+        layers = next(iter(getattr(kept, "shape", ())[:-1]), 0)
+    return trees.indices(kept, cut.width, f"group {name!r} of the plan", layers)
 
 
 def places(name: str, width: int, layers: int, cut: Any) -> Bool[np.ndarray, "..."]:
@@ -40,29 +71,15 @@ def places(name: str, width: int, layers: int, cut: Any) -> Bool[np.ndarray, "..
     Raises:
       InputError: the cut does not fit the group.
     """
-    before, kept = cut
-    kept = np.asarray(kept)
-    rows = (layers,) if layers else ()
-    if before != width:
+    kept = indices(name, cut, layers)
+    if cut.width != width:
         raise InputError(
-            f"the plan expects {before} channels in group {name!r}, this network has "
-            f"{width}; apply it to the network that it was made for."
+            f"the plan expects {cut.width} channels in group {name!r}, this network "
+            f"has {width}; apply it to the network that it was made for."
         )
-    fits = kept.size and kept.shape[:-1] == rows and kept.dtype.kind in "iu"
-    if not fits or not _ascending(kept, width):
-        each = f"{layers} rows of them, " if layers else ""
-        raise InputError(
-            f"the plan's indices for group {name!r} must be ascending integers in "
-            f"[0, {width}), {each}at least one; got {kept.tolist()}."
-        )
-    found = np.zeros((*rows, width), bool)
-    np.put_along_axis(found, kept.astype(np.int64), True, -1)
+    found = np.zeros((*kept.shape[:-1], width), bool)
+    np.put_along_axis(found, kept, True, -1)
     return found
-
-
-def _ascending(kept: np.ndarray, width: int) -> bool:
-    inside = kept.min() >= 0 and kept.max() < width
-    return bool(inside and (np.diff(kept, axis=-1) > 0).all())
 
 
 def of(atom: Atom, masks: Masks) -> Bool[np.ndarray, "*layers size"] | None:
@@ -115,6 +132,26 @@ def taken(array, dims, masks: Masks):
             index = [1] * array.ndim
             index[0], index[axis] = kept.shape
             array = xp.take_along_axis(array, kept.reshape(index), axis=axis)
+    return array
+
+
+def widened(array, dims, masks: Masks):
+    """The full-width array of which `taken` leaves this one, zeros where it was cut."""
+    for axis, atom in enumerate(dims):
+        mask = of(atom, masks)
+        if mask is None:
+            continue
+        array = jnp.moveaxis(jnp.asarray(array), axis, -1)
+        full = jnp.zeros((*array.shape[:-1], mask.shape[-1]), array.dtype)
+        if mask.ndim == 1:
+            array = full.at[..., np.flatnonzero(mask)].set(array)
+        else:  # of every layer, which is the first axis, its own
+            rows = [
+                layer.at[..., np.flatnonzero(own)].set(values)
+                for layer, own, values in zip(full, mask, array, strict=True)
+            ]
+            array = jnp.stack(rows)
+        array = jnp.moveaxis(array, -1, axis)
     return array
 
 

@@ -22,7 +22,8 @@ from ispasp_jax.graph.atoms import Atom, leaves, parts, root
 from ispasp_jax.graph.cut import Masks, Plan
 from ispasp_jax.graph.program import CALLS, Equation, Program, Value, program
 from ispasp_jax.graph.rules import RULES
-from ispasp_jax.graph.traced import Traced, key_path
+from ispasp_jax.graph.traced import Traced
+from ispasp_jax.trees import key_path
 
 
 def narrow(function: Callable[..., Any], traced: Traced, plan: Plan):
@@ -96,26 +97,33 @@ def evaluator(
     Raises:
       InputError: it does something with a cut dimension that cannot be done narrower.
     """
-    return functools.partial(_evaluate, *_joined(closed, dims, masks, expected))
+    return functools.partial(evaluate, *_joined(closed, dims, masks, expected))
+
+
+def attached(whole: Program, dims: Sequence[Sequence[Atom] | None]) -> dict[Atom, Atom]:
+    """Joins a program's inputs with copies of these atoms and applies its rules; the
+    copies, by atom."""
+    copies: dict[Atom, Atom] = {}
+    for value, atoms in zip(whole.inputs, dims, strict=True):
+        if atoms is not None:
+            value.dims = [_copied(atom, copies) for atom in atoms]
+    rules.apply(whole.equations)
+    return copies
 
 
 def _joined(closed, dims, masks: Masks, expected=()) -> tuple[Program, Masks]:
     """The jaxpr as a program, and what stays of its own leaves."""
     whole = program(closed, derivatives=True)
-    seen: dict[Atom, Atom] = {}
-    for value, atoms in zip(whole.inputs, dims, strict=True):
-        if atoms is not None:
-            value.dims = [_copied(atom, seen) for atom in atoms]
-    rules.apply(whole.equations)
+    copies = attached(whole, dims)
     found: dict[Atom, np.ndarray] = {}
-    for leaf, copy in [*seen.items()]:
+    for leaf, copy in copies.items():
         if leaf in masks:
-            _spread(copy, masks[leaf], found)
+            spread(copy, masks[leaf], found)
     for value, atoms in zip(whole.outputs, expected, strict=False):
         for free, atom in zip(value.dims, atoms or (), strict=False):
             mask = cut.of(atom, masks)
             if mask is not None and free.size == atom.size and not _tied(free, found):
-                _spread(free, mask, found)
+                spread(free, mask, found)
     for leaf in found:
         if leaf.reason is not None and leaf.reason.shape:
             raise InputError(
@@ -138,7 +146,7 @@ def _copied(atom: Atom, seen: dict[Atom, Atom]) -> Atom:
     return seen[atom]
 
 
-def _spread(atom: Atom, mask: np.ndarray, found: dict[Atom, np.ndarray]) -> None:
+def spread(atom: Atom, mask: np.ndarray, found: dict[Atom, np.ndarray]) -> None:
     """Writes the mask of an atom as masks of its leaves.
 
     Raises:
@@ -157,13 +165,13 @@ def _spread(atom: Atom, mask: np.ndarray, found: dict[Atom, np.ndarray]) -> None
     if atom.kind == "sum":
         places = np.cumsum([part.size for part in members])[:-1]
         for part, piece in zip(members, np.split(mask, places, -1), strict=True):
-            _spread(part, piece, found)
+            spread(part, piece, found)
         return
     grid = mask.reshape(*mask.shape[:-1], *(part.size for part in members))
     rows = mask.ndim - 1
     for axis, part in enumerate(members):
         others = tuple(rows + a for a in range(len(members)) if a != axis)
-        _spread(part, grid.any(others), found)
+        spread(part, grid.any(others), found)
     made = cut.of(atom, found)
     if made is not None and (made != mask).any():
         raise InputError(
@@ -173,7 +181,8 @@ def _spread(atom: Atom, mask: np.ndarray, found: dict[Atom, np.ndarray]) -> None
         )
 
 
-def _evaluate(whole: Program, masks: Masks, *arrays) -> list[Any]:
+def evaluate(whole: Program, masks: Masks, *arrays) -> list[Any]:
+    """Goes through a program's equations with narrower arrays."""
     env: dict[Value, Any] = dict(zip(whole.inputs, arrays, strict=True))
 
     def read(value: Value):
@@ -223,7 +232,7 @@ def _call(eqn: Equation, masks: Masks, arrays: list) -> Sequence[Any]:
         return _custom_jvp(eqn, masks)(*arrays)
     if eqn.name == "custom_vjp_call":
         return _custom_vjp(eqn, masks)(*arrays)
-    bodies = [_closed(body, masks) for body in eqn.bodies]
+    bodies = [jaxpr_of(body, masks) for body in eqn.bodies]
     if eqn.name == "cond":
         return _bind(eqn, arrays, branches=tuple(bodies))
     if eqn.name == "scan":
@@ -235,12 +244,13 @@ def _call(eqn: Equation, masks: Masks, arrays: list) -> Sequence[Any]:
     return _bind(eqn, [*bodies[0].consts, *arrays], **{name: inner})
 
 
-def _closed(body: Program, masks: Masks) -> ClosedJaxpr:
+def jaxpr_of(body: Program, masks: Masks) -> ClosedJaxpr:
+    """A program as a jaxpr of what stays."""
     shapes = [
         value.aval.update(shape=tuple(cut.size(a, masks) for a in value.dims))
         for value in body.inputs
     ]
-    function = functools.partial(_evaluate, body, masks)
+    function = functools.partial(evaluate, body, masks)
     return jax.make_jaxpr(function)(*shapes)
 
 
@@ -249,7 +259,7 @@ def _custom_jvp(eqn: Equation, masks: Masks):
     consts = eqn.params["num_consts"]
     dims = [value.dims for value in eqn.inputs[consts:]]
     function = jax.custom_jvp(
-        lambda *arrays: tuple(_evaluate(eqn.bodies[0], masks, *arrays))
+        lambda *arrays: tuple(evaluate(eqn.bodies[0], masks, *arrays))
     )
     zeros = [False] * len(dims)
 
@@ -270,7 +280,7 @@ def _custom_jvp(eqn: Equation, masks: Masks):
 def _custom_vjp(eqn: Equation, masks: Masks):
     dims = [value.dims for value in eqn.inputs]
     function = jax.custom_vjp(
-        lambda *arrays: tuple(_evaluate(eqn.bodies[0], masks, *arrays))
+        lambda *arrays: tuple(evaluate(eqn.bodies[0], masks, *arrays))
     )
 
     thunk = eqn.params["fwd_jaxpr_thunk"]
@@ -279,7 +289,7 @@ def _custom_vjp(eqn: Equation, masks: Masks):
     count = len(whole.outputs) - len(eqn.outputs)
 
     def forward(*arrays):
-        made = _evaluate(whole, inside, *arrays)
+        made = evaluate(whole, inside, *arrays)
         return tuple(made[count:]), tuple(made[:count])
 
     def at_full_width(*arrays):

@@ -70,6 +70,8 @@ class Equation:
       where: primitive and source line, for people.
       bodies: programs inside.
       memo: what its rule found and narrowing asks for.
+      choice: where the platform decides what is computed, the equation that leaves it
+        to the platform; this one is then the default's.
     """
 
     primitive: Any
@@ -79,6 +81,7 @@ class Equation:
     where: str
     bodies: tuple["Program", ...] = ()
     memo: Any = None
+    choice: "Equation | None" = None
 
     @property
     def name(self) -> str:
@@ -134,35 +137,37 @@ def _inline(
     env.update(zip(jaxpr.invars, inputs, strict=True))
     for eqn in jaxpr.eqns:
         given = [read(atom) for atom in eqn.invars]
-        inner, given = _called(eqn, given, derivatives)
+        inner = _called(eqn, derivatives)
         if inner is not None:
-            here = _source(eqn) or caller
-            made = _inline(inner, given, constants, equations, derivatives, here)
+            here, before = _source(eqn) or caller, len(equations)
+            passed = given[1:] if eqn.primitive.name == "cond" else given
+            made = _inline(inner, passed, constants, equations, derivatives, here)
+            one = equations[-1] if len(equations) == before + 1 else None
+            if eqn.primitive.name == "cond" and one and [*one.outputs] == made:
+                one.choice = _equation(eqn, given, made, "")
         else:
             made = [Value(v.aval) for v in eqn.outvars]
-            equations.append(
-                Equation(
-                    eqn.primitive,
-                    dict(eqn.params),
-                    tuple(given),
-                    tuple(made),
-                    f"{eqn.primitive.name} ({_source(eqn) or caller})",
-                    tuple(program(body, derivatives) for body in _bodies(eqn)),
-                )
-            )
+            where = f"{eqn.primitive.name} ({_source(eqn) or caller})"
+            bodies = tuple(program(body, derivatives) for body in _bodies(eqn))
+            equations.append(_equation(eqn, given, made, where, bodies))
         env.update(zip(eqn.outvars, made, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _called(eqn, given, derivatives):
-    """The jaxpr that an equation merely calls, and what it is called with."""
+def _equation(eqn, given, made, where: str, bodies=()) -> Equation:
+    params = dict(eqn.params)
+    return Equation(eqn.primitive, params, tuple(given), tuple(made), where, bodies)
+
+
+def _called(eqn, derivatives):
+    """The jaxpr that an equation merely calls; of branches by platform, the default."""
     name = eqn.primitive.name
     if name == "cond" and not derivatives:
         if eqn.params.get("branches_platforms"):
-            return eqn.params["branches"][-1], given[1:]
+            return eqn.params["branches"][-1]
     if name in CALLS and not (derivatives and name in DERIVATIVES):
-        return _closed(eqn.params[CALLS[name]]), given
-    return None, given
+        return _closed(eqn.params[CALLS[name]])
+    return None
 
 
 def _bodies(eqn) -> Iterator[ClosedJaxpr]:

@@ -12,7 +12,10 @@ from ispasp_jax.graph import adapters, cut, groups, rules
 from ispasp_jax.graph.atoms import freeze, join
 from ispasp_jax.graph.cut import Masks, Plan
 from ispasp_jax.graph.groups import Group, Whole
+from ispasp_jax.graph.names import Names, rename
+from ispasp_jax.graph.parameters import parameters
 from ispasp_jax.graph.program import ClosedJaxpr, Program, Value, program
+from ispasp_jax.trees import key_path
 
 #: First keys of Linen's and Haiku's trees that name a collection, not a module.
 COLLECTIONS = ("params", "batch_stats", "0", "1")
@@ -24,6 +27,8 @@ class Traced(Mapping[str, Group]):
     Attributes:
       function: the model as a function of (variables, *inputs).
       variables: shapes and dtypes of its variables, at full width.
+      inputs: of the example inputs.
+      parameters: key paths of the variables that training moves by gradients.
       groups: in the order in which they are made.
       whole: channels that cannot be cut, and why.
       program: its equations.
@@ -34,12 +39,15 @@ class Traced(Mapping[str, Group]):
         self,
         function: Callable[..., Any],
         variables: Any,
+        inputs: tuple,
+        parameters: Iterable[str],
         found: list[Group],
         whole: list[Whole],
         program: Program,
         dims: Mapping[str, list],
     ):
         self.function, self.variables, self.program = function, variables, program
+        self.inputs, self.parameters = inputs, tuple(parameters)
         self.groups, self.whole = tuple(found), tuple(whole)
         self._by_name = {group.name: group for group in found}
         self.dims = dims
@@ -124,11 +132,6 @@ class Traced(Mapping[str, Group]):
         )
 
 
-def key_path(path) -> str:
-    """A leaf's address: its keys joined by "/"."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
 def _below_collections(paths: Iterable[str]) -> dict[str, str]:
     """Paths without their collection (an optimizer sees "params" alone), where that
     still names one variable."""
@@ -140,7 +143,9 @@ def _below_collections(paths: Iterable[str]) -> dict[str, str]:
     return {below: of[0] for below, of in found.items() if len(of) == 1}
 
 
-def trace(model: Any, variables: Any = None, *inputs: Any) -> Traced:
+def trace(
+    model: Any, variables: Any = None, *inputs: Any, names: Names | None = None
+) -> Traced:
     """Finds the model's groups of channels.
 
     Args:
@@ -148,9 +153,12 @@ def trace(model: Any, variables: Any = None, *inputs: Any) -> Traced:
         (variables, *inputs).
       variables: arrays or shapes; None for a module that carries its own.
       *inputs: examples, arrays or shapes, a batch of them.
+      names: your own names of groups, each with {path or glob: axis} of some variables
+        that carry its channels; the equations say which others do.
 
     Raises:
-      InputError: the model cannot be called so.
+      InputError: the model cannot be called so, or the axes of a name are not of one
+        group.
     """
     function, variables = adapters.function(model, variables)
     variables, inputs = jax.tree.map(_like, (variables, inputs))
@@ -175,7 +183,11 @@ def trace(model: Any, variables: Any = None, *inputs: Any) -> Traced:
     groups.tie(whole, by_path, join)
     found, alone = groups.find(whole, by_path, COLLECTIONS)
     dims = {path: value.dims for path, value in by_path.items()}
-    return Traced(function, variables, found, alone, whole, dims)
+    if names:
+        ranks = {path: len(atoms) for path, atoms in dims.items()}
+        found = rename(found, alone, ranks, names, COLLECTIONS)
+    moved = parameters(variables, model)
+    return Traced(function, variables, inputs, moved, found, alone, whole, dims)
 
 
 def _like(leaf: Any) -> Any:

@@ -1,7 +1,8 @@
 """The registry: an architecture is a file with a table MODELS, found by name.
 
 A name `package.module:function` is a user's own: function(num_classes=..., **options)
-returns a `Network`.
+returns a Linen, NNX or Equinox module, or a pair: a Haiku transform or a function of
+(variables, inputs), and its variables.
 """
 
 import importlib
@@ -10,15 +11,17 @@ import numbers
 from collections.abc import Callable
 from typing import Any, Literal, get_args, get_origin
 
+import flax.linen as nn
+import jax
+
 from ispasp_jax.errors import InputError
 from ispasp_jax.models import mlp, mobilenetv2, resnet
-from ispasp_jax.models.network import Block, Head, Network, Part, shapes
 
 ARCHITECTURES = (mlp, resnet, mobilenetv2)
 
 
-def _gathered(table: str) -> dict[str, Any]:
-    """What the architectures' tables of that name say, by model."""
+def _gathered(table: str) -> dict[Any, Any]:
+    """What the architectures' tables of that name say, by model (or its class)."""
     return {
         model: entry
         for module in ARCHITECTURES
@@ -27,15 +30,19 @@ def _gathered(table: str) -> dict[str, Any]:
 
 
 #: Makers, the paper's ratios, and where a model differs from the common defaults.
-MODELS: dict[str, Callable[..., Network]] = _gathered("MODELS")
+MODELS: dict[str, Callable[..., nn.Module]] = _gathered("MODELS")
 PAPER: dict[str, dict[str, float]] = _gathered("PAPER")
 PREPROCESSING: dict[str, dict[str, Any]] = _gathered("PREPROCESSING")
 WEIGHT_DECAY: dict[str, float] = _gathered("WEIGHT_DECAY")
+#: Globs over groups that stay whole unless they are asked for.
+IGNORE: dict[str, tuple[str, ...]] = _gathered("IGNORE")
+#: By class, what gives other names of the layers.
+ALIASES: dict[type, Callable[[Any], dict[str, str]]] = _gathered("ALIASES")
 #: timm's names of the networks that are ours in every number.
 TIMM: dict[str, tuple[str, ...]] = _gathered("TIMM")
 
 
-def factory(name: str) -> Callable[..., Network]:
+def factory(name: str) -> Callable[..., Any]:
     """The function that makes the named architecture.
 
     Raises:
@@ -66,8 +73,8 @@ def options(name: str) -> tuple[str, ...]:
     return tuple(option for option in known if option != "num_classes")
 
 
-def create(name: str, num_classes: int, **given) -> Network:
-    """The named architecture, dense.
+def create(name: str, num_classes: int, **given) -> Any:
+    """The named architecture, dense: a Linen module, or what a user's function returns.
 
     Args:
       name: a key of MODELS, or package.module:function.
@@ -96,12 +103,38 @@ def create(name: str, num_classes: int, **given) -> Network:
             f"model {name!r} cannot be made with num_classes={num_classes} "
             f"({type(error).__name__}: {error}); expected a function of num_classes."
         ) from error
-    if not isinstance(network, Network):
+    if not _is_model(network):
         raise InputError(
-            f"model {name!r} returned {type(network).__name__}; expected an "
-            "ispasp_jax.models.Network."
+            f"model {name!r} returned {type(network).__name__}; expected a Linen, NNX "
+            "or Equinox module, or a pair (Haiku transform or function of (variables, "
+            "inputs), its variables)."
         )
     return network
+
+
+def _is_model(made: Any) -> bool:
+    """Whether it is a module, a pytree that is called, or a pair that begins so."""
+    if isinstance(made, tuple) and len(made) == 2:
+        return callable(getattr(made[0], "apply", made[0])) and made[1] is not None
+    return callable(made) and not inspect.isroutine(made) and not inspect.isclass(made)
+
+
+def aliases(network: Any) -> dict[str, str]:
+    """Other names of a shipped network's layers (timm's, Flax's, earlier ones): theirs
+    -> ours, both joined with dots."""
+    found = [names for kind, names in ALIASES.items() if isinstance(network, kind)]
+    return found[0](network) if found else {}
+
+
+def shapes(network: nn.Module, input_shape: tuple[int, ...]) -> dict[str, Any]:
+    """The network's variables as jax.ShapeDtypeStruct, without computing anything.
+
+    Args:
+      network: a Linen module.
+      input_shape: (height, width, channels) of one image.
+    """
+    image = jax.ShapeDtypeStruct((1, *input_shape), "float32")
+    return jax.eval_shape(network.init, jax.random.key(0), image)
 
 
 def _fitted(make: Callable, name: str, option: str, value: Any) -> Any:
@@ -146,16 +179,15 @@ def _described(kind: Any) -> str:
 
 
 __all__ = [
+    "ALIASES",
     "ARCHITECTURES",
+    "IGNORE",
     "MODELS",
     "PAPER",
     "PREPROCESSING",
     "TIMM",
     "WEIGHT_DECAY",
-    "Block",
-    "Head",
-    "Network",
-    "Part",
+    "aliases",
     "create",
     "factory",
     "options",

@@ -153,40 +153,6 @@ def Dense(features: int, **options) -> nn.Dense:
     return nn.Dense(features, promote_dtype=as_input, **options)
 
 
-def patches(
-    x: Float[Array, "n h w c"],
-    kernel: int,
-    stride: int,
-    padding: str | None = None,
-    step: int = 1,
-) -> Float[Array, "n hh ww p"]:
-    """What a square convolution multiplies its kernel with, p = kernel² · c: the pixels
-    under the kernel, in the order of kernel.reshape(-1, features).
-
-    Args:
-      x: the convolution's input.
-      kernel: side of the kernel in pixels.
-      stride: step in pixels.
-      padding: "SAME", or None for kernel // 2 on every side.
-      step: 1 for every position of the output, k for every k-th row and column.
-    """
-    taps, strides = (kernel, kernel), (stride, stride)
-    if padding is None:
-        pads = [(kernel // 2, kernel // 2)] * 2
-    else:
-        pads = jax.lax.padtype_to_pads(x.shape[1:3], taps, strides, padding)
-    padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    stride *= step
-    rows, columns = ((size - kernel) // stride + 1 for size in padded.shape[1:3])
-    return jnp.concatenate(
-        [
-            padded[:, i::stride, j::stride][:, :rows, :columns]
-            for i, j in itertools.product(range(kernel), repeat=2)
-        ],
-        axis=-1,
-    )
-
-
 class BatchNorm(nn.BatchNorm):
     """Batch norm as torch's: eps 1e-5, a tenth of each batch into the running
     moments. Its arithmetic is float32's at least, its output of the input's dtype.

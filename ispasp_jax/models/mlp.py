@@ -1,76 +1,42 @@
-"""A perceptron with ReLU: the paper's two-layer network, and deeper ones.
-
-All its layers are one block with a pair for each hidden layer, layer k + 1 consuming
-what layer k made.
-"""
+"""A perceptron with ReLU: the paper's two-layer network, and deeper ones."""
 
 import flax.linen as nn
+from jaxtyping import Array, Float
 
-from ispasp_jax.groups import Group
 from ispasp_jax.models.layers import Dense
-from ispasp_jax.models.network import Block, Network, Part
 
 
-def layer_groups(depth: int) -> tuple[Group, ...]:
-    """A group for each of `depth` hidden layers."""
-    return tuple(
-        Group(
-            str(i),
-            axes=((f"dense.{i}/*", -1), (f"dense.{i + 1}/kernel", -2)),
-            consumer=(f"dense.{i + 1}",),
-        )
-        for i in range(depth)
-    )
-
-
-class Layers(Block):
-    """Dense layers with a ReLU between any two.
-
-    Attributes:
-      features: outputs of the last.
-    """
-
-    features: int = 10
-
-    @property
-    def groups(self):
-        return layer_groups(len(self.widths))
-
-    def setup(self):
-        self.dense = [
-            Dense(size, name=f"dense.{i}")
-            for i, size in enumerate((*self.widths, self.features))
-        ]
-
-    def hidden(self, x, i, train=False):
-        x = self.dense[0](x.reshape(x.shape[0], -1)) if i == 0 else x
-        return nn.relu(x)
-
-    def consumer(self, h, i, train=False):
-        return self.dense[i + 1](h)
-
-
-class MLP(Network):
+class MLP(nn.Module):
     """A perceptron.
 
     Attributes:
+      num_classes: length of the logits.
       hidden: neurons of each hidden layer.
     """
 
+    num_classes: int = 10
     hidden: tuple[int, ...] = (256,)
 
-    @nn.nowrap
-    def parts(self):
-        layers = Layers(self.hidden, self.num_classes, parent=None)
-        keys = tuple(f"dense.{i}" for i in range(len(self.hidden) + 1))
-        return (Part("hidden", layers, keys=keys),)
+    @nn.compact
+    def __call__(self, x: Float[Array, "n ..."], train: bool = False):
+        x = x.reshape(x.shape[0], -1)
+        for layer, size in enumerate(self.hidden):
+            x = nn.relu(Dense(size, name=f"hidden.{layer}")(x))
+        return Dense(self.num_classes, name="output")(x)
+
+
+def earlier_names(network: MLP) -> dict[str, str]:
+    """The layers' names in version 0.1.0."""
+    names = [f"hidden.{layer}" for layer in range(len(network.hidden))]
+    return {f"dense.{i}": name for i, name in enumerate([*names, "output"])}
 
 
 def create(num_classes: int, hidden: tuple[int, ...] = (256,)) -> MLP:
     """The paper's two-layer network for one hidden size, a deep one for several."""
     if min(hidden, default=1) < 1:
         raise ValueError("a hidden layer without neurons")
-    return MLP(num_classes, hidden=tuple(hidden))
+    return MLP(num_classes, tuple(hidden))
 
 
 MODELS = {"mlp": create}
+ALIASES = {MLP: earlier_names}

@@ -1,21 +1,15 @@
 """MobileNetV2 (Sandler et al. 2018) with torchvision's names, and tf_mobilenetv2: the
 same network with TensorFlow's SAME padding, which puts the odd pixel at the bottom
 right.
-
-The hidden channels of a block are the expanded ones, after the depthwise convolution,
-its batch norm and ReLU6: one set of indices cuts expansion, depthwise convolution, both
-batch norms and the input side of the projection. features.1 has no expansion: its
-channels are made by the stem, so stem and features.1 are one block here.
 """
 
+import itertools
 from typing import Literal
 
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from ispasp_jax.groups import Group
-from ispasp_jax.models.layers import BatchNorm, Conv
-from ispasp_jax.models.network import Block, Head, Network, Part
+from ispasp_jax.models.layers import BatchNorm, Conv, Dense
 
 #: expansion, channels, blocks, stride of the first: table 2 of the paper.
 STAGES = (
@@ -51,171 +45,77 @@ class ConvNorm(nn.Module):
         return nn.relu6(BatchNorm(name="1")(x, train))
 
 
-class InvertedResidual(Block):
+class InvertedResidual(nn.Module):
     """Expansion, depthwise 3x3, projection; a skip where shapes allow.
 
     Attributes:
       features: channels of the output.
+      expansion: how many times the input's channels there are inside; with 1 the
+        depthwise convolution runs on the input itself.
       stride: of the depthwise convolution.
       residual: whether the input is added to the output.
       padding: None (torch's) or "SAME".
     """
 
-    groups = (
-        Group(
-            "",
-            axes=(
-                ("conv.0/0/*", -1),
-                ("conv.0/1/*", -1),
-                ("conv.1/0/*", -1),
-                ("conv.1/1/*", -1),
-                ("conv.2/kernel", -2),
-            ),
-            consumer=("conv.2", "conv.3"),
-        ),
-    )
-
-    features: int = 16
+    features: int
+    expansion: int = 6
     stride: int = 1
     residual: bool = False
     padding: str | None = None
 
-    def setup(self):
-        (wide,) = self.widths
-        self.expand = ConvNorm(wide, name="conv.0")
-        self.depthwise = ConvNorm(
-            wide, 3, self.stride, True, self.padding, name="conv.1"
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"], train: bool = False):
+        layers = (f"conv.{number}" for number in itertools.count())
+        wide, y = self.expansion * x.shape[-1], x
+        if self.expansion > 1:
+            y = ConvNorm(wide, name=next(layers))(y, train)
+        depthwise = ConvNorm(
+            wide, 3, self.stride, True, self.padding, name=next(layers)
         )
-        self.project = Conv(self.features, name="conv.2")
-        self.project_norm = BatchNorm(name="conv.3")
-
-    def hidden(self, x, i, train=False):
-        return self.depthwise(self.expand(x, train), train)
-
-    def consumer(self, h, i, train=False):
-        return self.project_norm(self.project(h), train)
-
-    def skip(self, x, train=False):
-        return x if self.residual else super().skip(x, train)
+        y = depthwise(y, train)
+        y = Conv(self.features, name=next(layers))(y)
+        y = BatchNorm(name=next(layers))(y, train)
+        return y + x if self.residual else y
 
 
-class FirstBlock(Block):
-    """The stem and features.1, whose depthwise convolution runs on the stem's
-    channels.
-    """
-
-    groups = (
-        Group(
-            "",
-            axes=(
-                ("features.0/0/*", -1),
-                ("features.0/1/*", -1),
-                ("features.1/conv.0/0/*", -1),
-                ("features.1/conv.0/1/*", -1),
-                ("features.1/conv.1/kernel", -2),
-            ),
-            consumer=("features.1/conv.1", "features.1/conv.2"),
-        ),
-    )
-
-    features: int = 16
-    stride: int = 2
-    padding: str | None = None
-
-    def setup(self):
-        (wide,) = self.widths
-        self.stem = ConvNorm(
-            wide, 3, self.stride, padding=self.padding, name="features.0"
-        )
-        self.separable = Separable(wide, self.features, self.padding, name="features.1")
-
-    def hidden(self, x, i, train=False):
-        return self.separable.filter(self.stem(x, train), train)
-
-    def consumer(self, h, i, train=False):
-        return self.separable.project(h, train)
-
-
-class Separable(nn.Module):
-    """The layers of features.1: depthwise 3x3 and projection."""
-
-    wide: int
-    features: int
-    padding: str | None = None
-
-    def setup(self):
-        self.depthwise = ConvNorm(self.wide, 3, 1, True, self.padding, name="conv.0")
-        self.pointwise = Conv(self.features, name="conv.1")
-        self.norm = BatchNorm(name="conv.2")
-
-    def filter(self, x: Float[Array, "n h w c"], train: bool = False):
-        return self.depthwise(x, train)
-
-    def project(self, h: Float[Array, "n h w d"], train: bool = False):
-        return self.norm(self.pointwise(h), train)
-
-
-class LastLayer(Block):
-    """features.18: a 1x1 convolution to 1280 channels, which all stay."""
-
-    groups = (Group("", axes=(), consumer=("0", "1")),)
-
-    def setup(self):
-        self.conv = Conv(1280, name="0")
-        self.norm = BatchNorm(name="1")
-
-    def hidden(self, x, i, train=False):
-        return x
-
-    def consumer(self, h, i, train=False):
-        return self.norm(self.conv(h), train)
-
-    def finish(self, z):
-        return nn.relu6(z)
-
-
-class MobileNetV2(Network):
+class MobileNetV2(nn.Module):
     """MobileNetV2, width 1.0.
 
     Attributes:
+      num_classes: length of the logits.
       stem: "imagenet", or "small": the first two strides are 1, for small images.
       padding: None (torch's) or "SAME" (TensorFlow's) for the 3x3 convolutions.
+      stages: expansion, channels, blocks, stride of the first.
+      channels: made by the stem, and by the last layer.
     """
 
+    num_classes: int = 1000
     stem: str = "imagenet"
     padding: str | None = None
+    stages: tuple[tuple[int, int, int, int], ...] = STAGES
+    channels: tuple[int, int] = (32, 1280)
 
-    @nn.nowrap
-    def parts(self):
-        small = self.stem == "small"
-        first = FirstBlock(
-            (32,), stride=1 if small else 2, padding=self.padding, parent=None
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"], train: bool = False):
+        small, (first, last) = self.stem == "small", self.channels
+        names = (f"features.{number}" for number in itertools.count())
+        stem = ConvNorm(
+            first, 3, 1 if small else 2, padding=self.padding, name=next(names)
         )
-        parts = [Part("features.1", first, keys=("features.0", "features.1"))]
-        channels = 16
-        for stage, (expansion, features, depth, stride) in enumerate(STAGES[1:], 1):
+        x = stem(x, train)
+        for stage, (expansion, features, depth, stride) in enumerate(self.stages):
             for index in range(depth):
-                strided = stride if index == 0 and not (small and stage == 1) else 1
-                module = InvertedResidual(
-                    (channels * expansion,),
-                    features=features,
-                    stride=strided,
-                    residual=index > 0,
-                    padding=self.padding,
-                    parent=None,
+                block = InvertedResidual(
+                    features,
+                    expansion,
+                    stride if index == 0 and not (small and stage == 1) else 1,
+                    index > 0,
+                    self.padding,
+                    name=next(names),
                 )
-                parts.append(Part(f"features.{len(parts) + 1}", module))
-                channels = features
-        parts.append(Part("features.18", LastLayer(parent=None)))
-        head = Head(
-            num_classes=self.num_classes, name_of_dense="classifier.1", parent=None
-        )
-        return (*parts, Part("head", head, keys=("classifier.1",)))
-
-    @nn.nowrap
-    def aliases(self) -> dict[str, str]:
-        """timm's names of the layers (its model mobilenetv2_100)."""
-        return ALIASES
+                x = block(x, train)
+        x = ConvNorm(last, name=next(names))(x, train)
+        return Dense(self.num_classes, name="classifier.1")(x.mean((1, 2)))
 
 
 def timm_names() -> dict[str, str]:
@@ -243,9 +143,6 @@ def timm_names() -> dict[str, str]:
     return names
 
 
-ALIASES = timm_names()
-
-
 def variant(padding: str | None):
     """MobileNetV2 with this padding: stem "imagenet" or "small"."""
 
@@ -269,3 +166,7 @@ PAPER = {
 PREPROCESSING = {"tf_mobilenetv2": {"mean": (0.5,) * 3, "std": (0.5,) * 3}}
 WEIGHT_DECAY = dict.fromkeys(MODELS, 4e-5)
 TIMM = {"mobilenetv2": ("mobilenetv2_100",)}
+ALIASES = {MobileNetV2: lambda network: timm_names()}
+
+#: The last layer's 1280 channels, which the classifier reads.
+IGNORE = dict.fromkeys(MODELS, ("features.18*",))

@@ -1,9 +1,6 @@
 """ResNets as torchvision builds and names them (18, 34, 50, 101), the same with SAME
 padding as in flax/examples/imagenet (flax_resnet18, ...), and the CIFAR ResNets of He
 et al., section 4.2 (20, 32, 44, 56, 110), whose shortcuts have no parameters.
-
-Every hidden channel is a group: one a basic block (conv1 -> conv2), two a bottleneck
-(conv1 -> conv2 and conv2 -> conv3), the first and last block of a stage included.
 """
 
 from typing import Literal
@@ -12,10 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ispasp_jax.groups import Group
-from ispasp_jax.models import layers
-from ispasp_jax.models.layers import BatchNorm, Conv
-from ispasp_jax.models.network import Block, Head, Network, Part
+from ispasp_jax.models.layers import BatchNorm, Conv, Dense
 
 
 class Projection(nn.Module):
@@ -30,143 +24,86 @@ class Projection(nn.Module):
         return BatchNorm(name="1")(x, train)
 
 
-class PadChannels(nn.Module):
+def pad_channels(
+    x: Float[Array, "n h w c"], features: int, stride: int
+) -> Float[Array, "n hh ww d"]:
     """The shortcut of the CIFAR ResNets: every second pixel, zeros for new channels."""
-
-    features: int
-    stride: int
-
-    def __call__(self, x: Float[Array, "n h w c"], train: bool = False):
-        extra = (self.features - x.shape[-1]) // 2
-        x = x[:, :: self.stride, :: self.stride]
-        return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (extra, extra)))
+    extra = (features - x.shape[-1]) // 2
+    x = x[:, ::stride, ::stride]
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (extra, extra)))
 
 
-class Residual(Block):
-    """What basic block and bottleneck share: an output that is relu(u + shortcut(x)).
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut.
 
     Attributes:
+      width: channels inside.
       features: channels of the output.
-      stride: of its 3x3 convolution; the first one in a basic block.
+      stride: of its first 3x3 convolution.
       shortcut: "identity", "project" or "pad".
       padding: None (torch's) or "SAME" for the 3x3 convolutions.
     """
 
-    features: int = 64
+    width: int
+    features: int
     stride: int = 1
     shortcut: str = "identity"
     padding: str | None = None
 
-    def make_shortcut(self):
-        kinds = {"project": Projection, "pad": PadChannels}
-        if self.shortcut in kinds:
-            self.downsample = kinds[self.shortcut](self.features, self.stride)
-
-    def skip(self, x, train=False):
-        return x if self.shortcut == "identity" else self.downsample(x, train)
-
-    def finish(self, z):
-        return nn.relu(z)
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"], train: bool = False):
+        y = Conv(self.width, 3, self.stride, padding=self.padding, name="conv1")(x)
+        y = nn.relu(BatchNorm(name="bn1")(y, train))
+        y = Conv(self.features, 3, padding=self.padding, name="conv2")(y)
+        y = BatchNorm(name="bn2")(y, train)
+        return nn.relu(y + shortcut(self, x, train))
 
 
-class BasicBlock(Residual):
-    groups = (
-        Group(
-            "",
-            axes=(("conv1/*", -1), ("bn1/*", -1), ("conv2/kernel", -2)),
-            consumer=("conv2", "bn2"),
-        ),
-    )
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions and a shortcut; attributes as BasicBlock's."""
 
-    def setup(self):
-        self.conv1 = Conv(self.widths[0], 3, self.stride, padding=self.padding)
-        self.bn1 = BatchNorm()
-        self.conv2 = Conv(self.features, 3, padding=self.padding)
-        self.bn2 = BatchNorm()
-        self.make_shortcut()
-
-    def hidden(self, x, i, train=False):
-        return nn.relu(self.bn1(self.conv1(x), train))
-
-    def consumer(self, h, i, train=False):
-        return self.bn2(self.conv2(h), train)
-
-    def patches(self, h, i, step=1):
-        return layers.patches(h, 3, 1, self.padding, step)
-
-
-class Bottleneck(Residual):
-    groups = (
-        Group(
-            "conv1",
-            axes=(("conv1/*", -1), ("bn1/*", -1), ("conv2/kernel", -2)),
-            consumer=("conv2", "bn2"),
-        ),
-        Group(
-            "conv2",
-            axes=(("conv2/*", -1), ("bn2/*", -1), ("conv3/kernel", -2)),
-            consumer=("conv3", "bn3"),
-        ),
-    )
-
-    def setup(self):
-        self.conv1 = Conv(self.widths[0], 1)
-        self.bn1 = BatchNorm()
-        self.conv2 = Conv(self.widths[1], 3, self.stride, padding=self.padding)
-        self.bn2 = BatchNorm()
-        self.conv3 = Conv(self.features, 1)
-        self.bn3 = BatchNorm()
-        self.make_shortcut()
-
-    def hidden(self, x, i, train=False):
-        return nn.relu(self.bn1(self.conv1(x), train) if i == 0 else x)
-
-    def consumer(self, h, i, train=False):
-        if i == 0:
-            return self.bn2(self.conv2(h), train)
-        return self.bn3(self.conv3(h), train)
-
-    def patches(self, h, i, step=1):
-        if i == 0:
-            return layers.patches(h, 3, self.stride, self.padding, step)
-        return super().patches(h, i, step)
-
-
-class Stem(nn.Module):
-    """Convolution, batch norm, ReLU; for ImageNet 7x7 at stride 2 and a max-pool.
-
-    Flax's ResNets pad the 7x7 convolution as torch does, by 3; `padding` is the pool's.
-    """
-
+    width: int
     features: int
-    imagenet: bool
+    stride: int = 1
+    shortcut: str = "identity"
     padding: str | None = None
 
-    def setup(self):
-        size, stride = (7, 2) if self.imagenet else (3, 1)
-        self.conv1 = Conv(self.features, size, stride)
-        self.bn1 = BatchNorm()
-
+    @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool = False):
-        x = nn.relu(self.bn1(self.conv1(x), train))
-        if self.imagenet:
-            x = nn.max_pool(x, (3, 3), (2, 2), self.padding or [(1, 1), (1, 1)])
-        return x
+        y = nn.relu(BatchNorm(name="bn1")(Conv(self.width, name="conv1")(x), train))
+        y = Conv(self.width, 3, self.stride, padding=self.padding, name="conv2")(y)
+        y = nn.relu(BatchNorm(name="bn2")(y, train))
+        y = BatchNorm(name="bn3")(Conv(self.features, name="conv3")(y), train)
+        return nn.relu(y + shortcut(self, x, train))
 
 
-class ResNet(Network):
+def shortcut(
+    block: BasicBlock | Bottleneck, x: Float[Array, "n h w c"], train: bool
+) -> Float[Array, "n hh ww d"]:
+    """What the block adds to its convolutions' output."""
+    if block.shortcut == "project":
+        return Projection(block.features, block.stride, name="downsample")(x, train)
+    if block.shortcut == "pad":
+        return pad_channels(x, block.features, block.stride)
+    return x
+
+
+class ResNet(nn.Module):
     """A ResNet.
 
     Attributes:
+      num_classes: length of the logits.
       depths: blocks in each stage.
       bottleneck: three convolutions a block, output four times as wide.
       base: channels of the first stage; each stage doubles them.
       stem: "imagenet" (7x7, stride 2, max-pool) or "small" (3x3, stride 1).
       shortcut: where shapes change, "project" or "pad".
       dense: name of the last layer.
-      padding: None (torch's) or "SAME" for the 3x3 convolutions and the max-pool.
+      padding: None (torch's) or "SAME" for the 3x3 convolutions and the max-pool;
+        Flax's ResNets pad the 7x7 convolution as torch does, by 3.
     """
 
+    num_classes: int = 1000
     depths: tuple[int, ...] = (3, 4, 6, 3)
     bottleneck: bool = False
     base: int = 64
@@ -175,47 +112,52 @@ class ResNet(Network):
     dense: str = "fc"
     padding: str | None = None
 
-    @nn.nowrap
-    def parts(self):
-        stem = Stem(self.base, self.stem == "imagenet", self.padding, parent=None)
-        parts = [Part("stem", stem, keys=("conv1", "bn1"))]
-        channels = self.base
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"], train: bool = False):
+        imagenet = self.stem == "imagenet"
+        x = Conv(self.base, *((7, 2) if imagenet else (3, 1)), name="conv1")(x)
+        x = nn.relu(BatchNorm(name="bn1")(x, train))
+        if imagenet:
+            x = nn.max_pool(x, (3, 3), (2, 2), self.padding or [(1, 1), (1, 1)])
+        block, channels = Bottleneck if self.bottleneck else BasicBlock, self.base
         for stage, depth in enumerate(self.depths):
             width = self.base * 2**stage
             features = 4 * width if self.bottleneck else width
             for index in range(depth):
                 stride = 2 if stage > 0 and index == 0 else 1
                 changes = stride > 1 or features != channels
-                block = Bottleneck if self.bottleneck else BasicBlock
-                module = block(
-                    widths=(width,) * len(block.groups),
-                    features=features,
-                    stride=stride,
-                    shortcut=self.shortcut if changes else "identity",
-                    padding=self.padding,
-                    parent=None,
-                )
-                parts.append(Part(f"layer{stage + 1}.{index}", module))
+                x = block(
+                    width,
+                    features,
+                    stride,
+                    self.shortcut if changes else "identity",
+                    self.padding,
+                    name=f"layer{stage + 1}.{index}",
+                )(x, train)
                 channels = features
-        head = Head(num_classes=self.num_classes, name_of_dense=self.dense, parent=None)
-        return (*parts, Part("head", head, keys=(self.dense,)))
+        return Dense(self.num_classes, name=self.dense)(x.mean((1, 2)))
 
-    @nn.nowrap
-    def aliases(self) -> dict[str, str]:
-        """Other names of the layers: of the last one, and Flax's where padded so."""
-        names = {"fc": self.dense, "linear": self.dense}
-        if self.padding != "SAME":
-            return names
-        names |= {"conv_init": "conv1", "bn_init": "bn1", "Dense_0": self.dense}
-        kind = "BottleneckResNetBlock" if self.bottleneck else "ResNetBlock"
-        for index, part in enumerate(self.parts()[1:-1]):
-            theirs, ours = f"{kind}_{index}", part.name
-            names[f"{theirs}.conv_proj"] = f"{ours}.downsample.0"
-            names[f"{theirs}.norm_proj"] = f"{ours}.downsample.1"
-            for layer in range(3 if self.bottleneck else 2):
-                names[f"{theirs}.Conv_{layer}"] = f"{ours}.conv{layer + 1}"
-                names[f"{theirs}.BatchNorm_{layer}"] = f"{ours}.bn{layer + 1}"
+
+def other_names(network: ResNet) -> dict[str, str]:
+    """Other names of the layers: of the last one, and Flax's where padded so."""
+    names = {"fc": network.dense, "linear": network.dense}
+    if network.padding != "SAME":
         return names
+    names |= {"conv_init": "conv1", "bn_init": "bn1", "Dense_0": network.dense}
+    kind = "BottleneckResNetBlock" if network.bottleneck else "ResNetBlock"
+    blocks = [
+        f"layer{stage}.{index}"
+        for stage, depth in enumerate(network.depths, 1)
+        for index in range(depth)
+    ]
+    for index, ours in enumerate(blocks):
+        theirs = f"{kind}_{index}"
+        names[f"{theirs}.conv_proj"] = f"{ours}.downsample.0"
+        names[f"{theirs}.norm_proj"] = f"{ours}.downsample.1"
+        for layer in range(3 if network.bottleneck else 2):
+            names[f"{theirs}.Conv_{layer}"] = f"{ours}.conv{layer + 1}"
+            names[f"{theirs}.BatchNorm_{layer}"] = f"{ours}.bn{layer + 1}"
+    return names
 
 
 def imagenet(
@@ -277,3 +219,4 @@ PAPER = {
 }
 
 TIMM = {f"resnet{d}": (f"resnet{d}", f"tv_resnet{d}") for d in IMAGENET}
+ALIASES = {ResNet: other_names}

@@ -2,7 +2,6 @@
 the patches that its kernel multiplies and of what it should give, summed over batches.
 """
 
-import functools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -13,14 +12,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from scipy.linalg import blas
 
-from ispasp_jax.streams import Activations, Stream, width
+from ispasp_jax.walk import sites
+from ispasp_jax.walk.pieces import compiled, piece
+from ispasp_jax.walk.sites import Site
+from ispasp_jax.walk.streams import Stream, weights_of
 
-#: Positions of a feature map that moments are taken from, about: neighbours see nearly
-#: the same patch.
-POSITIONS = 64
-
-#: Bytes of patches that are in double precision at once.
-_PIECE = 2**27
+#: Numbers of patches that are summed in one go.
+_AT_ONCE = 2**24
 
 
 class Moments(NamedTuple):
@@ -67,13 +65,12 @@ class Moments(NamedTuple):
             self.yy + self.count * y @ y,
         )
 
-    def of(self, channels: Int[np.ndarray, " k"], d: int) -> "Moments":
-        """Of some of the d channels' patches alone."""
-        if np.array_equal(channels, np.arange(d)):
+    def of(self, rows: Int[np.ndarray, " k"]) -> "Moments":
+        """Of some rows of the patches alone."""
+        if np.array_equal(rows, np.arange(len(self.x))):
             return self  # they are large
-        index = rows(channels, d, len(self.x))
         return self._replace(
-            x=self.x[index], xx=self.xx[np.ix_(index, index)], xy=self.xy[index]
+            x=self.x[rows], xx=self.xx[np.ix_(rows, rows)], xy=self.xy[rows]
         )
 
 
@@ -81,68 +78,51 @@ class Moments(NamedTuple):
 Folds = tuple[Moments, Moments]
 
 
-def rows(channels: Int[np.ndarray, " k"], d: int, p: int) -> Int[np.ndarray, " q"]:
-    """Rows of a kernel with p = taps · d rows that belong to the channels."""
-    return (np.arange(p // d)[:, None] * d + channels).ravel()
+def rows(places: Int[np.ndarray, " k"], d: int, p: int) -> Int[np.ndarray, " q"]:
+    """Rows of a kernel with p = taps · d rows that belong to some of the d places."""
+    return (np.arange(p // d)[:, None] * d + places).ravel()
 
 
 def measure(
-    i: int,
-    pruned: Stream,
-    hidden: Activations,
-    dense: Stream,
-    channels: Int[np.ndarray, " k"],
+    site: Site, pruned: Stream, dense: Stream, places: Int[np.ndarray, " k"]
 ) -> Folds:
-    """Moments of the patches of some hidden channels, and of the target
+    """Moments of the patches of some places of H, and of the target
 
-        T = dense u + dense skip − pruned skip    for a block's last consumer
-        T = dense u                               for one inside a block
+        T = dense U + dense skip − pruned skip    where a skip is added
+        T = dense U                               where not
 
     The folds are every second of all images, however they are cut into batches.
 
     Args:
-      i: which pair.
-      pruned: the network as pruned so far, before its i-th consumer.
-      hidden: its i-th hidden activations.
-      dense: the dense network behind its i-th consumer.
-      channels: which; the patches are theirs, rows tap · k + place in `channels`.
+      site: the consumer.
+      pruned: the network as pruned so far, before the site.
+      dense: the dense network behind it.
+      places: which; rows tap · k + place in `places`.
 
     Raises:
       FloatingPointError: a moment is NaN or infinite.
     """
-    last = i == len(pruned.module.groups) - 1
-    k = len(channels)
-    padded = np.zeros(_bucket(k, width(hidden)), np.int32)
-    padded[:k] = channels
+    k = len(places)
+    padded = np.zeros(_bucket(k, site.width), np.int32)
+    padded[:k] = places
+    pair = _pair(site, pruned)
     folds: list[Moments | None] = [None, None]
     images = 0
-    for h, x, weight, u, z in zip(
-        hidden, pruned.x, pruned.weight, dense.u, dense.x, strict=True
-    ):
-        pair = _pair(
-            i, last, pruned.module, dense.module, pruned.own, dense.own, padded,
-            h, x, u, z,
-        )  # fmt: skip
-        for first, half in _halves(*pair, weight):
+    for batch, weight in enumerate(pruned.weight):
+        arrays = pair(pruned, dense.live[site.target][batch], batch, padded)
+        for first, half in _halves(*arrays, weight):
             fold = (images + first) % 2
             folds[fold] = half if folds[fold] is None else folds[fold].add(half)
         images += int(weight.sum())
-    places = np.arange(k)
-    first, second = (fold.of(places, len(padded)) for fold in folds)
+    own = rows(np.arange(k), len(padded), len(folds[0].x))
+    first, second = (fold.of(own) for fold in folds)
     if not (_finite(first) and _finite(second)):
         raise FloatingPointError(
-            f"part {pruned.name!r}: the moments of its activations hold NaN or "
-            "infinity, so least squares cannot be asked; check the weights and the "
-            "calibration images."
+            f"{site.name}: the moments of its activations hold NaN or infinity, so "
+            "least squares cannot be asked; check the weights and the calibration "
+            "images."
         )
     return first, second
-
-
-def step(positions: tuple[int, ...]) -> int:
-    """Moments are taken from every so many rows and columns of a feature map."""
-    if len(positions) != 2:
-        return 1
-    return max(1, math.isqrt(math.prod(positions) // POSITIONS))
 
 
 def _finite(moments: Moments) -> bool:
@@ -155,22 +135,34 @@ def _bucket(k: int, d: int) -> int:
     return min(d, -(-k // step) * step)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _pair(i, last, block, dense_block, own, dense_own, channels, h, x, u, z):
-    """Patches and target of a batch: h hidden, x and z the block's inputs, u the dense
-    consumer's output; z and dense_block are the dense network's.
-    """
-    # In half precision a difference of skips would be lost in their sum.
-    target, x, z = (a.astype(jnp.float32) for a in (u, x, z))
-    if last:
-        with jax.default_matmul_precision("highest"):
-            target += dense_block.apply(dense_own, z, method="skip")
-            target -= block.apply(own, x, method="skip")
-    every = step(target.shape[1:-1])
-    if every > 1:
-        target = target[:, ::every, ::every]
-    patches = block.apply(own, h[..., channels], i, every, method="patches")
-    return patches.astype(jnp.float32), target
+def _pair(site: Site, pruned: Stream):
+    """A function that gives patches and target of a batch."""
+    wanted = [] if site.skip is None else [site.skip]
+    skip = piece(site.flat, wanted, pruned.live)
+
+    def make():
+        def function(given, weights, h, z, places):
+            # In half precision a difference of skips would be lost in their sum.
+            target = z.astype(jnp.float32)
+            if wanted:
+                with jax.default_matmul_precision("highest"):
+                    target -= skip.run(given, weights)[0].astype(jnp.float32)
+            target = sites.as_out(site, target)
+            step = sites.every(target.shape[1:-1])
+            h = sites.as_hidden(site, h)[..., places]
+            found = sites.patches(site, h, step)
+            return found.astype(jnp.float32), sites.thinned(target, step)
+
+        return function
+
+    run = compiled(("pair", sites.text(site), skip.text), make)
+
+    def pair(stream: Stream, z: Array, k: int, places):
+        given = [stream.live[value][k] for value in skip.given]
+        hidden = stream.live[site.hidden][k]
+        return run(given, weights_of(skip, stream.weights), hidden, z, places)
+
+    return pair
 
 
 def _halves(
@@ -180,8 +172,9 @@ def _halves(
 ) -> Iterator[tuple[int, Moments]]:
     """Moments of every second example (0) and of the others (1), maybe piece by piece.
 
-    On a CPU they are summed in double precision, which BLAS does as fast as XLA sums in
-    single; elsewhere in single precision, on the devices.
+    On a CPU the products are BLAS's, which knows that a square of a matrix is
+    symmetric, in single precision of numbers about their mean, a piece at a time; the
+    pieces add up in double precision. Elsewhere they are the devices'.
     """
     if jax.default_backend() != "cpu" or not patches.is_fully_addressable:
         halves = jax.device_get(_on_devices(patches, target, weight))
@@ -190,20 +183,21 @@ def _halves(
         return
     count = int(np.asarray(weight).sum())  # padding comes last
     x, y = (np.asarray(a)[:count] for a in (patches, target))
-    at_once = 2 * max(1, _PIECE * count // (8 * x.size + 1))
+    at_once = 2 * max(1, _AT_ONCE * count // (2 * x.size + 1))
     for low in range(0, count, at_once):
         for first in (0, 1):
             some = slice(low + first, low + at_once, 2)
-            yield first, _on_host(x[some], y[some])
+            if len(x[some]):
+                yield first, _on_host(x[some], y[some])
 
 
 def _on_host(x: Float[np.ndarray, "..."], y: Float[np.ndarray, "..."]) -> Moments:
-    x, y = (a.reshape(-1, a.shape[-1]).astype(np.float64) for a in (x, y))
-    mean_x, mean_y = (a.sum(0) / max(len(a), 1) for a in (x, y))
-    x -= mean_x
-    y -= mean_y
+    x, y = (a.reshape(-1, a.shape[-1]) for a in (x, y))
+    mean_x, mean_y = (a.mean(0, dtype=np.float64) for a in (x, y))
+    x, y = x - mean_x.astype(np.float32), y - mean_y.astype(np.float32)
     count = np.float64(len(x))
-    return Moments(count, mean_x, mean_y, x.T @ x, x.T @ y, (y * y).sum())
+    products = (x.T @ x, x.T @ y, np.vdot(y, y))
+    return Moments(count, mean_x, mean_y, *(m.astype(np.float64) for m in products))
 
 
 @jax.jit

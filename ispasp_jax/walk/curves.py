@@ -1,0 +1,288 @@
+"""Width → residual curves: what every group loses at every size, from one pass over
+the dense network.
+
+In every group the channels are taken away one by one, the cheapest first
+(obs.elimination), on second moments of the calibration images; supports are nested. The
+curves know nothing of a budget, so any number of budgets can be solved from them
+(budget.py).
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from ispasp_jax import obs
+from ispasp_jax.errors import InputError
+from ispasp_jax.graph import Group, Traced
+from ispasp_jax.graph.program import Value
+from ispasp_jax.problem import LeastSquares
+from ispasp_jax.walk import consumers, flat, inputs, repair, sites, streams
+from ispasp_jax.walk.consumers import Unreached
+from ispasp_jax.walk.moments import measure
+from ispasp_jax.walk.selecting import regression
+from ispasp_jax.walk.sites import Site
+from ispasp_jax.walk.streams import Images, across
+
+
+class Curve(NamedTuple):
+    """What a group loses with s = 0 … d channels left.
+
+    Attributes:
+      relative: ‖V‖/‖U‖, of the consumer's output about its mean; of several consumers,
+        of all of them.
+      damage: ‖V‖² over the variance of what U is added up to, skip included: what makes
+        groups comparable, since a later block sees the error against that.
+      order: the channels in the order in which they go; the last s are the support.
+    """
+
+    relative: Float[np.ndarray, " d+1"]
+    damage: Float[np.ndarray, " d+1"]
+    order: Int[np.ndarray, " d"]
+
+
+Curves = dict[str, Curve]
+
+
+class _Seen(NamedTuple):
+    """A group's regression at one of its consumers."""
+
+    site: Site
+    problem: LeastSquares
+    variance: float
+
+
+def measure_curves(
+    traced: Traced,
+    variables: Any,
+    images: Images,
+    groups: Iterable[Group],
+    *,
+    repaired: bool = True,
+    mesh: Mesh | None = None,
+    memory: int | None = None,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> Curves:
+    """The curve of every group whose consumers least squares reaches.
+
+    Args:
+      traced: the dense model.
+      variables: its variables.
+      images: calibration batches, preprocessed.
+      groups: of the model, those to measure.
+      repaired: what is lost after the least-squares repair; if not, as cut.
+      mesh: devices to spread the images over.
+      memory: bytes of the images' activations that each device may keep; see
+        streams.py. None: all that are alive at once.
+      progress: wraps the iterable of consumers.
+
+    Raises:
+      FloatingPointError: NaN or infinity in weights, images or activations.
+      InputError: the images are no batches that the model takes.
+    """
+    inputs.check_variables(variables)
+    batches = inputs.checked_images(images)
+    first = next(batches, None)
+    if first is None:
+        raise InputError("no calibration images: expected at least one batch.")
+    traced = inputs.traced_at(traced, None, first)
+    program = flat.flatten(traced)
+    weights = flat.arrays(program, jax.device_put(variables))
+    every = [site for site in sites.sites(program) if sites.is_suited(site)]
+    readers = _reached(traced, every, {group.name for group in groups}, weights)
+    ends = {
+        site: _branch_end(site, every) for found in readers.values() for site in found
+    }
+    sums = {v: _Sums() for end in ends.values() if end for v in (end.out, end.target)}
+    watch = {value: one.add for value, one in sums.items()}
+    memory = streams.share(memory, mesh, 1)
+    here = streams.start(program, weights, _chained(first, batches), mesh, memory)
+    for one in sums.values():
+        one.weight = here.weight
+    seen: dict[str, list[_Seen]] = {name: [] for name in readers}
+    widths = {group.name: group for group in traced.groups}
+    for site in progress(sorted(ends, key=lambda site: site.place)):
+        here = here.named(site.name).hidden(site.place, watch)
+        after = here.to(site.end, [site.target], watch)
+        folds = measure(site, here, after, np.arange(site.width))
+        reach = consumers.reach(site, weights)
+        whole = folds[0] + folds[1]
+        variance = max(float(whole.yy / whole.count), 1e-30)
+        first_, second = repair.about(reach, folds)
+        for name, found in readers.items():
+            if site in found:
+                index = sites.index(site, widths[name].atom)
+                one = regression(first_ + second, reach.matrix, site.width, index)
+                seen[name].append(_Seen(site, one, variance))
+        here = after
+    last = max((program.made[v] for v in watch), default=-1) + 1
+    if last > here.place:
+        here.to(last, watch=watch)
+    shares = {site: _share(end, sums) for site, end in ends.items()}
+    return {
+        name: _curve(name, widths[name].width, found, shares, repaired)
+        for name, found in seen.items()
+    }
+
+
+def _chained(first, rest):
+    yield first
+    yield from rest
+
+
+def _reached(traced, every, names, weights) -> dict[str, list[Site]]:
+    """The consumers of every group all of whose consumers least squares reaches."""
+    found = {}
+    for group in traced.groups:
+        own = [*sites.of_leaf(every, group.atom)]
+        if group.name not in names or group.layers or not own:
+            continue
+        try:
+            for site in own:
+                consumers.reach(site, weights)
+                sites.index(site, group.atom)
+        except (Unreached, sites.Unsuited):
+            continue
+        found[group.name] = own
+    return found
+
+
+def _branch_end(site: Site, every: Sequence[Site]) -> Site | None:
+    """The consumer at the end of the site's branch, where a skip is added."""
+    by_place = {one.place: one for one in every}
+    while site.join is None:
+        value = site.out
+        while True:
+            readers = site.flat.readers.get(value, [])
+            if len(readers) != 1:
+                return None
+            if readers[0] in by_place:
+                break
+            eqn = site.flat.equations[readers[0]]
+            live = [v for v in eqn.inputs if v.live]
+            if len(live) != 1 or len(eqn.outputs) != 1:
+                return None
+            value = eqn.outputs[0]
+        site = by_place[readers[0]]
+    return site
+
+
+def _share(end: Site | None, sums: Mapping[Value, "_Sums"]) -> float:
+    """What an error of the branch counts, of the variance behind the skip."""
+    if end is None:
+        return 1.0
+    return sums[end.out].variance / max(sums[end.target].variance, 1e-30)
+
+
+def _curve(name, width, found: Sequence[_Seen], shares, repaired) -> Curve:
+    factors = [shares[one.site] / one.variance for one in found]
+    problems = tuple(
+        one.problem._replace(
+            xy=one.problem.xy * np.sqrt(factor),
+            start=one.problem.start * np.sqrt(factor),
+        )
+        for one, factor in zip(found, factors, strict=True)
+    )
+    path = jax.device_get(_path(problems, width, repaired))
+    if not np.isfinite(path.losses).all():
+        raise FloatingPointError(
+            f"group {name!r}: the residuals of its sizes hold NaN or infinity; check "
+            "the weights and the calibration images."
+        )
+    damage = path.losses.astype(np.float64)
+    whole = sum(shares[one.site] for one in found)
+    return Curve(np.sqrt(damage / max(whole, 1e-30)), damage, path.order)
+
+
+def _scaled(problem: LeastSquares, factor: float) -> LeastSquares:
+    """The same for outputs that many times as large."""
+    return problem._replace(xy=problem.xy * factor, start=problem.start * factor)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _path(problems, d, repaired):
+    if repaired:
+        return obs.elimination(problems, d)
+    return obs.elimination_as_cut(problems, d)
+
+
+class _Sums:
+    """The variance of activations, all features together, from their batches."""
+
+    def __init__(self):
+        self.weight: list[Array] = []
+        self._sums: list = []
+
+    def add(self, k: int, x: Array) -> None:
+        self._sums.append(_sums(x, self.weight[k]))
+
+    @property
+    def variance(self) -> float:
+        count, total, squares = (
+            sum(s) for s in zip(*jax.device_get(self._sums), strict=True)
+        )
+        return max(float((squares - total**2 / count).sum() / count), 1e-30)
+
+
+@jax.jit
+def _sums(x, weight):
+    """Count, sums and squares of every feature: the last dimension."""
+    w = across(weight, x) if len(weight) == len(x) else jnp.ones((), jnp.float32)
+    axes = tuple(range(x.ndim - 1))
+    count = jnp.broadcast_to(w, (*x.shape[:-1], 1)).sum()
+    x = x.astype(jnp.float32)
+    return count, (x * w).sum(axes), (jnp.square(x) * w).sum(axes)
+
+
+def to_json(curves: Curves) -> list[dict[str, Any]]:
+    """The curves as curves.json has them."""
+    return [
+        {"name": name, **{key: a.tolist() for key, a in curve._asdict().items()}}
+        for name, curve in curves.items()
+    ]
+
+
+def from_json(groups: Any) -> Curves:
+    """The curves from what curves.json holds.
+
+    Raises:
+      InputError: it does not hold curves.
+    """
+    try:
+        found = {group["name"]: _read(group) for group in groups}
+        if len(found) != len(groups):
+            raise ValueError("a group named twice")
+        if not all(isinstance(name, str) for name in found):
+            raise TypeError("a group's name")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(
+            "not curves: expected name, relative, damage and order for every group; "
+            f"{error} is missing or wrong."
+        ) from error
+    return found
+
+
+def _read(group: Mapping[str, Any]) -> Curve:
+    """A group of curves.json."""
+    name, order = group["name"], group["order"]
+    d = len(order)
+    if not d or not all(type(index) is int for index in order):
+        raise ValueError(f"the order of group {name!r}")
+    if sorted(order) != list(range(d)):
+        raise ValueError(
+            f"the order of group {name!r}, no permutation of 0 to {d - 1},"
+        )
+    losses = {}
+    for key in ("relative", "damage"):
+        numbers = group[key]
+        if len(numbers) != d + 1 or not all(type(x) in (int, float) for x in numbers):
+            raise ValueError(f"{key} of group {name!r} (expected {d + 1} numbers)")
+        losses[key] = np.asarray(numbers, np.float64)
+        if not (np.isfinite(losses[key]).all() and (losses[key] >= 0).all()):
+            raise ValueError(f"{key} of group {name!r} (negative or not finite)")
+    return Curve(**losses, order=np.asarray(order, np.int64))

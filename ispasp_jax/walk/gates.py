@@ -1,0 +1,138 @@
+"""What the loss says of a group's channels, for the criteria that need labels.
+
+    L(z) = an example's cross-entropy with every channel c of the group times z_c
+
+is differentiated at z = 1, each example on its own: z = 1 is the network as it is,
+z_c = 0 the network without the channel, so the gradient and the curvature along 1 are
+what first and second order say of removing channels.
+
+L is the rest of the network, from the first place at which the group is read. It
+differs at every group, so each costs one compilation of all that is behind it, and a
+batch costs a forward and a backward pass through that (curvature: about twice as much).
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+from ispasp_jax import devices
+from ispasp_jax.errors import InputError
+from ispasp_jax.graph import Group
+from ispasp_jax.graph.program import Equation, Value
+from ispasp_jax.walk import inputs, sites
+from ispasp_jax.walk.pieces import compiled, evaluate, piece
+from ispasp_jax.walk.sites import Site
+from ispasp_jax.walk.streams import Stream, padded, weights_of
+
+#: Of the calibration batches, (n,) each.
+Labels = Iterable[Int[Array, " _"] | Int[np.ndarray, " _"]]
+
+
+def aligned(
+    labels: Labels | None, stream: Stream, mesh: jax.sharding.Mesh | None
+) -> list[Int[Array, " n"]]:
+    """The labels, batch by batch as the stream's activations.
+
+    Raises:
+      InputError: there are none, or not one of the model's classes for each image, in
+        batches as long as theirs.
+    """
+    if labels is None:
+        raise InputError(
+            "this criterion differentiates the loss and so needs labels; give `labels`,"
+            " batches of them as long as those of the images, or choose a criterion "
+            "that needs none."
+        )
+    logits = stream.flat.outputs[0]
+    if len(stream.flat.outputs) > 1 or len(logits.shape) != 2:
+        raise InputError(
+            "this criterion differentiates the cross-entropy of a row of logits for "
+            f"every image; the model gives {logits.aval.str_short()}: choose a "
+            "criterion that needs no labels."
+        )
+    batches = inputs.checked_labels(labels, logits.shape[-1])
+    found, weight = padded(batches, mesh)
+    real, expected = ([int(w.sum()) for w in ws] for ws in (weight, stream.weight))
+    if real != expected:
+        raise InputError(
+            f"labels come in batches of {real}, images in batches of {expected}; give "
+            "one label for each image, in the same batches."
+        )
+    return [batch for (batch,) in found]
+
+
+def derivatives(
+    reads: Sequence[Site],
+    group: Group,
+    stream: Stream,
+    labels: Sequence[Int[Array, " n"]],
+    curvature: bool,
+) -> dict[str, Float[Array, "images d"] | None]:
+    """∂L/∂z and, if asked for, (∂²L/∂z²) · 1 of every calibration image.
+
+    Args:
+      reads: the places where the group is read.
+      group: the group.
+      stream: the network as it is, before the first of them.
+      labels: of the stream's batches.
+      curvature: whether the second is asked for.
+    """
+    flat = stream.flat
+    step = piece(flat, flat.outputs, stream.live)
+    which = {site.equation: site for site in reads}
+    numbers = tuple(sites.labels(site.contracted, group.atom) for site in reads)
+
+    def make():
+        def function(given, weights, targets, own):
+            env = dict(
+                zip((*step.given, *step.weights), (*given, *weights), strict=True)
+            )
+
+            def loss(z):
+                logits = _gated(
+                    step, dict(env), which, dict(zip(which, own, strict=True)), z
+                )
+                losses = optax.softmax_cross_entropy_with_integer_labels
+                return losses(logits.astype(jnp.float32), targets).sum()
+
+            one = jnp.ones((len(targets), group.width), jnp.float32)
+            with jax.default_matmul_precision("highest"):
+                if curvature:  # examples do not mix, so each has a Hessian of its own
+                    return jax.jvp(jax.grad(loss), (one,), (one,))
+                return (jax.grad(loss)(one),)
+
+        return function
+
+    places = tuple(step.equations.index(site.equation) for site in reads)
+    key = "gates", step.text, places, curvature, group.width
+    run, found = compiled(key, make), []
+    for k, (targets, weight) in enumerate(zip(labels, stream.weight, strict=True)):
+        given = [stream.live[value][k] for value in step.given]
+        pair = run(given, weights_of(step, stream.weights), targets, list(numbers))
+        found.append([devices.rows(each, weight) for each in pair])
+    first, *second = (jnp.concatenate(batches) for batches in zip(*found, strict=True))
+    return {"gradient": first, "curvature": second[0] if second else None}
+
+
+def _gated(
+    step, env: dict[Value, Any], reads: dict[Equation, Site], labels, z
+) -> Array:
+    """The logits with the group's channels times z wherever they are read."""
+    low = 0
+    for place, eqn in enumerate(step.equations):
+        if eqn not in reads:
+            continue
+        evaluate(step.equations[low:place], [], env)
+        site, own = reads[eqn], labels[eqn]
+        factor = jnp.where(own >= 0, z[:, jnp.maximum(own, 0)], 1)
+        before = env[site.hidden]
+        env[site.hidden] = before * sites.in_place(site, factor).astype(before.dtype)
+        evaluate([eqn], [], env)
+        env[site.hidden] = before
+        low = place + 1
+    return evaluate(step.equations[low:], step.wanted, env)[0]

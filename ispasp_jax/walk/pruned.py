@@ -1,0 +1,145 @@
+"""`prune`: any model made smaller, in one call."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+from jaxtyping import Array
+
+from ispasp_jax import budget
+from ispasp_jax.errors import InputError
+from ispasp_jax.graph import Plan, Traced, adapters, narrow, scope
+from ispasp_jax.problem import Criterion
+from ispasp_jax.walk import gates, inputs
+from ispasp_jax.walk.engine import Repair, Tune, walk
+from ispasp_jax.walk.resume import Store
+from ispasp_jax.walk.selecting import GroupResult
+from ispasp_jax.walk.streams import Images
+
+
+class Pruned(NamedTuple):
+    """A model that is really smaller, and how it came about.
+
+    Attributes:
+      apply: of (variables, *inputs): the model in evaluation, on what is left of its
+        variables; composes with jit, grad, vmap and jax.export.
+      variables: those that are left, of the type that was given (an NNX module's
+        state).
+      groups: what became of every group.
+      plan: the groups that lost channels.
+      seconds: what it took: selection, repair, dense (passes), compilation.
+      traced: the dense model's groups; `narrow` and `take` go by it.
+    """
+
+    apply: Callable[..., Any]
+    variables: Any
+    groups: tuple[GroupResult, ...]
+    plan: Plan
+    seconds: Mapping[str, float]
+    traced: Traced
+
+    @property
+    def unrepaired(self) -> dict[str, str]:
+        """The groups whose consumers least squares was asked for and did not reach, and
+        why; batch norm's moments were measured again there.
+        """
+        return {g.name: g.unrepaired for g in self.groups if g.unrepaired}
+
+
+def prune(
+    model: Any,
+    variables: Any = None,
+    images: Images | None = None,
+    keep: budget.Keep = 0.4,
+    *,
+    criterion: Criterion | None = None,
+    repair: Repair = "lsq",
+    scope: Literal["inner", "all"] = "inner",
+    ignore: str | Iterable[str] = (),
+    plan: Plan | None = None,
+    labels: gates.Labels | None = None,
+    key: Array | None = None,
+    tune: Tune | None = None,
+    carry_dense: bool = False,
+    residual_images: int = 32,
+    progress: Callable[[Iterable], Iterable] = iter,
+    mesh: jax.sharding.Mesh | None = None,
+    store: Store | None = None,
+    memory: int | None = None,
+) -> Pruned:
+    """Prunes a trained model, without labels or training.
+
+    Args:
+      model: a Linen module, a Haiku transform, or a function of (variables, *inputs),
+        with its variables; an NNX or Equinox module carries its own.
+      variables: the model's, from training; None for a module that carries its own.
+      images: calibration batches as the model takes them, of training data: arrays, or
+        tuples of them for a model of several inputs.
+      keep: the fraction of each group's channels that stays, or fractions by glob over
+        group names (`trace` prints them).
+      criterion: how to select (see `criteria`); i-SpaSP with T = 20 if None.
+      repair: "lsq" refits what reads a group by least squares, "bn" measures batch
+        norms' moments again, "none".
+      scope: "inner", the paper's: hidden channels that one layer makes and one reads;
+        "all": residual streams, heads and concatenated channels, too.
+      ignore: globs over names of groups that stay whole.
+      plan: which channels to keep, where that is known: nothing is selected then.
+      labels: the images' classes, batch by batch, for a criterion that needs them.
+      key: for criteria that draw at random; jax.random.key(0) if None.
+      tune: trains the model after each group.
+      carry_dense: walk the dense model beside, to report how far outputs drift; the
+        least squares do so anyway.
+      residual_images: how many images the relative residual is measured on, 0 for none.
+      progress: wraps the iterable of steps, to show how far the walk is.
+      mesh: devices to spread the images over (`devices.mesh`).
+      store: where steps are kept, to go on after a stop (`walk.Store`).
+      memory: bytes of the images' activations that each device may keep; the result is
+        the same.
+
+    Never judge the result by these images: the repair is fitted to them, and flatters
+    itself there.
+
+    Raises:
+      InputError: the arguments are not what is written above, in one sentence.
+      FloatingPointError: NaN or infinity in weights, images or activations.
+    """
+    function, variables = adapters.function(model, variables)
+    if images is None:
+        raise InputError(
+            "prune needs images: batches of training data as the model takes them, "
+            "prune(model, variables, [batch, ...])."
+        )
+    batches = [*inputs.checked_images(images)]
+    if not batches:
+        raise InputError("no calibration images: expected at least one batch.")
+    traced = inputs.traced_at(function, variables, batches[0])
+    groups = _scope(traced, scope, ignore)
+    sizes = {}
+    if plan is None:
+        sizes = budget.sizes({group.name: group.width for group in groups}, keep)
+    result = walk(
+        traced,
+        variables,
+        batches,
+        sizes,
+        criterion,
+        labels=labels,
+        plan=plan,
+        key=key,
+        repair=repair,
+        tune=tune,
+        carry_dense=carry_dense,
+        residual_images=residual_images,
+        progress=progress,
+        mesh=mesh,
+        store=store,
+        memory=memory,
+    )
+    apply = narrow(function, traced, result.plan)
+    return Pruned(
+        apply, result.variables, result.groups, result.plan, result.seconds, traced
+    )
+
+
+def _scope(traced: Traced, name: str, ignore: str | Iterable[str]):
+    return scope(traced.groups, name, ignore)

@@ -1,0 +1,264 @@
+"""The calibration images' live values on their way through a network.
+
+A stream stands at a place of the program and holds what is alive there, batch by batch;
+`to` carries it on, one jitted piece for all batches. Channels that a cut took away are
+zeros, so that blocks cut to different widths compile once.
+
+With a limit on memory, what would exceed it is computed again whenever it is read, and
+what that is computed from lies on the host. The same functions run on the same numbers,
+so the results are the same, bit for bit.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ispasp_jax import devices
+from ispasp_jax.errors import InputError
+from ispasp_jax.graph.program import Value
+from ispasp_jax.walk.flat import Flat
+from ispasp_jax.walk.pieces import Piece, forward, piece
+
+#: Calibration batches, preprocessed: an array each, or a tuple where the model takes
+#: several.
+Images = Iterable[Any]
+
+#: A batch each: a list of what is there, or what is made when it is read.
+Activations = Sequence[Float[Array, "n ..."]]
+
+Weights = Mapping[Value, Array]
+
+
+class Lazy(Sequence):
+    """Batches that are made each time they are read, and take no device memory."""
+
+    def __init__(self, make: Callable[[int], Array], count: int):
+        self._make, self._count = make, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, k: int) -> Array:
+        return self._make(range(self._count)[k])
+
+
+def across(weight: Float[Array, " n"], x: Float[Array, "n ..."]) -> Array:
+    """The examples' weights in a shape that multiplies x."""
+    return weight.reshape([-1] + [1] * (x.ndim - 1))
+
+
+class Stream(NamedTuple):
+    """Where a network's calibration activations are.
+
+    Attributes:
+      flat: the program.
+      weights: its variables, at full width.
+      place: the equations before it are done.
+      live: what is alive there, a batch each.
+      weight: of every example; 0 where it is padding.
+      memory: bytes of activations that it may keep on all devices together; None is no
+        limit.
+      name: what is being computed, for errors.
+
+    Whatever it makes and keeps is checked: NaN or infinity raise FloatingPointError.
+    """
+
+    flat: Flat
+    weights: Weights
+    place: int
+    live: Mapping[Value, Activations]
+    weight: list[Float[Array, " n"]]
+    memory: int | None = None
+    name: str = "the input"
+
+    def named(self, name: str) -> "Stream":
+        """The same, on its way to something else."""
+        return self._replace(name=name)
+
+    def to(
+        self,
+        place: int,
+        keep: Iterable[Value] = (),
+        watch: Mapping[Value, Callable[[int, Array], None]] | None = None,
+    ) -> "Stream":
+        """The stream at a later place.
+
+        Args:
+          place: where.
+          keep: values that are needed although no equation reads them any more.
+          watch: what is called with (batch, value) for values made on the way.
+        """
+        wanted = list(dict.fromkeys([*self.flat.alive(place), *keep]))
+        passed = {v: self.live[v] for v in wanted if v in self.live}
+        new = [v for v in wanted if v not in passed]
+        watch = self._on_the_way(watch, place)
+        extra = [value for value in watch if value not in new]
+        step = piece(self.flat, [*new, *extra], self.live)
+
+        def kept(k: int, made: list[Array]) -> list[Array]:
+            for value, array in zip(step.wanted, made, strict=True):
+                if value in watch:
+                    watch[value](k, array)
+            return made[: len(new)]
+
+        live = passed | self._made(step, passed, kept, new)
+        return self._replace(place=place, live=live)
+
+    def hidden(self, place: int, watch=None) -> "Stream":
+        """The stream before a consumer, by way of the waist on the way there; where
+        what is alive there exceeds the memory, it is computed at each reading."""
+        waist = self.flat.waist(self.place, place)
+        at_waist = self.to(waist, watch=watch) if waist > self.place else self
+        behind = at_waist._on_the_way(watch, place)
+        room = self.memory is None or self._has_room(self.flat.alive(place))
+        if room or place <= at_waist.place or behind:
+            return at_waist.to(place, watch=behind)
+        alive = self.flat.alive(place)
+        passed = {v: at_waist.live[v] for v in alive if v in at_waist.live}
+        step = piece(self.flat, [v for v in alive if v not in passed], at_waist.live)
+        last: dict[int, list[Array]] = {}
+
+        def made(k: int, which: int) -> Array:
+            if k not in last:
+                last.clear()
+                last[k] = at_waist.run(step, k)[0]
+            return last[k][which]
+
+        lazy = {
+            v: Lazy(lambda k, which=which: made(k, which), len(self.weight))
+            for which, v in enumerate(step.wanted)
+        }
+        return at_waist._replace(place=place, live=passed | lazy)
+
+    def _on_the_way(self, watch, place: int) -> dict[Value, Callable]:
+        """Of what is watched, what is made up to a place."""
+        made = self.flat.made
+        return {
+            value: seen
+            for value, seen in (watch or {}).items()
+            if self.place <= made.get(value, -1) < place
+        }
+
+    def run(self, step: Piece, k: int) -> tuple[list[Array], Array]:
+        """A piece's values for a batch, and whether they are finite."""
+        given = [self.live[value][k] for value in step.given]
+        return forward(step)(given, weights_of(step, self.weights))
+
+    def _made(self, step: Piece, passed, change, new) -> dict[Value, Activations]:
+        """What a piece gives, batch by batch: on the devices where there is room, else
+        on the host."""
+        finite: list[Array] = []
+
+        def batches() -> Iterator[list[Array]]:
+            for k in range(len(self.weight)):
+                made, sound = self.run(step, k)
+                finite.append(sound)
+                yield change(k, made)
+
+        if not step.wanted:
+            return {}
+        room = self.memory is None or self._has_room([*passed, *new])
+        found = [*batches()] if room else [[*map(_to_host, b)] for b in batches()]
+        if not all(jax.device_get(finite)):
+            raise FloatingPointError(
+                f"{self.name}: its activations hold NaN or infinity, so nothing that "
+                "follows means anything; check the weights and the calibration images "
+                "(their mean and std, and whether they overflow in half precision)."
+            )
+
+        def read(place: int) -> Activations:
+            column = [batch[place] for batch in found]
+            return column if room else Lazy(lambda k: column[k](), len(column))
+
+        return {value: read(place) for place, value in enumerate(new)}
+
+    def _has_room(self, values: Iterable[Value]) -> bool:
+        there = {v for v, a in self.live.items() if not isinstance(a, Lazy)}
+        size = sum(map(_bytes, {*there, *values}))
+        return size * len(self.weight) <= self.memory
+
+
+def weights_of(step: Piece, weights: Weights) -> list[Array]:
+    """The weights that a piece reads."""
+    return [weights.get(value, value.constant) for value in step.weights]
+
+
+def start(
+    flat: Flat,
+    weights: Weights,
+    images: Images,
+    mesh: jax.sharding.Mesh | None = None,
+    memory: int | None = None,
+) -> Stream:
+    """Calibration batches at the network's input; see `padded`."""
+    batches, weight = padded(
+        images, mesh, (lambda a: a) if memory is None else _to_host
+    )
+    live = {}
+    for value, column in zip(flat.inputs, zip(*batches, strict=True), strict=True):
+        lazy = Lazy(lambda k, column=column: column[k](), len(column))
+        live[value] = [*column] if memory is None else lazy
+    return Stream(flat, weights, 0, live, weight, memory)
+
+
+def padded(
+    images: Images,
+    mesh: jax.sharding.Mesh | None = None,
+    hold: Callable[[Array], Any] = lambda array: array,
+) -> tuple[list[tuple[Any, ...]], list[Float[Array, " n"]]]:
+    """Batches all of the first one's size: a longer one is split, a short one padded
+    with examples that weigh nothing. With a mesh (of devices.py) each is spread over
+    its devices; `hold` says what is kept of each array.
+
+    Raises:
+      InputError: no batches.
+    """
+    found, weight, size = [], [], None
+    for batch in images:
+        arrays = batch if isinstance(batch, tuple) else (batch,)
+        size = size or len(arrays[0])
+        for low in range(0, len(arrays[0]), size):
+            rows = [jnp.asarray(array[low : low + size]) for array in arrays]
+            short = size - len(rows[0])
+            real = (jnp.arange(size) < len(rows[0])).astype(jnp.float32)
+            if short:  # copies of an example: a network may not be finite on zeros
+                rows = [
+                    jnp.pad(x, [(0, short)] + [(0, 0)] * (x.ndim - 1), "edge")
+                    for x in rows
+                ]
+            rows, real = devices.place(mesh, (rows, real))
+            weight.append(real)
+            found.append(tuple(map(hold, rows)))
+    if not found:
+        raise InputError("no calibration images: expected at least one batch.")
+    return found, weight
+
+
+def share(memory: int | None, mesh: jax.sharding.Mesh | None, count: int) -> int | None:
+    """What each of `count` streams may keep, of so many bytes on every device."""
+    if memory is None:
+        return None
+    return memory * (1 if mesh is None else mesh.size) // count
+
+
+def _bytes(value: Value) -> int:
+    return math.prod(value.shape) * value.aval.dtype.itemsize
+
+
+def _to_host(array: Array) -> Callable[[], Array]:
+    """An array whose every device's rows lie on the host until it is read."""
+    shape, sharding = array.shape, array.sharding
+    rows = [
+        (shard.device, np.asarray(shard.data)) for shard in array.addressable_shards
+    ]
+
+    def back() -> Array:
+        parts = [jax.device_put(data, device) for device, data in rows]
+        return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+
+    return back
