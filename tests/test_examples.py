@@ -214,7 +214,6 @@ ALL = (linen_unet, nnx_resnet, linen_vit, linen_densenet, linen_squeeze_excite)
 ALL += (linen_masked_lm,)
 
 
-@pytest.mark.skip(reason="prune takes shipped networks only, not yet any model")
 @pytest.mark.parametrize("make", GROUPS, ids=lambda make: make.__name__)
 def test_prune_gives_narrower_arrays_and_the_function_of_masked_ones(make):
     model, variables, x = make()
