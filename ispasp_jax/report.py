@@ -198,7 +198,15 @@ def budget_table(record: Mapping[str, Any]) -> str:
 
 def summary(report: Mapping[str, Any]) -> str:
     """A whole report.json, for people."""
-    seconds = ", ".join(f"{k} {numeral(v)}" for k, v in report["seconds"].items())
+    spent = {k: v for k, v in report["seconds"].items() if not isinstance(v, Mapping)}
+    seconds = ", ".join(f"{k} {numeral(v)}" for k, v in spent.items())
+    passes = ", ".join(
+        f"{name} {numeral(count)}"
+        for name, count in report["seconds"].get("dense_passes", {}).items()
+    )
+    lines = [f"seconds: {seconds}"]
+    if passes:
+        lines.append(f"in dense passes, compilation apart: {passes}")
     return "\n\n".join(
         [
             f"{report['model']} on {report['data']}, {report['method']}, seed "
@@ -207,6 +215,6 @@ def summary(report: Mapping[str, Any]) -> str:
             *([budget_table(report["budget"])] if "budget" in report else []),
             cost_table(report["dense"], report["pruned"]),
             stage_table(report["stages"]),
-            "\n".join([f"seconds: {seconds}", *report["notes"]]),
+            "\n".join([*lines, *report["notes"]]),
         ]
     )
