@@ -214,7 +214,15 @@ ALL = (linen_unet, nnx_resnet, linen_vit, linen_densenet, linen_squeeze_excite)
 ALL += (linen_masked_lm,)
 
 
-@pytest.mark.parametrize("make", GROUPS, ids=lambda make: make.__name__)
+#: Whose programs compile in seconds.
+QUICK = (linen_cnn, linen_vit, linen_scan, linen_masked_lm)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [pytest.param(m, marks=[pytest.mark.slow][m in QUICK :]) for m in GROUPS],
+    ids=lambda make: make.__name__,
+)
 def test_prune_gives_narrower_arrays_and_the_function_of_masked_ones(make):
     model, variables, x = make()
     scope = "all" if make in ALL else "inner"
