@@ -5,8 +5,7 @@ is consumed is axis -2 of a kernel, so a residual block's hidden channels are
 
     Group("layer1.1",
           axes=(("layer1.1/conv1/*", -1), ("layer1.1/bn1/*", -1),
-                ("layer1.1/conv2/kernel", -2)),
-          consumer=("layer1.1/conv2", "layer1.1/bn2"))
+                ("layer1.1/conv2/kernel", -2)))
 
 `take` (cut) and `mask` (zero) are the only code that changes a parameter tree, and the
 same support given to both leaves the network's outputs equal. A tree is any pytree of
@@ -56,7 +55,7 @@ class Group(NamedTuple):
 
     name: str
     axes: tuple[tuple[str, int], ...]
-    consumer: tuple[str, ...]
+    consumer: tuple[str, ...] = ()
     affine: bool = True
 
     def within(self, prefix: str, name: str) -> "Group":

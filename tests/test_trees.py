@@ -5,7 +5,6 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import networks
 import numpy as np
 import pytest
 from flax import nnx
@@ -165,13 +164,14 @@ def test_states_and_modules_of_nnx():
 
 
 def test_frozen_variables_stay_frozen():
-    network = networks.NETWORKS["mlp"]
-    variables = FrozenDict(networks.variables_of(network))
-    name, group = next(iter(network.groups().items()))
-    kept = np.arange(0, network.group_widths()[name], 2)
-    cut = groups.take(variables, group, kept)
-    assert isinstance(cut, FrozenDict) and groups.width(cut, group) == len(kept)
-    assert_same(cut.unfreeze(), groups.take(variables.unfreeze(), group, kept))
+    """And paths of Linen variables begin below the collection."""
+    layers = {"a": {"kernel": dense(3, 6), "bias": vector()}, "b": {"w": dense(6, 2)}}
+    variables = FrozenDict({"params": layers, "batch_stats": {"a": {"mean": vector()}}})
+    group = Group("a", axes=(("a/*", -1), ("b/w", -2)))
+    cut = groups.take(variables, group, KEPT)
+    assert isinstance(cut, FrozenDict) and groups.width(cut, group) == len(KEPT)
+    assert cut["batch_stats"]["a"]["mean"].shape == (len(KEPT),)
+    assert_same(cut.unfreeze(), groups.take(variables.unfreeze(), group, KEPT))
 
 
 W = {"w": dense(3, 6), "b": vector(), "n": np.int32(3), "f": print}

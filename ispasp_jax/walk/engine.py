@@ -209,13 +209,16 @@ class _Walk:
         single: dict[Site, Group] = {}
         shared: list[tuple[Group, list[Site]]] = []
         blind: list[Group] = []
-        for group in self.traced.groups:
+        # A consumer is the own one of one group, of an inner one if it can: what else
+        # it reads (heads beside the width within them, pieces side by side) is shared.
+        for group in sorted(self.traced.groups, key=lambda g: g.kind != "inner"):
             if self.asked.sizes.get(group.name, group.width) >= group.width:
                 continue
             found = [*sites.of_leaf(self.sites, group.atom)]
             layers = [_layer(group, site) for site in found]
             every = range(group.layers) if group.layers else [None]
-            if sorted(layers, key=str) == sorted(every, key=str):
+            own = sorted(layers, key=str) == sorted(every, key=str)
+            if own and not any(site in single for site in found):
                 single |= dict.fromkeys(found, group)
             elif found and not group.layers and group.kind != "product":
                 shared.append((group, found))
