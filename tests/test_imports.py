@@ -74,7 +74,7 @@ def test_models_know_nothing_of_pruning():
 def test_imports_run_one_way():
     """The core, then groups and models, then plans and the walk, then all the rest."""
     upper = {"data", "training", "checkpoints", "report", "commands", "hub", "weights"}
-    for module in ("groups", "plan", "budget", "pruning", "cost", "gates"):
+    for module in ("groups", "plan", "budget", "pruning", "cost", "timing"):
         assert not ours(ROOT / f"{module}.py") & upper, module
     assert ours(ROOT / "groups.py") == {"trees", "errors"}
     assert ours(ROOT / "optimizers.py") == {"trees", "groups", "errors"}
