@@ -27,7 +27,7 @@ _WHERE = {
     "take_optimizer": "optimizers",
     "trace": "graph",
     "narrow": "graph",
-    "check": "graph",
+    "check": "pruning",
     "load": "checkpoints",
     "save": "checkpoints",
     "Model": "checkpoints",

@@ -1,17 +1,19 @@
 """`prune`: any model made smaller, in one call."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
 from jaxtyping import Array
 
-from ispasp_jax import budget, cost, timing
+from ispasp_jax import budget, cost, graph, timing
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph import Group, Plan, Traced, adapters, modules, narrow, scope
 from ispasp_jax.problem import Criterion
 from ispasp_jax.targets import Budget
-from ispasp_jax.walk import gates, inputs
+from ispasp_jax.walk import gates, probe
+from ispasp_jax.walk import inputs as inputs_
 from ispasp_jax.walk.clocks import Clocks
 from ispasp_jax.walk.curves import Curve, measure_curves
 from ispasp_jax.walk.engine import Repair, Tune, Walked, walk
@@ -46,6 +48,23 @@ class Pruned(NamedTuple):
     traced: Traced
     module: Any | None = None
     unfit: str | None = None
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Saves what is left as a model folder that `ispasp_jax.load` reads: arrays,
+        and the function as a StableHLO program for any batch and platform, so that it
+        runs without the model's code; and the plan beside.
+
+        Raises:
+          InputError: the folder holds other files, or the function cannot be written
+            for a batch of any size.
+        """
+        from ispasp_jax import checkpoints, stablehlo  # which know of models
+
+        program = stablehlo.stored(self.apply, self.variables, *self.traced.inputs)
+        leaves = jax.tree_util.tree_leaves_with_path(self.variables)
+        arrays = {graph.key_path(path): leaf for path, leaf in leaves}
+        model = checkpoints.Model("function", program, arrays, None)
+        checkpoints.save(folder, model, self.plan)
 
     @property
     def unrepaired(self) -> dict[str, str]:
@@ -119,10 +138,10 @@ def prune(
             "prune needs images: batches of training data as the model takes them, "
             "prune(model, variables, [batch, ...])."
         )
-    batches = [*inputs.checked_images(images)]
+    batches = [*inputs_.checked_images(images)]
     if not batches:
         raise InputError("no calibration images: expected at least one batch.")
-    traced = inputs.traced_at(function, variables, batches[0])
+    traced = inputs_.traced_at(function, variables, batches[0])
     groups, clocks, sizes = _scope(traced, scope, ignore), Clocks(), {}
     if plan is None and isinstance(keep, Budget):
         with clocks.on("curves"):
@@ -190,3 +209,40 @@ def _module(model: Any, traced: Traced, result: Walked) -> tuple[Any, str | None
         return modules.narrower(model, traced, result.plan, result.variables), None
     except modules.Unfit as why:
         return None, str(why)
+
+
+def check(
+    model: Any,
+    variables: Any,
+    *inputs: Any,
+    plan: Plan | None = None,
+    tolerance: float = 1e-4,
+) -> float:
+    """Tries a model on a small batch: whether cut and masked outputs are the same, and
+    whether consumers do what selection and repair take them for.
+
+    Args:
+      model: as `trace` takes it, or what it gave.
+      variables: arrays; None for a module that carries its own.
+      *inputs: a small batch.
+      plan: what to keep; half of every group, drawn at random, if None.
+      tolerance: largest difference allowed, relative to the largest output.
+
+    Returns:
+      The largest difference, relative to the largest output.
+
+    Raises:
+      AssertionError: they differ by more; the worst group or consumer is named.
+    """
+    if not isinstance(model, Traced):
+        model, variables = adapters.function(model, variables)
+    traced = inputs_.traced_at(model, variables, inputs)
+    apart = graph.check(traced, variables, *inputs, plan=plan, tolerance=tolerance)
+    found = probe(traced, variables, *inputs)
+    worst = max(found, key=lambda name: found[name], default=None)
+    if worst and not found[worst] <= max(tolerance, 1e-3):
+        raise AssertionError(
+            f"what reads {worst} is {found[worst]:.1e} of its largest output from its "
+            "kernel times the patches, scaled and shifted; please report the model."
+        )
+    return max(apart, *found.values()) if found else apart

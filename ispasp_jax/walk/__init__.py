@@ -13,6 +13,7 @@ consumer of a group its channels are selected, cut, and what reads them is refit
 from ispasp_jax.walk.curves import Curve, measure_curves
 from ispasp_jax.walk.engine import Tune, Walked, walk
 from ispasp_jax.walk.memory import estimate
+from ispasp_jax.walk.probe import probe
 from ispasp_jax.walk.resume import Done, Store
 from ispasp_jax.walk.selecting import GroupResult
 
@@ -25,5 +26,6 @@ __all__ = [
     "Walked",
     "estimate",
     "measure_curves",
+    "probe",
     "walk",
 ]
