@@ -4,9 +4,9 @@ that ISPASP_DATA names.
 
 import flax.linen as nn
 import rows
+from ispasp_jax.streams import Stream
 
 from ispasp_jax import data, models, streams, weights
-from ispasp_jax.streams import Stream
 
 
 def load(name: str) -> tuple[nn.Module, dict, data.Source]:

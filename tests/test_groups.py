@@ -14,7 +14,6 @@ from ispasp_jax.groups import Group
 GROUP = Group(
     "block",
     axes=(("block/conv1/*", -1), ("block/bn1/*", -1), ("block/conv2/kernel", -2)),
-    consumer=("block/conv2",),
 )
 KEPT = np.array([0, 2, 5])
 
@@ -123,14 +122,6 @@ def test_linen_variables_are_cut_in_every_collection():
     )
 
 
-def test_within_moves_a_group_below_a_prefix():
-    inner = Group("", axes=(("conv1/*", -1), ("conv2/kernel", -2)), consumer=("conv2",))
-    moved = inner.within("a/b", "b.conv1")
-    assert moved.name == "b.conv1" and moved.consumer == ("a/b/conv2",)
-    assert moved.axes == (("a/b/conv1/*", -1), ("a/b/conv2/kernel", -2))
-    assert inner.within("", "x").axes == inner.axes
-
-
 class Perceptron(nnx.Module):
     def __init__(self, wide, rngs):
         self.layers = nnx.List([nnx.Linear(3, wide, rngs=rngs)])
@@ -146,7 +137,6 @@ def test_nnx_states():
     group = Group(
         "hidden",
         axes=(("layers/0/*", -1), ("norm/*", -1), ("out/kernel", -2)),
-        consumer=("out",),
     )
     model = Perceptron(6, nnx.Rngs(0))
     full = networks.randomised(nnx.to_pure_dict(nnx.state(model)))

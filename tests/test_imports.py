@@ -74,7 +74,9 @@ def test_models_know_nothing_of_pruning():
 def test_imports_run_one_way():
     """The core, then groups and models, then plans and the walk, then all the rest."""
     upper = {"data", "training", "checkpoints", "report", "commands", "hub", "weights"}
-    lower = [f"{m}.py" for m in ("groups", "plan", "budget", "pruning", "cost")]
+    lower = [
+        f"{m}.py" for m in ("groups", "plan", "budget", "pruning", "cost", "timing")
+    ]
     for path in (*(ROOT / name for name in lower), *(ROOT / "walk").glob("*.py")):
         assert not ours(path) & upper, path
     assert ours(ROOT / "groups.py") == {"trees", "errors"}
