@@ -184,10 +184,9 @@ class _Walk:
         self.drifts: list[tuple[tuple[str, int | None], Value, list]] = []
         self.visited: list[int] = []
         self.count = 0  # of what has been kept
-        cut_now = [
-            g for g in traced.groups if asked.sizes.get(g.name, g.width) < g.width
-        ]
-        found = readers(self.sites, cut_now)
+        sizes, groups = asked.sizes, traced.groups
+        narrower = [g for g in groups if sizes.get(g.name, g.width) < g.width]
+        found = readers(self.sites, narrower)
         if asked.plan is None:
             refuse_blind(found)
         self.shared, self.blind = found.shared, found.blind
