@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 import ispasp_jax
-from ispasp_jax import budget, cost, curves
+from ispasp_jax import budget, cost
 from ispasp_jax.commands import budgets, prune, train
-from ispasp_jax.curves import Curve
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph import Group
 from ispasp_jax.graph.atoms import Atom
 from ispasp_jax.numerals import numeral
 from ispasp_jax.report import summary
+from ispasp_jax.walk import Curve, curves
 
 
 def test_curves_survive_json():
