@@ -2,13 +2,14 @@
 that ISPASP_DATA names.
 """
 
+import flax.linen as nn
 import rows
-
-from ispasp_jax import data, models, streams, weights
 from ispasp_jax.streams import Stream
 
+from ispasp_jax import data, models, streams, weights
 
-def load(name: str) -> tuple[models.Network, dict, data.Source]:
+
+def load(name: str) -> tuple[nn.Module, dict, data.Source]:
     """The network, its variables, and CIFAR-10."""
     folder = rows.data_folder()
     source = data.open_source(f"npz:{folder}/cifar10/cifar10_lossless.npz")

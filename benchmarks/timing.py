@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 import rows
@@ -163,7 +164,7 @@ def _peak() -> int | None:
     return 1024 * int(peak)
 
 
-def random_variables(network: models.Network, shape: tuple[int, ...]) -> dict:
+def random_variables(network: nn.Module, shape: tuple[int, ...]) -> dict:
     """Variables whose activations neither vanish nor explode, and whose channels differ
     as those of a trained network do, so that no two scores tie.
     """

@@ -12,8 +12,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "prune": "walk",
-    "Pruned": "walk",
+    "prune": "pruning",
+    "Pruned": "pruning",
     "algorithm_1": "ispasp",
     "ispasp": "ispasp",
     "Criterion": "problem",
@@ -27,7 +27,7 @@ _WHERE = {
     "take_optimizer": "optimizers",
     "trace": "graph",
     "narrow": "graph",
-    "check": "graph",
+    "check": "pruning",
     "load": "checkpoints",
     "save": "checkpoints",
     "Model": "checkpoints",

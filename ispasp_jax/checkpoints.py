@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
@@ -25,9 +26,17 @@ from ispasp_jax import data, descriptions, models, tensors
 from ispasp_jax.data import Preprocessing
 from ispasp_jax.descriptions import ARRAYS, CONFIG, FILES
 from ispasp_jax.errors import InputError
-from ispasp_jax.graph import Plan, Traced, adapters, modules, trace, widths
+from ispasp_jax.graph import (
+    Plan,
+    Traced,
+    adapters,
+    key_path,
+    modules,
+    trace,
+    widths,
+)
 from ispasp_jax.groups import leaves, nested
-from ispasp_jax.tensors import as_weights, fingerprint, printable, some, write_arrays
+from ispasp_jax.tensors import as_weights, fingerprint, is_key, printable, some
 from ispasp_jax.training_states import States as States
 
 
@@ -37,9 +46,9 @@ class Model:
 
     Attributes:
       name: of the architecture, as `--model` takes it.
-      network: a Linen module that takes the variables (of graph.modules, where they
-        are fewer than the architecture's).
-      variables: its variables.
+      network: a model of any framework that takes the variables (of graph.modules,
+        where they are fewer than the architecture's).
+      variables: its variables; their shapes, of an architecture alone.
       preprocessing: how images become inputs.
       options: of the architecture, such as {"stem": "small"}.
     """
@@ -83,6 +92,11 @@ class Model:
     def dense(self) -> Traced:
         """What the equations of the architecture, at its own widths, say of them."""
         network = modules.whole(self.network)
+        if isinstance(self.network, modules.Evaluated):
+            return self.network.traced
+        if not isinstance(network, nn.Module):
+            made = models.create(self.name, self.num_classes, **self.options)
+            return of(self.name, made, self.preprocessing, self.options).traced
         if network is self.network and self.variables:
             return self.traced
         shapes = models.shapes(network, self.input_shape)
@@ -140,6 +154,19 @@ class Model:
         return _logits(adapters.learner(self.network), self.variables, images)
 
 
+def of(
+    name: str, made: Any, preprocessing: Preprocessing, options: Mapping[str, Any]
+) -> Model:
+    """An architecture, as `models.create` made it; Linen's has no arrays yet."""
+    if isinstance(made, tuple):
+        network, variables = made
+    elif isinstance(made, nn.Module):
+        network, variables = made, models.shapes(made, preprocessing.shape)
+    else:
+        network, variables = made, adapters.function(made)[1]
+    return Model(name, network, variables, preprocessing, options)
+
+
 def save(folder: str | os.PathLike, model: Model) -> None:
     """Saves a model folder; one that is there is replaced at once or not at all.
 
@@ -171,7 +198,7 @@ def write(folder: Path, model: Model) -> None:
     Raises:
       InputError: the variables are no weights.
     """
-    arrays = dict(leaves(jax.device_get(model.variables)))
+    arrays = _arrays(model.variables)
     as_weights(_floating(arrays), str(folder / ARRAYS))
     config = {
         "format": descriptions.FORMAT,
@@ -181,10 +208,16 @@ def write(folder: Path, model: Model) -> None:
         "widths": model.dense_widths,
         "preprocessing": data.to_json(model.preprocessing),
     }
-    sums = {"config": _sum_of(config), "arrays": fingerprint(model.variables)}
+    sums = {"config": _sum_of(config), "arrays": fingerprint(nested(arrays))}
     text = json.dumps({**config, "sums": sums}, indent=1) + "\n"
     (folder / CONFIG).write_text(text)
-    write_arrays(folder / ARRAYS, model.variables)
+    tensors.write(folder / ARRAYS, arrays)
+
+
+def _arrays(variables: Any) -> dict[str, Any]:
+    """The arrays that a file holds, by path: all but random keys."""
+    found = {path: leaf for path, leaf in leaves(variables) if not is_key(leaf)}
+    return jax.device_get(found)
 
 
 def _floating(arrays: Mapping[str, Any]) -> dict[str, Any]:
@@ -246,37 +279,44 @@ def load(folder: str | os.PathLike, architecture: str | None = None) -> Model:
     about = descriptions.described(config, path)
     descriptions.allow(about.name, architecture, path)
     try:
-        network = about.network()
-        model = Model(about.name, network, {}, about.preprocessing, about.options)
-        plan = descriptions.plan(_traced(model), about.widths)
+        made = about.network()
+        model = _described(about, made)
+        plan = descriptions.plan(model.dense, about.widths)
     except InputError as error:
         why = str(error).removesuffix(".")
         raise InputError(f"{path} cannot be followed: {why}.") from error
     expected = model.dense.take(plan, model.dense.variables)
-    arrays = _read_arrays(folder / ARRAYS, model, dict(leaves(expected)))
+    shapes = {path: leaf for path, leaf in leaves(expected) if not is_key(leaf)}
+    arrays = _read_arrays(folder / ARRAYS, model, shapes)
     _check_sums(config, arrays, folder)
-    arrays = {_present(model, path): leaf for path, leaf in leaves(arrays)}
+    by_path = {_present(model, path): leaf for path, leaf in leaves(arrays)}
+    keys = {path: leaf for path, leaf in leaves(model.variables) if is_key(leaf)}
+    variables = jax.tree_util.tree_map_with_path(
+        lambda path, _: ({**keys, **by_path})[key_path(path)], expected
+    )
     known = {name: one.kept.shape[-1] for name, one in plan.items()}
-    return model.resize(jax.device_put(nested(arrays)), known)
+    return model.resize(jax.device_put(variables), known)
 
 
-def _traced(model: Model) -> Traced:
+def _described(about: descriptions.Description, made: Any) -> Model:
     try:
-        return model.dense
+        model = of(about.name, made, about.preprocessing, about.options)
+        _ = model.dense
+        return model
     except Exception as error:  # of many kinds: the network's own code
         reason = str(error).strip().partition("\n")[0].removesuffix(".")
         raise InputError(
-            f"it describes a network that cannot take {model.input_shape} inputs "
-            f"({reason:.200})"
+            f"it describes a network that cannot take {about.preprocessing.shape} "
+            f"inputs ({reason:.200})"
         ) from error
 
 
 def _present(model: Model, path: str) -> str:
     """The path of an array that an earlier version may have named otherwise."""
-    collection, *layer, leaf = path.split("/")
-    name = ".".join(layer)
-    known = models.aliases(model.network)
-    return "/".join((collection, known[name], leaf)) if name in known else path
+    collection, _, below = path.partition("/")
+    layer, _, leaf = below.rpartition("/")
+    name = models.aliases(model.network).get(layer.replace("/", "."))
+    return f"{collection}/{name}/{leaf}" if name else path
 
 
 def _read_arrays(

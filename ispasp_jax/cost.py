@@ -5,11 +5,11 @@ groups' sizes. What it costs in time is measured: timing.py.
 import collections
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
-from ispasp_jax.graph import Traced, parameters_of
+from ispasp_jax.graph import Traced
 from ispasp_jax.graph.atoms import Atom, leaves, root
 from ispasp_jax.graph.program import ClosedJaxpr, Equation, Program, program
 
@@ -69,17 +69,12 @@ def macs_by_size(traced: Traced) -> BySize:
     return BySize(_widths(traced), _count(traced.program, size, _widths(traced)))
 
 
-def parameters(model: Traced | Any) -> int:
-    """How many parameters.
-
-    Args:
-      model: traced, or a tree of variables. Of Linen variables, the collection
-        "params"; of an NNX state, what is an nnx.Param; of a traced Haiku transform
-        with state, its params; of anything else, all floating-point arrays.
+def parameters(traced: Traced) -> int:
+    """How many parameters: what gradients change. Of Linen that is the collection
+    "params", of NNX what is an nnx.Param, of a Haiku transform with state its params,
+    of anything else all floating-point arrays.
     """
-    if isinstance(model, Traced):
-        return int(parameters_by_size(model).full)
-    return sum(math.prod(leaf.shape) for leaf in parameters_of(model).values())
+    return int(parameters_by_size(traced).full)
 
 
 def parameters_by_size(traced: Traced) -> BySize:

@@ -5,28 +5,24 @@ is consumed is axis -2 of a kernel, so a residual block's hidden channels are
 
     Group("layer1.1",
           axes=(("layer1.1/conv1/*", -1), ("layer1.1/bn1/*", -1),
-                ("layer1.1/conv2/kernel", -2)),
-          consumer=("layer1.1/conv2", "layer1.1/bn2"))
+                ("layer1.1/conv2/kernel", -2)))
 
-`take` (cut) and `mask` (zero) are the only code that changes a parameter tree, and the
-same support given to both leaves the network's outputs equal. A tree is any pytree of
+`take` cuts and `mask` zeroes them by hand, where nobody traces a model (`Traced.take`
+and `.mask` know the groups of one); the same support given to both leaves the network's
+outputs equal. A tree is any pytree of
 arrays, addressed as in trees.py: params, batch statistics, an average of the weights,
 an NNX state, an Equinox module. A mapping with the key "params" is taken as Linen
 variables: paths then begin below the collection, and hold in all of them.
 """
 
 import fnmatch
-import glob
 import re
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from jaxtyping import Array, Shaped
-
 from ispasp_jax import trees
 from ispasp_jax.errors import InputError
-from ispasp_jax.trees import Kept, Leaf, Tree, leaves
+from ispasp_jax.trees import Kept, Tree, leaves
 from ispasp_jax.trees import nested as nested
 
 
@@ -47,28 +43,11 @@ class Group(NamedTuple):
 
     Attributes:
       name: what users, plans and reports call it.
-      axes: the arrays that carry the channels; makers at -1, the consumer at -2. The
-        first is the kernel that makes them.
-      consumer: the modules from the hidden channels to the next sum or activation.
-      affine: the consumer is affine in evaluation mode, so the exact batch-summed form
-        of selection and the least-squares repair hold. If not, the full form runs.
+      axes: the arrays that carry the channels, and which dimension of each.
     """
 
     name: str
     axes: tuple[tuple[str, int], ...]
-    consumer: tuple[str, ...]
-    affine: bool = True
-
-    def within(self, prefix: str, name: str) -> "Group":
-        """The same group where its sub-tree hangs at `prefix` of a larger tree."""
-        below = f"{prefix}/" if prefix else ""
-        return self._replace(
-            name=name,
-            axes=tuple(
-                ChannelAxis(glob.escape(below) + path, axis) for path, axis in self.axes
-            ),
-            consumer=tuple(below + path for path in self.consumer),
-        )
 
 
 def width(tree: Tree, group: Group) -> int:
@@ -106,21 +85,6 @@ def axes(tree: Tree, group: Group) -> dict[str, tuple[int, ...]]:
     return own
 
 
-def producer(
-    params: Tree, group: Group
-) -> OrderedDict[str, Shaped[Array, "..."] | Leaf]:
-    """The arrays that make the group's channels, by path, channels on the last axis; in
-    the order of the axes, which (unlike that of a dict) jit keeps.
-    """
-    arrays = {path: leaf for path, leaf in leaves(params) if trees.carries(leaf)}
-    return OrderedDict(
-        (path, arrays[path])
-        for pattern, axis in group.axes
-        if axis == -1
-        for path in _matches(pattern, arrays)
-    )
-
-
 def take(tree: Tree, group: Group, kept: Kept) -> Tree:
     """Cuts the group down to the channels `kept`; all else is left as it is.
 
@@ -139,15 +103,6 @@ def take(tree: Tree, group: Group, kept: Kept) -> Tree:
 def mask(tree: Tree, group: Group, kept: Kept) -> Tree:
     """Zeroes every channel of the group but `kept`: `take`'s twin, for checking it."""
     return trees.mask(tree, axes(tree, group), kept, _named(group))
-
-
-def gate(tree: Tree, group: Group, factors: Shaped[Array, " d"]) -> Tree:
-    """Multiplies every channel of the group by its factor; traceable. A group without
-    axes, which is there for the repair, has no array to multiply.
-    """
-    if not group.axes:
-        return tree
-    return trees.scale(tree, axes(tree, group), factors, _named(group))
 
 
 def _named(group: Group) -> str:

@@ -84,11 +84,17 @@ def write_arrays(
     write(path, dict(leaves(jax.device_get(variables))), metadata)
 
 
+def is_key(leaf: Any) -> bool:
+    """Whether it is a random key, as an NNX module's dropout holds."""
+    dtype = getattr(leaf, "dtype", None)
+    return dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+
+
 def fingerprint(variables: Tree) -> str:
     """A checksum of every array's path, type and content."""
     crc = 0
     for path, leaf in leaves(jax.device_get(variables)):
-        leaf = np.asarray(leaf)
+        leaf = np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
         crc = zlib.crc32(f"{path} {leaf.dtype} {leaf.shape}".encode(), crc)
         crc = zlib.crc32(leaf.tobytes(), crc)
     return f"{crc:08x}"

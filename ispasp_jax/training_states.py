@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from ispasp_jax.errors import InputError
-from ispasp_jax.tensors import fingerprint, write_arrays
+from ispasp_jax.tensors import fingerprint, is_key, write_arrays
 
 
 class States:
@@ -45,14 +45,19 @@ class States:
         if epoch is None:
             return None
         arrays = _read_summed(self._folder / str(epoch))
-        pairs, structure = jax.tree_util.tree_flatten_with_path(like)
+        pairs, structure = jax.tree_util.tree_flatten_with_path(_plain(like))
         expected = {jax.tree_util.keystr(path): leaf for path, leaf in pairs}
         if _kinds(arrays) != _kinds(expected):
             raise InputError(
                 f"{self._folder / str(epoch)} is the state of another training."
             )
         found = [arrays[path].reshape(like.shape) for path, like in expected.items()]
-        return jax.device_put(jax.tree.unflatten(structure, found))
+        state = jax.device_put(jax.tree.unflatten(structure, found))
+        return jax.tree.map(
+            lambda leaf, own: jax.random.wrap_key_data(leaf) if is_key(own) else leaf,
+            state,
+            like,
+        )
 
     def close(self) -> None:
         """Nothing is left open: kept for those who call it."""
@@ -62,6 +67,11 @@ class States:
         return {int(path.name) for path in found if path.name.isdecimal()}
 
 
+def _plain(tree: Any) -> Any:
+    """The tree with the numbers of its random keys."""
+    return jax.tree.map(lambda a: jax.random.key_data(a) if is_key(a) else a, tree)
+
+
 def _kinds(arrays: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
     """What has to agree for arrays to be restored."""
     return {path: (int(a.size), str(a.dtype)) for path, a in arrays.items()}
@@ -69,7 +79,7 @@ def _kinds(arrays: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
 
 def _by_path(tree: Any) -> dict[str, np.ndarray]:
     """A tree's arrays by their paths, as a file has them: no shape is ()."""
-    found = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
+    found = jax.tree_util.tree_leaves_with_path(jax.device_get(_plain(tree)))
     return {jax.tree_util.keystr(path): np.atleast_1d(leaf) for path, leaf in found}
 
 

@@ -157,21 +157,6 @@ def mask(tree: Tree, axes: Axes, kept: Kept, what: str = "the tree") -> Tree:
     return _change(tree, axes, lambda leaf, axis: _zero(leaf, alive, axis))
 
 
-def scale(tree: Tree, axes: Axes, factors: Array, what: str = "the tree") -> Tree:
-    """The tree with every channel multiplied by its factor; traceable."""
-    channels = width(tree, axes, what)
-    if factors.shape != (channels,):
-        raise InputError(
-            f"{what}: expected one factor for each of {channels} channels, got an "
-            f"array of shape {factors.shape}."
-        )
-
-    def multiply(leaf, axis):
-        return leaf * across(factors.astype(leaf.dtype), leaf.ndim, axis)
-
-    return _change(tree, axes, multiply)
-
-
 def cut(leaf: Leaf, rows: Int[np.ndarray, " s"], axis: int) -> Leaf:
     """An array's rows along an axis; they are in range."""
     if isinstance(leaf, np.ndarray):

@@ -30,13 +30,21 @@ import numpy as np
 from jaxtyping import Shaped
 
 from ispasp_jax.errors import InputError
+from ispasp_jax.graph.adapters import initialise
 from ispasp_jax.groups import leaves
 from ispasp_jax.models import aliases as other_names
 from ispasp_jax.models import shapes
 from ispasp_jax.tensors import as_float32, some, write_whole
 from ispasp_jax.weight_files import HEADER, read, weights_of
 
-__all__ = ["classes", "read", "save_safetensors", "to_torchvision", "to_variables"]
+__all__ = [
+    "classes",
+    "read",
+    "save_safetensors",
+    "to_torchvision",
+    "to_tree",
+    "to_variables",
+]
 
 Arrays = Mapping[str, Shaped[np.ndarray, "..."]]
 
@@ -93,6 +101,35 @@ def to_variables(
         return jnp.asarray(array.transpose(_to_flax(array.shape)), leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(fill, wanted)
+
+
+def to_tree(arrays: Arrays, like: Any, source: str = "the weights") -> Any:
+    """Variables of any framework, filled with arrays by their key paths.
+
+    Args:
+      arrays: of `read`; their names are key paths joined by "/".
+      like: the variables that are to be filled, at the widths of the arrays.
+      source: what error messages call the arrays.
+
+    Raises:
+      InputError: names or shapes differ.
+    """
+    given = weights_of(arrays, source)
+    expected = {path: tuple(leaf.shape) for path, leaf in leaves(like)}
+    found = {name: array.shape for name, array in given.items()}
+    if found != expected:
+        odd = sorted(set(found.items()) ^ set(expected.items()))
+        raise InputError(
+            f"{source}: not the weights of this model, for example "
+            f"{some(f'{name} {shape}' for name, shape in odd)}; give arrays under its "
+            'own key paths, joined by "/".'
+        )
+
+    def fill(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return jnp.asarray(given[name], leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(fill, like)
 
 
 def to_torchvision(variables: Any) -> dict[str, np.ndarray]:
@@ -173,7 +210,7 @@ def _new_head(
 
     @jax.jit  # compiles the classifier's part of the initialisation alone
     def draw(key):
-        variables = network.init(key, jnp.zeros((1, *input_shape)))
+        variables = initialise(network, key, jnp.zeros((1, *input_shape)))
         return {
             _name(path): leaf
             for path, leaf in leaves(variables)
@@ -202,7 +239,7 @@ def classes(
 def _head_names(network: nn.Module, input_shape: tuple[int, ...]) -> set[str]:
     """The classifier's arrays: those whose shape goes with the number of classes; none
     where the network does not say how many it has."""
-    if not hasattr(network, "num_classes"):
+    if not (isinstance(network, nn.Module) and hasattr(network, "num_classes")):
         return set()
     other = network.clone(num_classes=network.num_classes + 1)
     ours, theirs = (dict(leaves(shapes(n, input_shape))) for n in (network, other))

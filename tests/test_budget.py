@@ -17,7 +17,8 @@ from ispasp_jax.graph import Group
 from ispasp_jax.graph.atoms import Atom
 from ispasp_jax.numerals import numeral
 from ispasp_jax.report import summary
-from ispasp_jax.walk import Curve, curves
+from ispasp_jax.walk import curves
+from ispasp_jax.walk.curves import Curve
 
 
 def test_curves_survive_json():

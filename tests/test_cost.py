@@ -81,6 +81,12 @@ def shipped(name, side, classes=10):
     return graph.trace(network, models.shapes(network, shape), x)
 
 
+def arrays(traced, variables):
+    """Sizes of the parameters' arrays."""
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    return sum(a.size for p, a in leaves if graph.key_path(p) in traced.parameters)
+
+
 def assert_counted(traced):
     """By size equals counting, of a batch of one, at full width and narrower."""
     macs, params = cost.macs_by_size(traced), cost.parameters_by_size(traced)
@@ -90,14 +96,14 @@ def assert_counted(traced):
         return cost.multiply_adds(function, variables, *inputs)
 
     assert cost.macs(traced) == macs.full == counted(traced.function, traced.variables)
-    assert cost.parameters(traced) == params.full == cost.parameters(traced.variables)
+    assert cost.parameters(traced) == params.full == arrays(traced, traced.variables)
     for seed, keep in enumerate((0.3, 0.7)):
         plan = random_plan(traced, keep, seed)
         sizes = {name: cut.size for name, cut in plan.items()}
         small = traced.take(plan, traced.variables)
         narrow = graph.narrow(traced.function, traced, plan)
         assert macs.total(sizes) == counted(narrow, small) < macs.full
-        assert params.total(sizes) == cost.parameters(small) < params.full
+        assert params.total(sizes) == arrays(traced, small) < params.full
     for by_size in (macs, params):
         for name, marginal in by_size.marginal(sizes).items():
             less = {**sizes, name: sizes[name] - 1}
@@ -169,12 +175,14 @@ def test_parameters_are_what_training_moves():
     variables = jax.eval_shape(start, jax.random.key(0), x)
     count = 3 * 9 * 6 + 6 + 2 * 6 + 6 * 5 + 5
     assert cost.parameters(graph.trace(model, variables, x)) == count
-    linen = {"params": {"w": jnp.ones((2, 3))}, "batch_stats": {"mean": jnp.ones(3)}}
-    assert cost.parameters(linen) == 6
-    assert cost.parameters({"w": jnp.ones((2, 3)), "step": jnp.ones((), int)}) == 6
     module = graph_models.Residual(nnx.Rngs(0))
     wanted = sum(a.size for a in jax.tree.leaves(nnx.state(module, nnx.Param)))
-    assert cost.parameters(nnx.state(module)) == wanted
+    assert cost.parameters(graph.trace(module, None, x)) == wanted
+    linen = {"params": {"w": jnp.ones((3, 4))}, "batch_stats": {"mean": jnp.ones(4)}}
+    read = lambda v, x: x @ v["params"]["w"] + v["batch_stats"]["mean"]  # noqa: E731
+    assert cost.parameters(graph.trace(read, linen, x)) == 12
+    own = {"w": jnp.ones((3, 4)), "step": jnp.ones((), int)}
+    assert cost.parameters(graph.trace(lambda v, x: x @ v["w"], own, x)) == 12
 
 
 def test_equal_pieces_are_timed_once(monkeypatch):

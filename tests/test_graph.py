@@ -15,6 +15,7 @@ import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.ad_checkpoint import checkpoint_name
 
 from ispasp_jax import graph
 from ispasp_jax.errors import InputError
@@ -157,6 +158,36 @@ def test_what_is_left_alone_says_why():
     printed = str(traced)
     assert "a[1], b[0]" in printed and "reduce_sum" in printed
     assert "test_graph.py" in printed and "an output" in printed
+
+
+def test_positions_are_not_left_alone_and_a_reason_names_its_module():
+    """A pooled map that is flattened, scanned layers, a norm over channels."""
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.max_pool(nn.relu(nn.Conv(6, (3, 3))(x)), (2, 2), (2, 2))
+            x = nn.Dense(8)(x.reshape(len(x), -1))
+            layers = nn.scan(
+                models.Layer,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                length=3,
+            )
+            x = nn.LayerNorm(name="norm")(
+                layers(name="layers")(nn.Dense(6)(x), None)[0]
+            )
+            return nn.Dense(5, name="out")(x)
+
+    model = Net()
+    x = models.images()
+    traced = graph.trace(model, models.variables(model, x), x)
+    *others, normalised = [(one.axes, one.reason) for one in traced.whole]
+    assert {reason for _, reason in others} == {"an input", "an output"}
+    carried = {(axis.path, axis.axis) for axis in normalised[0]}
+    assert ("params/layers/Dense_0/kernel", 2) in carried
+    assert ("params/layers/Dense_0/kernel", 0) not in carried
+    assert re.match(r"reduce_sum \(Net/norm, flax/linen/normali.+:\d+\)", normalised[1])
 
 
 def test_an_unknown_primitive_freezes_what_it_touches_and_a_rule_frees_it():
@@ -352,6 +383,15 @@ OPERATIONS = {
     "concatenate": (lambda h: jnp.concatenate([h, h * 2], -1)[..., 6:18], {6}),
     "pieces": (lambda h: jnp.concatenate([h[..., 4:], h[..., :4]], -1), {4, 8}),
     "split": (lambda h: jnp.concatenate(jnp.split(h, 3, -1)[::-1], -1), {4}),
+    "stack": (lambda h: jnp.stack([h, 2 * h], 1).sum(1), {12}),
+    "interleave": (
+        lambda h: jnp.stack(jnp.split(h, 2, -1), -1).reshape(4, 5, 12),
+        {6},
+    ),
+    "unstack": (
+        lambda h: jnp.concatenate(jnp.unstack(h.reshape(4, 5, 2, 6), axis=2), -1),
+        {6},
+    ),
     "pad": (lambda h: jnp.pad(h, ((0, 0), (0, 0), (1, 2)))[..., 1:13], {12}),
     "tile": (lambda h: jnp.tile(h, (1, 1, 2))[..., :12], {12}),
     "cumulate positions": (lambda h: jnp.cumsum(h, 1), {12}),
@@ -370,6 +410,14 @@ OPERATIONS = {
     "slice": (lambda h: jax.lax.dynamic_slice_in_dim(h, 1, 5, 1), {12}),
     "update": (lambda h: jax.lax.dynamic_update_slice_in_dim(h, h[:, :2], 1, 1), {12}),
     "scatter": (lambda h: h.at[:, np.array([0, 2])].add(h[:, :2]), {12}),
+    "scatter all ways": (
+        lambda h: h.at[:, 0].max(0.1).at[:, 1].min(0.1).at[:, 2].multiply(2.0),
+        {12},
+    ),
+    "fourier of positions": (lambda h: jnp.fft.fft(h, axis=1).real, {12}),
+    "fourier of channels": (lambda h: jnp.fft.fft(h).real, set()),
+    "name": (lambda h: checkpoint_name(h, "hidden"), {12}),
+    "look": (lambda h: jax.debug.callback(lambda a: None, h) or h, {12}),
     "pool": (lambda h: nn.max_pool(h, (2,), (1,), "SAME"), {12}),
     "mix": (lambda h: h @ W, {12}),
     "gram": (lambda h: jnp.einsum("npc,nqc,nqd->npd", h, h, h), {12}),

@@ -1,7 +1,5 @@
 """Cutting and masking of parameter trees, of NNX states and of optimizer states."""
 
-import fnmatch
-
 import jax
 import jax.numpy as jnp
 import networks
@@ -16,7 +14,6 @@ from ispasp_jax.groups import Group
 GROUP = Group(
     "block",
     axes=(("block/conv1/*", -1), ("block/bn1/*", -1), ("block/conv2/kernel", -2)),
-    consumer=("block/conv2",),
 )
 KEPT = np.array([0, 2, 5])
 
@@ -125,31 +122,6 @@ def test_linen_variables_are_cut_in_every_collection():
     )
 
 
-def test_within_moves_a_group_below_a_prefix():
-    inner = Group("", axes=(("conv1/*", -1), ("conv2/kernel", -2)), consumer=("conv2",))
-    moved = inner.within("a/b", "b.conv1")
-    assert moved.name == "b.conv1" and moved.consumer == ("a/b/conv2",)
-    assert moved.axes == (("a/b/conv1/*", -1), ("a/b/conv2/kernel", -2))
-    assert inner.within("", "x").axes == inner.axes
-
-
-def test_producer_is_the_arrays_that_make_the_channels_the_first_kernel_first():
-    params = networks.variables_of(networks.NETWORKS["mobile"])["params"]
-    group = networks.NETWORKS["mobile"].groups()["features.2"]
-    made = groups.producer(params, group)
-    assert {path.split("/", 1)[1] for path in made} == {
-        "conv.0/0/kernel",
-        "conv.0/1/scale",
-        "conv.0/1/bias",
-        "conv.1/0/kernel",
-        "conv.1/1/scale",
-        "conv.1/1/bias",
-    }
-    assert next(path for path in made if path.endswith("kernel")).endswith(
-        "conv.0/0/kernel"
-    )
-
-
 class Perceptron(nnx.Module):
     def __init__(self, wide, rngs):
         self.layers = nnx.List([nnx.Linear(3, wide, rngs=rngs)])
@@ -165,7 +137,6 @@ def test_nnx_states():
     group = Group(
         "hidden",
         axes=(("layers/0/*", -1), ("norm/*", -1), ("out/kernel", -2)),
-        consumer=("out",),
     )
     model = Perceptron(6, nnx.Rngs(0))
     full = networks.randomised(nnx.to_pure_dict(nnx.state(model)))
@@ -185,15 +156,3 @@ def test_nnx_states():
 def test_averaged_weights_are_a_tree_like_any_other():
     average = optax.incremental_update(tree(1), tree(0), 0.1)
     assert_cut(groups.take(average, GROUP, KEPT), average)
-
-
-def test_patterns_of_shipped_groups_match_within_their_part():
-    """No group reaches the arrays of another part: "layer1.1" is not "layer1.10"."""
-    for network in networks.NETWORKS.values():
-        variables = networks.variables_of(network)
-        paths = {path for tree in variables.values() for path in flat(tree)}
-        for name, group in network.groups().items():
-            roots = {pattern.split("/")[0] for pattern, _ in group.axes}
-            for pattern, _ in group.axes:
-                hits = fnmatch.filter(paths, pattern)
-                assert hits and {hit.split("/")[0] for hit in hits} <= roots, name

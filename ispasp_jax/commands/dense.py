@@ -1,6 +1,7 @@
 """What both commands begin with: the data, and a dense network for it."""
 
 import dataclasses
+import functools
 import json
 import re
 import time
@@ -9,6 +10,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +30,7 @@ from ispasp_jax.commands.states import Keeper
 from ispasp_jax.commands.workspace import Workspace
 from ispasp_jax.data import Preprocessing, Source
 from ispasp_jax.errors import InputError
-from ispasp_jax.graph import modules
+from ispasp_jax.graph import adapters, modules
 from ispasp_jax.numerals import numeral
 from ispasp_jax.report import say, track
 from ispasp_jax.tensors import printable
@@ -83,20 +85,22 @@ def preprocessing(args: Namespace, base: Preprocessing) -> Preprocessing:
 
 
 def architecture(args: Namespace, num_classes: int, prep: Preprocessing) -> Model:
-    """The model that the flags name, dense, with shapes for variables."""
+    """The model that the flags name, dense; Linen's without arrays."""
     options = {"stem": args.stem}
     if args.stem is None and "stem" in models.options(args.model):
         options["stem"] = "small" if prep.image_size < 64 else "imagenet"
     options = {key: value for key, value in options.items() if value is not None}
-    network = models.create(args.model, num_classes, **options)
-    shapes = models.shapes(network, prep.shape)
-    return Model(args.model, network, shapes, prep, options)
+    made = models.create(args.model, num_classes, **options)
+    return checkpoints.of(args.model, made, prep, options)
 
 
 def initialised(model: Model, seed: int) -> Model:
-    """The model with fresh variables."""
+    """The model with fresh variables; other models than Linen's have drawn theirs."""
+    if not isinstance(model.network, nn.Module):
+        return model
     image = jnp.zeros((1, *model.input_shape))
-    variables = jax.jit(model.network.init)(jax.random.key(seed), image)
+    init = jax.jit(functools.partial(adapters.initialise, model.network))
+    variables = init(jax.random.key(seed), image)
     return model.replace(model.network, variables)
 
 
@@ -309,15 +313,21 @@ def _from_folder(args: Namespace, folder: Path) -> Model:
         )
     prep = preprocessing(args, model.preprocessing)
     new = dataclasses.replace(model, preprocessing=prep)
-    shapes = [
-        models.shapes(modules.whole(m.network), m.input_shape) for m in (model, new)
-    ]
-    if jax.tree.map(jnp.shape, shapes[0]) != jax.tree.map(jnp.shape, shapes[1]):
+    if not _takes(new, model):
         raise InputError(
             f"{args.weights} cannot take {new.input_shape} inputs, its arrays are for "
             f"{model.input_shape}; leave --image-size and --mean out."
         )
     return new
+
+
+def _takes(new: Model, model: Model) -> bool:
+    """Whether a model with other preprocessing has the arrays of a saved one."""
+    whole = modules.whole(model.network)
+    if not isinstance(whole, nn.Module):
+        return new.input_shape == model.input_shape
+    shapes = [models.shapes(whole, m.input_shape) for m in (model, new)]
+    return jax.tree.map(jnp.shape, shapes[0]) == jax.tree.map(jnp.shape, shapes[1])
 
 
 def _from_file(args: Namespace, source: Source) -> Model:
@@ -339,9 +349,9 @@ def _from_file(args: Namespace, source: Source) -> Model:
 
 
 def with_classes(model: Model, num_classes: int) -> Model:
-    """The architecture for so many classes, with the shapes of its variables."""
-    network = models.create(model.name, num_classes, **model.options)
-    return model.replace(network, models.shapes(network, model.input_shape))
+    """The architecture for so many classes; Linen's without arrays."""
+    made = models.create(model.name, num_classes, **model.options)
+    return checkpoints.of(model.name, made, model.preprocessing, model.options)
 
 
 def _filled(
@@ -359,6 +369,10 @@ def _filled(
         except InputError as error:
             raise InputError(f"--weights {args.weights}: {error}.") from error
         expected = model.dense.take(plan, model.dense.variables)
+    if not isinstance(model.network, nn.Module):
+        like = model.variables if expected is None else expected
+        variables = weights.to_tree(arrays, like, args.weights)
+        return model.resize(variables)
     variables = weights.to_variables(
         arrays,
         model.network,

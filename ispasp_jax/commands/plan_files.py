@@ -14,7 +14,6 @@ from ispasp_jax.checkpoints import CONFIG, Model
 from ispasp_jax.commands import json_files, widths
 from ispasp_jax.commands.workspace import Workspace
 from ispasp_jax.errors import InputError
-from ispasp_jax.models import create, shapes
 from ispasp_jax.plan import Plan
 
 #: What a run calls its plans.
@@ -79,11 +78,10 @@ def _before(weights: str, model: Model) -> Plan | None:
     if not found or not (folder / "model" / CONFIG).is_file():
         return None
     plan = _read(found[0], model.name)
-    network = create(model.name, model.network.num_classes, **model.options)
-    dense = model.replace(network, shapes(network, model.input_shape))
-    plans.check(plan, dense.traced)
-    left = dense.widths | {name: cut.size for name, cut in plan.items()}
-    if left != model.widths:
+    plans.check(plan, model.dense)
+    dense = {group.name: group.width for group in model.dense.groups}
+    left = dense | {name: cut.size for name, cut in plan.items()}
+    if left != model.dense_widths:
         raise InputError(
             f"{found[0]} does not lead from a dense {model.name} to the network beside "
             "it."

@@ -325,7 +325,7 @@ class Run:
         size = self.args.latency_batch_size
         both = {"dense": model, "pruned": loaded}
         times = timing.latencies(
-            [(m.network.apply, m.variables) for m in both.values()],
+            [(m.traced.function, m.variables) for m in both.values()],
             model.input_shape,
             size,
         )
@@ -366,7 +366,7 @@ def _forward_seconds(
     model: Model, batches: list[np.ndarray], mesh: jax.sharding.Mesh
 ) -> float:
     """Seconds of one dense forward pass over all batches, compilation apart."""
-    apply = jax.jit(model.network.apply)
+    apply = jax.jit(model.traced.function)
     variables = devices.replicate(mesh, model.variables)
 
     def forward(batch):

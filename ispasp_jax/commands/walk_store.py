@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from ispasp_jax import checkpoints, devices
+from ispasp_jax import devices, tensors
 from ispasp_jax.commands import content
 from ispasp_jax.commands.workspace import check_there
 from ispasp_jax.plan import Cut
@@ -93,7 +93,7 @@ def _record(path: Path) -> dict | None:
 def _save(path: Path, arrays: Mapping[str, Any], record: dict) -> None:
     new, about = path.with_suffix(".new"), json.dumps(record)
     header = {"about": about, "sum": _sum(dict(arrays), about)}
-    checkpoints.write_arrays(new, arrays, header)
+    tensors.write_arrays(new, arrays, header)
     new.replace(path)
 
 

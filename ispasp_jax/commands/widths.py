@@ -171,12 +171,10 @@ def scoped(args, model) -> dict[str, int]:
     from ispasp_jax import graph, models
 
     groups = model.traced.groups
-    own = getattr(models, "IGNORE", {}).get(args.model, ())
+    names, own = [group.name for group in groups], []
     if args.scope == "inner":  # what the architecture leaves whole, where it is there
-        names = [group.name for group in groups]
+        own = models.IGNORE.get(args.model, ())
         own = [glob for glob in own if fnmatch.filter(names, glob)]
-    else:
-        own = []
     given = [glob for globs in args.ignore or [] for glob in globs]
     try:
         found = graph.scope(groups, args.scope, (*own, *given))

@@ -12,7 +12,6 @@ from ispasp_jax.graph.check import check
 from ispasp_jax.graph.cut import Cut, Plan
 from ispasp_jax.graph.groups import Axis, Group, Whole, scope
 from ispasp_jax.graph.narrowing import narrow
-from ispasp_jax.graph.parameters import parameters as parameters_of
 from ispasp_jax.graph.pieces import Piece, pieces
 from ispasp_jax.graph.rules import RULES, rule
 from ispasp_jax.graph.traced import Traced, trace
@@ -30,7 +29,6 @@ __all__ = [
     "check",
     "key_path",
     "narrow",
-    "parameters_of",
     "pieces",
     "rule",
     "scope",

@@ -85,24 +85,20 @@ def learner(model: Any) -> Learner:
         from flax import nnx
 
         return _nnx(nnx.graphdef(model))  # the module may be changed
-    try:
-        return _remembered(model)
-    except TypeError:  # a tree of arrays has no hash
-        return _learner(model)
+    if callable(model) and not is_haiku(model) and _is_tree(model):
+        return _remembered_tree(_Same(model))
+    return _remembered(model)
 
 
 def _learner(model: Any) -> Learner:
+    if isinstance(getattr(model, "learner", None), Learner):  # modules.Evaluated
+        return model.learner
     if isinstance(model, nn.Module):
-        return _linen(model, model)
-    if isinstance(getattr(model, "original", None), nn.Module):  # modules.Evaluated
-        return _linen(model, model.original)
+        return _linen(model)
     if is_haiku(model):
         return _haiku(model)
-    if callable(model) and _is_tree(model):
-        return _tree(model)
     if callable(model):
-        split, join = _by_key("params")
-        return Learner(model, lambda v, key, *x: (model(v, *x), v), split, join)
+        return Learner(model, lambda v, key, *x: (model(v, *x), v), _split, _join)
     raise InputError(
         f"a model of type {type(model).__name__} cannot be traced; give a Linen, NNX "
         "or Equinox module, a Haiku transform, or a function of (variables, inputs)."
@@ -110,6 +106,24 @@ def _learner(model: Any) -> Learner:
 
 
 _remembered = functools.lru_cache(maxsize=64)(_learner)
+
+
+class _Same:
+    """A tree of arrays as a key: equal to itself."""
+
+    def __init__(self, tree: Any):
+        self.tree = tree
+
+    def __hash__(self) -> int:
+        return id(self.tree)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.tree is other.tree
+
+
+@functools.lru_cache(maxsize=64)
+def _remembered_tree(key: _Same) -> Learner:
+    return _tree(key.tree)
 
 
 def _need(variables, what: str, how: str) -> None:
@@ -126,48 +140,40 @@ def _mode(call: Callable[..., Any], train: bool) -> dict[str, bool]:
     return {name: learns is train for name, learns in MODES.items() if name in known}
 
 
-def _by_key(key: str):
-    """Splits mappings that have the key; of other trees, arrays of real numbers."""
+def _split(variables: Any) -> tuple[Any, Any]:
+    """Real arrays, of a mapping with the key "params" those below it; and all others;
+    None in the places of what is in the other tree."""
+    below = isinstance(variables, Mapping) and "params" in variables
 
-    def split(variables):
-        if isinstance(variables, Mapping) and key in variables:
-            rest = {name: tree for name, tree in variables.items() if name != key}
-            return variables[key], rest
-        return _holes(variables, _is_real), _holes(variables, lambda a: not _is_real(a))
+    def stays(path, leaf):
+        if below and getattr(path[0], "key", None) != "params":
+            return False
+        return is_array(leaf) and jax.numpy.issubdtype(leaf.dtype, jax.numpy.inexact)
 
-    def join(params, rest):
-        if isinstance(rest, Mapping) and key not in rest:
-            return {key: params, **rest}
-        return _filled(params, rest)
-
-    return split, join
-
-
-def _is_real(leaf: Any) -> bool:
-    return is_array(leaf) and jax.numpy.issubdtype(leaf.dtype, jax.numpy.inexact)
+    visit = jax.tree_util.tree_map_with_path
+    params = visit(lambda path, leaf: leaf if stays(path, leaf) else None, variables)
+    rest = visit(lambda path, leaf: None if stays(path, leaf) else leaf, variables)
+    return params, rest
 
 
-def _holes(tree: Any, stays: Callable[[Any], bool]) -> Any:
-    return jax.tree.map(lambda leaf: leaf if stays(leaf) else None, tree)
-
-
-def _filled(one: Any, other: Any) -> Any:
+def _join(params: Any, rest: Any) -> Any:
     return jax.tree.map(
-        lambda a, b: b if a is None else a, one, other, is_leaf=lambda x: x is None
+        lambda a, b: b if a is None else a, params, rest, is_leaf=lambda x: x is None
     )
 
 
-def _linen(model: Any, module: nn.Module) -> Learner:
-    """What has a Linen module's `apply`.
+def initialise(module: nn.Module, key: Any, *inputs: Any) -> Any:
+    """What a Linen module's `init` gives, called as in evaluation."""
+    return module.init(key, *inputs, **_mode(_call(module), False))
 
-    Args:
-      model: the module, or what stands for it.
-      module: whose call says how it is told whether it learns.
-    """
-    while isinstance(getattr(module, "original", None), nn.Module):
-        module = module.original
-    known = type(module).__call__
-    evaluation, training = (_mode(known, train) for train in (False, True))
+
+def _call(module: nn.Module) -> Callable[..., Any]:
+    """What its author wrote."""
+    return type(getattr(module, "original", module)).__call__
+
+
+def _linen(model: nn.Module) -> Learner:
+    evaluation, training = (_mode(_call(model), train) for train in (False, True))
 
     def train(variables, key, *inputs):
         moves = [name for name in variables if name != "params"]
@@ -180,7 +186,13 @@ def _linen(model: Any, module: nn.Module) -> Learner:
     def evaluate(variables, *inputs):
         return model.apply(variables, *inputs, **evaluation)
 
-    return Learner(evaluate, train, *_by_key("params"))
+    def split(variables):
+        rest = {name: tree for name, tree in variables.items() if name != "params"}
+        return variables["params"], rest
+
+    return Learner(
+        evaluate, train, split, lambda params, rest: {"params": params, **rest}
+    )
 
 
 def is_nnx(model: Any) -> bool:
@@ -194,12 +206,12 @@ def _nnx(definition: Any) -> Learner:
     from flax import nnx
 
     def evaluate(state, *inputs):
-        module = nnx.merge(definition, state)
+        module = nnx.merge(definition, state, copy=True)
         module.eval()
         return module(*inputs)
 
     def train(state, key, *inputs):
-        module = nnx.merge(definition, state)
+        module = nnx.merge(definition, state, copy=True)
         module.train()
         return module(*inputs), nnx.state(module)
 
@@ -271,7 +283,7 @@ def _tree(model: Any) -> Learner:
         run = jax.vmap(lambda key, *one: module(*one, key=key))
         return run(keys, *inputs), variables
 
-    return Learner(evaluate, train, *_by_key("params"))
+    return Learner(evaluate, train, _split, _join)
 
 
 def _set_inference(node: Any, value: bool) -> None:

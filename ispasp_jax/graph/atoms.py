@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple
 #: An int, or a symbolic dimension of jax.export.
 Size = int
 
-#: Why rows, columns and kernel taps stay.
+#: Why rows, columns, kernel taps and scanned layers stay.
 POSITIONS = "a position, not a channel"
 
 
@@ -114,6 +114,12 @@ def freeze(atom: Atom, text: str, shape: bool = False) -> None:
     for leaf in leaves(atom):
         if leaf.reason is None or (shape and not leaf.reason.shape):
             leaf.reason = Reason(text, shape)
+
+
+def is_position(atom: Atom) -> bool:
+    """Whether it has to stay because it counts places, not channels."""
+    reasons = [leaf.reason for leaf in leaves(atom)]
+    return all(reason and reason.text == POSITIONS for reason in reasons)
 
 
 def join(a: Atom, b: Atom, where: str) -> None:

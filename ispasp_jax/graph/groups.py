@@ -330,10 +330,10 @@ def table(groups: Iterable[Group], whole: Iterable[Whole], steps: int) -> str:
         readers = _some(group.consumers)
         rows.append((group.name, width, group.kind, str(arrays), readers))
     lines = _columns(rows)
-    alone: dict[str, list[str]] = {}
+    alone: dict[str, dict[str, None]] = {}
     for one in whole:
         names = [f"{axis.path}[{axis.axis}]" for axis in one.axes]
-        alone.setdefault(one.reason, []).append(_some(names))
+        alone.setdefault(one.reason, {})[_some(names)] = None
     if alone:
         lines += ["", "left alone:"]
         lines += [f"  {'; '.join(of)}: {why}" for why, of in alone.items()]

@@ -13,6 +13,7 @@ equation, and if they differ (a module may reshape in another order), on a small
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -65,15 +66,16 @@ def narrower(model: Any, traced: Traced, plan: Plan, variables: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluated:
-    """A Linen module that does not take cut arrays itself: its `apply` does, by narrow.
+    """A model that does not take cut arrays itself, as a function of (variables,
+    *inputs) that does, by narrow.
 
     Attributes:
-      original: the module as its author wrote it.
+      original: the model as its author wrote it.
       traced: its groups.
       plan: what stays.
     """
 
-    original: nn.Module
+    original: Any
     traced: Traced
     plan: Plan
 
@@ -82,13 +84,19 @@ class Evaluated:
         """Of a classifier."""
         return self.original.num_classes
 
-    def __call__(self, variables: Any, *inputs: Any, **options: Any) -> Any:
-        """What module.apply gives, from the cut variables."""
+    @functools.cached_property
+    def learner(self) -> adapters.Learner:
+        """The original's functions, of the cut variables."""
+        whole = adapters.learner(self.original)
+        evaluate, train = (
+            narrow(function, self.traced, self.plan)
+            for function in (whole.evaluate, whole.train)
+        )
+        return whole._replace(evaluate=evaluate, train=train)
 
-        def run(variables, *inputs):
-            return self.original.apply(variables, *inputs, **options)
-
-        return narrow(run, self.traced, self.plan)(variables, *inputs)
+    def __call__(self, variables: Any, *inputs: Any) -> Any:
+        """The outputs in evaluation."""
+        return self.learner.evaluate(variables, *inputs)
 
     apply = __call__
 
@@ -100,8 +108,8 @@ def whole(module: Any) -> Any:
     return module
 
 
-def applicable(model: nn.Module, traced: Traced, plan: Plan, variables: Any) -> Any:
-    """A Linen module that takes the cut arrays, or what has its `apply`."""
+def applicable(model: Any, traced: Traced, plan: Plan, variables: Any) -> Any:
+    """The model's module that takes the cut arrays, or a function that does."""
     try:
         return narrower(model, traced, plan, variables)
     except Unfit:

@@ -190,7 +190,11 @@ def _closed(jaxpr) -> ClosedJaxpr:
 
 
 def _source(eqn) -> str:
-    return source_info_util.summarize(eqn.source_info)
+    """Source line, behind the module where the framework names it; empty if unknown."""
+    line = source_info_util.summarize(eqn.source_info).partition(" (")[0]
+    module = str(eqn.source_info.name_stack)
+    line = line.rpartition("site-packages/")[-1]
+    return f"{module}, {line}" if module and line else line
 
 
 def equations(whole: Program) -> Iterator[Equation]:

@@ -17,7 +17,15 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from ispasp_jax.graph.atoms import POSITIONS, Atom, freeze, join, product, total
+from ispasp_jax.graph.atoms import (
+    POSITIONS,
+    Atom,
+    freeze,
+    is_position,
+    join,
+    product,
+    total,
+)
 from ispasp_jax.graph.program import Equation, Value
 
 #: The new size of an atom, called by `narrow` functions.
@@ -49,11 +57,12 @@ AFFINE = frozenset(
     add add_any sub neg mul div copy convert_element_type reduce_precision reshape
     broadcast_in_dim squeeze transpose rev pad slice split concatenate reduce_sum
     reduce_window_sum cumsum gather dot_general conv_general_dilated device_put
-    optimization_barrier sharding_constraint dynamic_slice real stop_gradient
+    optimization_barrier sharding_constraint dynamic_slice real stop_gradient stack
+    unstack name layout_constraint reshard
     """.split()
 )
 #: Of these, the ones that are affine in several operands together.
-_JOINT = frozenset("add add_any sub concatenate optimization_barrier".split())
+_JOINT = frozenset("add add_any sub concatenate optimization_barrier stack".split())
 
 
 def is_affine(eqn: Equation) -> bool:
@@ -150,12 +159,13 @@ def matched(eqn: Equation, a: Atom, b: Atom, why: str) -> None:
 #: Place by place; a place of the output depends on that place of the inputs alone.
 ELEMENTWISE = """
     abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
-    bitcast_convert_type cbrt ceil clamp conj convert_element_type copy cos cosh digamma
-    div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag integer_pow
-    is_finite le lgamma log log1p logistic lt max mesh_cast min mul ne neg nextafter not
-    or polygamma population_count pow pvary real reduce_precision rem round rsqrt
+    bitcast_convert_type cbrt ceil clamp clz complex conj convert_element_type copy cos
+    cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igamma_grad_a
+    igammac imag integer_pow is_finite layout_constraint le lgamma log log1p logistic lt
+    max mesh_cast min mul mulhi name ne neg nextafter not or polygamma population_count
+    pow pvary real reduce_precision regularized_incomplete_beta rem reshard round rsqrt
     select_n sharding_constraint shift_left shift_right_arithmetic shift_right_logical
-    sign sin sinh sqrt square stop_gradient sub tan tanh threefry2x32 xor
+    sign sin sinh sqrt square stop_gradient sub tan tanh threefry2x32 xor zeta
 """.split()
 
 
@@ -305,6 +315,16 @@ def rev(eqn: Equation) -> None:
             join(x, y, eqn.where)
 
 
+@rule("fft")
+def fft(eqn: Equation) -> None:
+    """Mixes its last dimensions."""
+    operand, out = eqn.inputs[0].dims, eqn.outputs[0].dims
+    mixed = len(operand) - len(eqn.params["fft_lengths"])
+    fixed(eqn, (*operand[mixed:], *out[mixed:]), "mixes it")
+    for x, y in zip(operand[:mixed], out[:mixed], strict=True):
+        join(x, y, eqn.where)
+
+
 @rule("iota", narrow=lambda eqn, size: {"shape": shape(eqn.outputs[0], size)})
 def iota(eqn: Equation) -> None:
     counted = eqn.outputs[0].dims[eqn.params["dimension"]]
@@ -345,6 +365,26 @@ def _pieces(eqn: Equation, pieces: Sequence[Value], whole: Value, axis: int) -> 
 def _split_sizes(eqn: Equation, size: Sizes) -> dict[str, Any]:
     where = eqn.params["axis"]
     return {"sizes": tuple(size(value.dims[where]) for value in eqn.outputs)}
+
+
+@rule("stack")
+def stack(eqn: Equation) -> None:
+    _side_by_side(eqn, eqn.inputs, eqn.outputs[0])
+
+
+@rule("unstack")
+def unstack(eqn: Equation) -> None:
+    _side_by_side(eqn, eqn.outputs, eqn.inputs[0])
+
+
+def _side_by_side(eqn: Equation, ones: Sequence[Value], whole: Value) -> None:
+    """Joins values with what holds them all along a dimension of its own."""
+    axis = eqn.params["axis"]
+    rest = [atom for place, atom in enumerate(whole.dims) if place != axis]
+    for value in ones:
+        for x, y in zip(value.dims, rest, strict=True):
+            join(x, y, eqn.where)
+    fixed(eqn, [whole.dims[axis]], "counts what lies side by side")
 
 
 @rule("slice", narrow=lambda eqn, size: _slice_limits(eqn, size))
@@ -486,6 +526,9 @@ def window(eqn: Equation) -> None:
         if side == 1 and all(_equal(a.size, atoms[0].size) for a in atoms):
             for atom in atoms[1:]:
                 join(atoms[0], atom, eqn.where)
+        elif any(is_position(atom) for atom in atoms):
+            for atom in atoms:
+                freeze(atom, POSITIONS, shape=True)
         else:
             fixed(eqn, atoms, "slides over it")
 
@@ -511,7 +554,7 @@ def _slice_sizes(eqn: Equation, size: Sizes) -> tuple[int, ...]:
     return tuple(size(a) if _equal(s, a.size) else s for s, a in pairs)
 
 
-@rule("scatter", "scatter-add", "scatter_add", "scatter_mul", "scatter_max")
+@rule(*"scatter scatter-add scatter-sub scatter-mul scatter-min scatter-max".split())
 def scatter(eqn: Equation) -> None:
     numbers = eqn.params["dimension_numbers"]
     operand, indices, updates = eqn.inputs
@@ -560,6 +603,11 @@ def platform_index(eqn: Equation) -> None:
     """A number."""
 
 
+@rule("debug_print", "debug_callback")
+def shown(eqn: Equation) -> None:
+    """What is looked at may have any width."""
+
+
 def _inside(eqn: Equation, body: int, given: Sequence[Value], out: Sequence[Value]):
     """Applies a body's rules, joined with what it is given and what it gives."""
     inner = eqn.bodies[body]
@@ -601,7 +649,7 @@ def scan(eqn: Equation) -> None:
     consts, carried = eqn.params["num_consts"], eqn.params["num_carry"]
     fed = consts + carried
     layers = Atom(eqn.params["length"])
-    fixed(eqn, [layers], "goes through it")
+    freeze(layers, POSITIONS, shape=True)
     for place, (a, b) in enumerate(zip(eqn.inputs, inner.inputs, strict=True)):
         b.live, b.origin, b.maker = a.live, a.origin, b
         dims = a.dims

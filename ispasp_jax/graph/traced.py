@@ -13,7 +13,6 @@ from ispasp_jax.graph.atoms import freeze, join
 from ispasp_jax.graph.cut import Masks, Plan
 from ispasp_jax.graph.groups import Group, Whole
 from ispasp_jax.graph.names import Names, rename
-from ispasp_jax.graph.parameters import parameters
 from ispasp_jax.graph.program import ClosedJaxpr, Program, Value, program
 from ispasp_jax.trees import key_path
 
@@ -186,8 +185,20 @@ def trace(
     if names:
         ranks = {path: len(atoms) for path, atoms in dims.items()}
         found = rename(found, alone, ranks, names, COLLECTIONS)
-    moved = parameters(variables, model)
+    moved = _moved(model, variables)
     return Traced(function, variables, inputs, moved, found, alone, whole, dims)
+
+
+def _moved(model: Any, variables: Any) -> list[str]:
+    """Key paths of the variables that gradients change, as the framework says."""
+    leaves = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+                          variables)  # fmt: skip
+    paths = {
+        id(leaf): key_path(path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(leaves)
+    }
+    params, _ = adapters.learner(model).split(leaves)
+    return [paths[id(leaf)] for leaf in jax.tree.leaves(params)]
 
 
 def _like(leaf: Any) -> Any:

@@ -5,6 +5,7 @@ returns a Linen, NNX or Equinox module, or a pair: a Haiku transform or a functi
 (variables, inputs), and its variables.
 """
 
+import functools
 import importlib
 import inspect
 import numbers
@@ -15,6 +16,7 @@ import flax.linen as nn
 import jax
 
 from ispasp_jax.errors import InputError
+from ispasp_jax.graph import adapters
 from ispasp_jax.models import mlp, mobilenetv2, resnet
 
 ARCHITECTURES = (mlp, resnet, mobilenetv2)
@@ -134,7 +136,8 @@ def shapes(network: nn.Module, input_shape: tuple[int, ...]) -> dict[str, Any]:
       input_shape: (height, width, channels) of one image.
     """
     image = jax.ShapeDtypeStruct((1, *input_shape), "float32")
-    return jax.eval_shape(network.init, jax.random.key(0), image)
+    init = functools.partial(adapters.initialise, network)
+    return jax.eval_shape(init, jax.random.key(0), image)
 
 
 def _fitted(make: Callable, name: str, option: str, value: Any) -> Any:

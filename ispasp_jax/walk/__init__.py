@@ -8,13 +8,12 @@ consumer of a group its channels are selected, cut, and what reads them is refit
     streams    the images' live values, batch by batch
     moments, repair, norms, selecting, gates, curves
     engine     the walk
-    pruned     `prune`, for users
 """
 
 from ispasp_jax.walk.curves import Curve, measure_curves
 from ispasp_jax.walk.engine import Tune, Walked, walk
 from ispasp_jax.walk.memory import estimate
-from ispasp_jax.walk.pruned import Pruned, prune
+from ispasp_jax.walk.probe import probe
 from ispasp_jax.walk.resume import Done, Store
 from ispasp_jax.walk.selecting import GroupResult
 
@@ -22,12 +21,11 @@ __all__ = [
     "Curve",
     "Done",
     "GroupResult",
-    "Pruned",
     "Store",
     "Tune",
     "Walked",
     "estimate",
     "measure_curves",
-    "prune",
+    "probe",
     "walk",
 ]

@@ -159,6 +159,25 @@ def kernel(site: Site, weights: Weights) -> Float[Array, "*taps D o"]:
     return run(weights_of(step, weights))
 
 
+class Consumer(NamedTuple):
+    """A consumer as it is with some weights.
+
+    Attributes:
+      kernel: K.
+      scale: of every output; positions come first where they differ.
+      shift: of every output, likewise.
+    """
+
+    kernel: Float[Array, "*taps D o"]
+    scale: Float[np.ndarray, "*positions o"]
+    shift: Float[np.ndarray, "*positions o"]
+
+
+def consumer(site: Site, weights: Weights) -> Consumer:
+    """The consumer with these weights."""
+    return Consumer(kernel(site, weights), *chain(site).ends(weights))
+
+
 def roles(found: Chain) -> Roles:
     """What the chain's variables are, by what moves when they move."""
     places = [*_places(found)]

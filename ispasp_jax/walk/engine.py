@@ -84,13 +84,13 @@ class Step(NamedTuple):
     Attributes:
       place: of the program.
       site: the consumer there; None at a norm.
-      group: whose channels are selected there; None for none.
+      groups: those that it alone reads, whose channels are selected there.
       norm: whose moments are measured again, where that is asked for.
     """
 
     place: int
     site: Site | None = None
-    group: Group | None = None
+    groups: tuple[Group, ...] = ()
     norm: Norm | None = None
 
 
@@ -206,7 +206,7 @@ class _Walk:
 
     def _readers(self):
         """The groups to cut, by the one consumer of each layer, or by all of them."""
-        single: dict[Site, Group] = {}
+        single: dict[Site, list[Group]] = {}
         shared: list[tuple[Group, list[Site]]] = []
         blind: list[Group] = []
         for group in self.traced.groups:
@@ -216,7 +216,8 @@ class _Walk:
             layers = [_layer(group, site) for site in found]
             every = range(group.layers) if group.layers else [None]
             if sorted(layers, key=str) == sorted(every, key=str):
-                single |= dict.fromkeys(found, group)
+                for site in found:
+                    single.setdefault(site, []).append(group)
             elif found and not group.layers and group.kind != "product":
                 shared.append((group, found))
             elif self.asked.plan is not None:
@@ -233,8 +234,9 @@ class _Walk:
         steps = []
         refitted = {*self._refitted()} if self.repair == "lsq" else set()
         for site in self.sites:
-            if site in self.single or site in refitted:
-                steps.append(Step(site.place, site, self.single.get(site)))
+            groups = tuple(self.single.get(site, ()))
+            if groups or site in refitted:
+                steps.append(Step(site.place, site, groups))
         if self.repair != "none":
             found = norms.norms(self.flat)
             steps += [Step(norm.place, norm=norm) for norm in found]
@@ -245,7 +247,7 @@ class _Walk:
         but those that read a stream which is not cut, since what is added to that has
         been refitted before."""
         cut_now = {g.atom for g, _ in self.shared} | {
-            g.atom for g in self.single.values()
+            g.atom for groups in self.single.values() for g in groups
         }
         last = {*_last(self.flat, self.sites)}
         for site in self.sites:
@@ -324,7 +326,7 @@ class _Walk:
         if not self._concerns(step):
             return
         before, done = self.pruned.weights, store and store.read(self.count)
-        key = (step.group.name, _layer(step.group, step.site)) if step.group else None
+        keys = [(group.name, _layer(group, step.site)) for group in step.groups]
         self._advance(step.place, step.site.name if step.site else "a norm")
         if step.site:
             self._pass_dense(step.site)
@@ -332,24 +334,24 @@ class _Walk:
             self._replay(step, done)
         else:
             self._decide(step)
-        if self.dense and key:
-            target = step.site.target
-            self.drifts.append((key, target, self.dense.live[target]))
+        if self.dense:
+            target = step.site.target if step.groups else None
+            self.drifts += [(key, target, self.dense.live[target]) for key in keys]
         tuned = done.tuned if done else None
-        if not done and tune and key and self._is_cut(step.group):
+        if not done and tune and any(map(self._is_cut, step.groups)):
             with self.clocks.on("tune"):
                 tuned = _by_path(tune(self._plan(), self._narrow()))
         if tuned is not None:
             self._again(tuned)
         if not done:
-            self._keep(store, before, [key] if key else [], tuned)
+            self._keep(store, before, keys, tuned)
         self.count += 1
 
     def _concerns(self, step: Step) -> bool:
         """Whether there is anything to do."""
         if step.norm:
             return self.differs and (self.repair == "bn" or self.missed)
-        return bool(step.group) or (self.repair == "lsq" and self.differs)
+        return bool(step.groups) or (self.repair == "lsq" and self.differs)
 
     def _decide(self, step: Step) -> None:
         """Selects and repairs."""
@@ -358,7 +360,7 @@ class _Walk:
                 weights = norms.recalibrate(step.norm, self.pruned)
             self.pruned = self.pruned._replace(weights=weights)
             return
-        known = self._select(step) if step.group else None
+        known = self._select(step) if step.groups else None
         if self.repair == "lsq" and self.differs:
             with self.clocks.on("repair"):
                 self._refit(step, known)
@@ -372,14 +374,15 @@ class _Walk:
 
     def _advance(self, place: int, name: str) -> None:
         """Carries the pruned network on, and says how far it has drifted."""
-        watch, sums = {}, []
+        watch, sums, seen = {}, [], {}
         for key, target, dense in self.drifts:
             made = self.flat.made[target]
-            if target in watch or not self.pruned.place <= made < place:
+            if not self.pruned.place <= made < place:
                 continue
-            found: list = []
-            watch[target] = _watcher(dense, self.pruned.weight, found)
-            sums.append((key, target, found))
+            if target not in watch:
+                seen[target] = []
+                watch[target] = _watcher(dense, self.pruned.weight, seen[target])
+            sums.append((key, target, seen[target]))
         self.pruned = self.pruned.named(name).hidden(place, watch)
         self.visited.append(place)
         for key, target, found in sums:
@@ -405,18 +408,20 @@ class _Walk:
                 self.dense = dense
 
     def _select(self, step: Step):
-        """Selects a group at its consumer; the moments, if any were taken."""
-        site, group, folds = step.site, step.group, None
-        places = self._places(site)
+        """Selects the groups of a consumer, one after the other; the moments, if any
+        were taken."""
+        site, places, known = step.site, self._places(step.site), None
         if "least_squares" in self.asked.needs:
-            folds = measure(site, self.pruned, self.dense, places)
-        labelled = self._labelled(group, [site], self.pruned)
-        read = gather(site, group, self.pruned, self.asked, folds, places)
-        weights = self.pruned.weights
-        layer = _layer(group, site)
-        result = select(group, layer, [read], weights, self.asked, labelled)
-        self._cut(group, layer, result)
-        return folds and (folds, places)
+            known = measure(site, self.pruned, self.dense, places), places
+        for group in step.groups:
+            labelled = self._labelled(group, [site], self.pruned)
+            left = self._places(site)
+            folds = known and _of(*known, left)
+            read = gather(site, group, self.pruned, self.asked, folds, left)
+            weights, layer = self.pruned.weights, _layer(group, site)
+            result = select(group, layer, [read], weights, self.asked, labelled)
+            self._cut(group, layer, result)
+        return known
 
     def _cut(self, group: Group, layer: int | None, result: GroupResult) -> None:
         """Writes zeros where channels go."""
@@ -460,8 +465,8 @@ class _Walk:
             self.missed = False
         except Unreached as why:
             self.missed = True
-            if step.group:
-                key = step.group.name, _layer(step.group, site)
+            for group in step.groups:
+                key = group.name, _layer(group, site)
                 self.found[key] = self.found[key]._replace(unrepaired=str(why))
 
     def _again(self, tuned: Mapping[str, Array]) -> None:
@@ -492,8 +497,8 @@ class _Walk:
         """Takes over a step that was done before."""
         groups = {group.name: group for group in self.traced.groups}
         for result in done.results:
-            layer = _layer(step.group, step.site) if step else None
-            self._cut(groups[result.name], layer, result)
+            group = groups[result.name]
+            self._cut(group, _layer(group, step.site) if step else None, result)
         changed = {
             self.flat.variables[path]: jnp.asarray(array)
             for path, array in done.changed.items()

@@ -3,7 +3,6 @@ the patches that its kernel multiplies and of what it should give, summed over b
 """
 
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -18,7 +17,7 @@ from ispasp_jax.walk.sites import Site
 from ispasp_jax.walk.streams import Stream, weights_of
 
 #: Numbers of patches that are summed in one go.
-_AT_ONCE = 2**24
+_AT_ONCE = 2**23
 
 
 class Moments(NamedTuple):
@@ -106,16 +105,14 @@ def measure(
     padded = np.zeros(_bucket(k, site.width), np.int32)
     padded[:k] = places
     pair = _pair(site, pruned)
-    folds: list[Moments | None] = [None, None]
-    images = 0
+    folds, images = (_Sum(), _Sum()), 0
     for batch, weight in enumerate(pruned.weight):
         arrays = pair(pruned, dense.live[site.target][batch], batch, padded)
-        for first, half in _halves(*arrays, weight):
-            fold = (images + first) % 2
-            folds[fold] = half if folds[fold] is None else folds[fold].add(half)
+        _add(folds, images % 2, *arrays, weight)
         images += int(weight.sum())
-    own = rows(np.arange(k), len(padded), len(folds[0].x))
-    first, second = (fold.of(own) for fold in folds)
+    first, second = (fold.done() for fold in folds)
+    own = rows(np.arange(k), len(padded), len(first.x))
+    first, second = first.of(own), second.of(own)
     if not (_finite(first) and _finite(second)):
         raise FloatingPointError(
             f"{site.name}: the moments of its activations hold NaN or infinity, so "
@@ -149,8 +146,7 @@ def _pair(site: Site, pruned: Stream):
                     target -= skip.run(given, weights)[0].astype(jnp.float32)
             target = sites.as_out(site, target)
             step = sites.every(target.shape[1:-1])
-            h = sites.as_hidden(site, h)[..., places]
-            found = sites.patches(site, h, step)
+            found = sites.patches(site, sites.as_hidden(site, h), step, places)
             return found.astype(jnp.float32), sites.thinned(target, step)
 
         return function
@@ -165,39 +161,71 @@ def _pair(site: Site, pruned: Stream):
     return pair
 
 
-def _halves(
-    patches: Float[Array, "n *positions p"],
-    target: Float[Array, "n *positions o"],
-    weight: Float[Array, " n"],
-) -> Iterator[tuple[int, Moments]]:
-    """Moments of every second example (0) and of the others (1), maybe piece by piece.
+def _add(folds, first: int, patches: Array, target: Array, weight: Array) -> None:
+    """Adds every second example of a batch to the fold `first`, the others to the
+    other.
 
     On a CPU the products are BLAS's, which knows that a square of a matrix is
-    symmetric, in single precision of numbers about their mean, a piece at a time; the
-    pieces add up in double precision. Elsewhere they are the devices'.
+    symmetric, in single precision of numbers about a mean; elsewhere the devices'.
     """
     if jax.default_backend() != "cpu" or not patches.is_fully_addressable:
         halves = jax.device_get(_on_devices(patches, target, weight))
-        for first, half in enumerate(halves):
-            yield first, Moments(*(np.array(m, np.float64) for m in half))
+        for place, half in enumerate(halves):
+            found = Moments(*(np.array(m, np.float64) for m in half))
+            folds[(place + first) % 2].put(found)
         return
     count = int(np.asarray(weight).sum())  # padding comes last
     x, y = (np.asarray(a)[:count] for a in (patches, target))
-    at_once = 2 * max(1, _AT_ONCE * count // (2 * x.size + 1))
-    for low in range(0, count, at_once):
-        for first in (0, 1):
-            some = slice(low + first, low + at_once, 2)
-            if len(x[some]):
-                yield first, _on_host(x[some], y[some])
+    for place in (0, 1):
+        own = (a[place::2].reshape(-1, a.shape[-1]) for a in (x, y))
+        folds[(place + first) % 2].add(*own)
 
 
-def _on_host(x: Float[np.ndarray, "..."], y: Float[np.ndarray, "..."]) -> Moments:
-    x, y = (a.reshape(-1, a.shape[-1]) for a in (x, y))
-    mean_x, mean_y = (a.mean(0, dtype=np.float64) for a in (x, y))
-    x, y = x - mean_x.astype(np.float32), y - mean_y.astype(np.float32)
-    count = np.float64(len(x))
-    products = (x.T @ x, x.T @ y, np.vdot(y, y))
-    return Moments(count, mean_x, mean_y, *(m.astype(np.float64) for m in products))
+class _Sum:
+    """Moments of rows that come little by little."""
+
+    def __init__(self):
+        self._rows: list[tuple[np.ndarray, np.ndarray]] = []
+        self._size = 0
+        self._found: Moments | None = None
+
+    def add(self, x: Float[np.ndarray, "n p"], y: Float[np.ndarray, "n o"]) -> None:
+        """Takes rows; their products are taken when there are many."""
+        if not len(x):
+            x, y = x[:0], y[:0]
+        self._rows.append((x, y))
+        self._size += x.size
+        if self._size >= _AT_ONCE:
+            self._flush()
+
+    def put(self, moments: Moments) -> None:
+        """Takes moments."""
+        self._found = moments if self._found is None else self._found.add(moments)
+
+    def done(self) -> Moments:
+        """Of all rows."""
+        if self._rows:
+            self._flush()
+        return self._found
+
+    def _flush(self) -> None:
+        x, y = (np.concatenate(column) for column in zip(*self._rows, strict=True))
+        self._rows, self._size = [], 0
+        count = np.float64(len(x))
+        mean_x, mean_y = (_centre(a) for a in (x, y))
+        products = (x.T @ x, x.T @ y, np.vdot(y, y))
+        squares = (m.astype(np.float64) for m in products)
+        self.put(Moments(count, mean_x, mean_y, *squares))
+
+
+def _centre(x: Float[np.ndarray, "n p"]) -> Float[np.ndarray, " p"]:
+    """Takes the mean from the rows, in place, and gives it."""
+    if not len(x):
+        return np.zeros(x.shape[1])
+    ones = np.full(len(x), 1 / len(x), np.float32)
+    mean = ones @ x
+    x -= mean
+    return mean.astype(np.float64) + ones @ x  # what single precision left of it
 
 
 @jax.jit

@@ -388,13 +388,20 @@ def thinned(u: Float[Array, "n *positions o"], step: int) -> Array:
 
 
 def patches(
-    site: Site, h: Float[Array, "m *positions D"], step: int = 1
+    site: Site,
+    h: Float[Array, "m *positions D"],
+    step: int = 1,
+    places: Int[Array, " k"] | None = None,
 ) -> Float[Array, "m *positions p"]:
     """What the kernel, as a matrix with rows tap · D + place, is multiplied with, at
-    every `step`-th place of the output."""
+    every `step`-th place of the output; rows tap · k + i of some places alone."""
     own = form(site)
+
+    def chosen(x):
+        return x if places is None else x[..., places]
+
     if not own.taps:
-        return thinned(h, step)
+        return chosen(thinned(h, step))
     p, count = site.equation.params, len(own.taps)
     x = h.reshape(-1, *h.shape[-count - 1 :])
     sides = _outputs(site, x.shape[1:-1])
@@ -412,7 +419,7 @@ def patches(
             start, stride = place * apart, stride * step
             stop = start + stride * (-(-side // step) - 1) + 1
             window.append(slice(start, stop, stride))
-        found.append(padded[tuple(window)])
+        found.append(chosen(padded[tuple(window)]))
     made = jnp.concatenate(found, -1)
     made = made.reshape(*h.shape[: -count - 1], *made.shape[1:])
     inner = h.ndim - count - 2  # positions that the window does not slide over

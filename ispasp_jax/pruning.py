@@ -6,12 +6,16 @@ from typing import Any, Literal, NamedTuple
 import jax
 from jaxtyping import Array
 
-from ispasp_jax import budget
+from ispasp_jax import budget, cost, graph, timing
 from ispasp_jax.errors import InputError
-from ispasp_jax.graph import Plan, Traced, adapters, narrow, scope
+from ispasp_jax.graph import Group, Plan, Traced, adapters, modules, narrow, scope
 from ispasp_jax.problem import Criterion
-from ispasp_jax.walk import gates, inputs
-from ispasp_jax.walk.engine import Repair, Tune, walk
+from ispasp_jax.targets import Budget
+from ispasp_jax.walk import gates, probe
+from ispasp_jax.walk import inputs as inputs_
+from ispasp_jax.walk.clocks import Clocks
+from ispasp_jax.walk.curves import Curve, measure_curves
+from ispasp_jax.walk.engine import Repair, Tune, Walked, walk
 from ispasp_jax.walk.resume import Store
 from ispasp_jax.walk.selecting import GroupResult
 from ispasp_jax.walk.streams import Images
@@ -27,8 +31,12 @@ class Pruned(NamedTuple):
         state).
       groups: what became of every group.
       plan: the groups that lost channels.
-      seconds: what it took: selection, repair, dense (passes), compilation.
+      seconds: what it took: curves, selection, repair, and compilation of each.
       traced: the dense model's groups; `narrow` and `take` go by it.
+      module: the framework's own module at the narrower widths: a Linen module for
+        `apply` with the variables, an NNX or Equinox module that carries them; None
+        where there is none.
+      unfit: why there is no module, where there was one; `apply` serves.
     """
 
     apply: Callable[..., Any]
@@ -37,6 +45,8 @@ class Pruned(NamedTuple):
     plan: Plan
     seconds: Mapping[str, float]
     traced: Traced
+    module: Any | None = None
+    unfit: str | None = None
 
     @property
     def unrepaired(self) -> dict[str, str]:
@@ -50,7 +60,7 @@ def prune(
     model: Any,
     variables: Any = None,
     images: Images | None = None,
-    keep: budget.Keep = 0.4,
+    keep: budget.Keep | Budget = 0.4,
     *,
     criterion: Criterion | None = None,
     repair: Repair = "lsq",
@@ -75,8 +85,9 @@ def prune(
       variables: the model's, from training; None for a module that carries its own.
       images: calibration batches as the model takes them, of training data: arrays, or
         tuples of them for a model of several inputs.
-      keep: the fraction of each group's channels that stays, or fractions by glob over
-        group names (`trace` prints them).
+      keep: the fraction of each group's channels that stays, fractions by glob over
+        group names (`trace` prints them), or a `Budget` of what the model may cost:
+        groups then lose as much as hurts least (see `walk.curves`).
       criterion: how to select (see `criteria`); i-SpaSP with T = 20 if None.
       repair: "lsq" refits what reads a group by least squares, "bn" measures batch
         norms' moments again, "none".
@@ -109,14 +120,21 @@ def prune(
             "prune needs images: batches of training data as the model takes them, "
             "prune(model, variables, [batch, ...])."
         )
-    batches = [*inputs.checked_images(images)]
+    batches = [*inputs_.checked_images(images)]
     if not batches:
         raise InputError("no calibration images: expected at least one batch.")
-    traced = inputs.traced_at(function, variables, batches[0])
-    groups = _scope(traced, scope, ignore)
-    sizes = {}
-    if plan is None:
-        sizes = budget.sizes({group.name: group.width for group in groups}, keep)
+    traced = inputs_.traced_at(function, variables, batches[0])
+    groups, clocks, sizes = _scope(traced, scope, ignore), Clocks(), {}
+    if plan is None and isinstance(keep, Budget):
+        with clocks.on("curves"):
+            repaired = repair == "lsq"
+            curves = measure_curves(
+                traced, variables, batches, groups, repaired=repaired, mesh=mesh,
+                memory=memory,
+            )  # fmt: skip
+        sizes = _solved(traced, groups, keep, curves)
+    elif plan is None:
+        sizes = budget.sizes(groups, keep)
     result = walk(
         traced,
         variables,
@@ -136,10 +154,77 @@ def prune(
         memory=memory,
     )
     apply = narrow(function, traced, result.plan)
+    module, unfit = _module(model, traced, result)
     return Pruned(
-        apply, result.variables, result.groups, result.plan, result.seconds, traced
+        apply,
+        result.variables,
+        result.groups,
+        result.plan,
+        clocks.so_far() | result.seconds,
+        traced,
+        module,
+        unfit,
     )
 
 
-def _scope(traced: Traced, name: str, ignore: str | Iterable[str]):
+def _scope(traced: Traced, name: str, ignore: str | Iterable[str]) -> tuple[Group, ...]:
     return scope(traced.groups, name, ignore)
+
+
+def _solved(
+    traced: Traced, groups: Iterable[Group], asked: Budget, curves: Mapping[str, Curve]
+) -> dict[str, int]:
+    """The sizes that meet a budget with the least predicted damage."""
+    costs = {
+        "macs": cost.macs_by_size(traced),
+        "params": cost.parameters_by_size(traced),
+    }
+    if asked.latency_ms is not None:
+        batch = traced.program.inputs[len(traced.dims)].shape[0]
+        costs["latency"] = timing.latency_by_size(traced, batch, groups)
+    return budget.solve(curves, costs, budget.widths_of(groups), asked.asked)
+
+
+def _module(model: Any, traced: Traced, result: Walked) -> tuple[Any, str | None]:
+    """The framework's module at the narrower widths, or why there is none."""
+    try:
+        return modules.narrower(model, traced, result.plan, result.variables), None
+    except modules.Unfit as why:
+        return None, str(why)
+
+
+def check(
+    model: Any,
+    variables: Any,
+    *inputs: Any,
+    plan: Plan | None = None,
+    tolerance: float = 1e-4,
+) -> float:
+    """Tries a model on a small batch: whether cut and masked outputs are the same, and
+    whether consumers do what selection and repair take them for.
+
+    Args:
+      model: as `trace` takes it, or what it gave.
+      variables: arrays; None for a module that carries its own.
+      *inputs: a small batch.
+      plan: what to keep; half of every group, drawn at random, if None.
+      tolerance: largest difference allowed, relative to the largest output.
+
+    Returns:
+      The largest difference, relative to the largest output.
+
+    Raises:
+      AssertionError: they differ by more; the worst group or consumer is named.
+    """
+    if not isinstance(model, Traced):
+        model, variables = adapters.function(model, variables)
+    traced = inputs_.traced_at(model, variables, inputs)
+    apart = graph.check(traced, variables, *inputs, plan=plan, tolerance=tolerance)
+    found = probe(traced, variables, *inputs)
+    worst = max(found, key=lambda name: found[name], default=None)
+    if worst and not found[worst] <= max(tolerance, 1e-3):
+        raise AssertionError(
+            f"what reads {worst} is {found[worst]:.1e} of its largest output from its "
+            "kernel times the patches, scaled and shifted; please report the model."
+        )
+    return max(apart, *found.values()) if found else apart
