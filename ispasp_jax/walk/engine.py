@@ -157,7 +157,7 @@ def walk(
         first = next(batches, None)
         if first is None:
             raise InputError("no calibration images: expected at least one batch.")
-        traced = inputs.traced_at(traced, None, first)
+        traced = inputs.traced_at(traced, None, first, streams.examples(first, mesh))
         if plan is not None:
             traced.masks(plan)
             plan = {n: Cut(w, np.asarray(kept)) for n, (w, kept) in plan.items()}
@@ -169,6 +169,8 @@ def walk(
         whole = _Walk(traced, variables, asked, repair, carry_dense, clocks)
         whole.start(_chain(first, batches), labels, mesh, memory)
         whole.select_shared(store)
+        if not tune:
+            whole.entry = None  # of no use any more
         for step in progress(whole.steps):
             whole.do(step, store, tune)
         whole.finish()
@@ -472,10 +474,10 @@ class _Walk:
     def _again(self, tuned: Mapping[str, Array]) -> None:
         """Goes on from other variables, the activations computed again."""
         weights = {
-            value: cut.widened(tuned[path], value.dims, self.masks)
+            value: jax.device_put(cut.widened(tuned[path], value.dims, self.masks))
             for path, value in self.flat.variables.items()
         }
-        self.pruned = self.entry._replace(weights=jax.device_put(weights))
+        self.pruned = self.entry._replace(weights=weights)
         for place in self.visited:
             self.pruned = self.pruned.hidden(place)
 

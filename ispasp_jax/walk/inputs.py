@@ -128,19 +128,25 @@ def _batches(given: Any, what: str) -> Iterator[Any]:
         yield batch
 
 
-def traced_at(model: Any, variables: Any, batch: Any) -> Traced:
+def traced_at(
+    model: Any, variables: Any, batch: Any, examples: int | None = None
+) -> Traced:
     """The model traced on inputs of a batch's shapes.
 
     Args:
       model: as `trace` takes it, or what it gave.
       variables: its variables; None for a module that carries its own.
       batch: an array, or a tuple of them.
+      examples: how many there are to be in a batch; None for as many as in this one.
 
     Raises:
       InputError: the model does not take such a batch.
     """
     arrays = batch if isinstance(batch, tuple) else (batch,)
-    shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays]
+    shapes = [
+        jax.ShapeDtypeStruct((examples or len(a), *a.shape[1:]), a.dtype)
+        for a in arrays
+    ]
     if isinstance(model, Traced):
         if [(s.shape, s.dtype) for s in shapes] == [
             *map(_like, model.program.inputs[len(model.dims) :])
