@@ -3,7 +3,8 @@ of running training.
 
 A model folder is config.json (architecture, widths, preprocessing) and
 model.safetensors (every array under its "/"-joined path): no pickle, no original
-network needed.
+network needed. A network that is none of this package's lies beside them as a program,
+model.stablehlo, which runs without its code.
 """
 
 import contextlib
@@ -22,9 +23,10 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from ispasp_jax import data, descriptions, models, tensors
+from ispasp_jax import data, descriptions, models, stablehlo, tensors
+from ispasp_jax import plan as plans
 from ispasp_jax.data import Preprocessing
-from ispasp_jax.descriptions import ARRAYS, CONFIG, FILES
+from ispasp_jax.descriptions import ARRAYS, CONFIG, FILES, PROGRAM
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph import (
     Plan,
@@ -47,28 +49,36 @@ class Model:
     Attributes:
       name: of the architecture, as `--model` takes it.
       network: a model of any framework that takes the variables (of graph.modules,
-        where they are fewer than the architecture's).
-      variables: its variables; their shapes, of an architecture alone.
-      preprocessing: how images become inputs.
+        where they are fewer than the architecture's), or a program (of stablehlo).
+      variables: its variables, a program's by key path; their shapes, of an
+        architecture alone.
+      preprocessing: how images become inputs; None where nobody said.
       options: of the architecture, such as {"stem": "small"}.
     """
 
     name: str
     network: Any
     variables: Any
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of an input."""
+        if self.preprocessing is None:
+            return self.network.inputs[0][0][1:]
         return self.preprocessing.shape
 
     @functools.cached_property
     def traced(self) -> Traced:
         """What the network's equations say of its channels, on a batch of two."""
-        inputs = jax.ShapeDtypeStruct((2, *self.input_shape), "float32")
-        return trace(self.network, self.variables, inputs)
+        inputs = [jax.ShapeDtypeStruct((2, *self.input_shape), "float32")]
+        if isinstance(self.network, stablehlo.Stored):
+            inputs = [
+                jax.ShapeDtypeStruct((2, *shape[1:]), dtype)
+                for shape, dtype in self.network.inputs
+            ]
+        return trace(self.network, self.variables, *inputs)
 
     @property
     def widths(self) -> dict[str, int]:
@@ -94,6 +104,8 @@ class Model:
         network = modules.whole(self.network)
         if isinstance(self.network, modules.Evaluated):
             return self.network.traced
+        if isinstance(self.network, stablehlo.Stored):
+            return self.traced
         if not isinstance(network, nn.Module):
             made = models.create(self.name, self.num_classes, **self.options)
             return of(self.name, made, self.preprocessing, self.options).traced
@@ -167,8 +179,13 @@ def of(
     return Model(name, network, variables, preprocessing, options)
 
 
-def save(folder: str | os.PathLike, model: Model) -> None:
+def save(folder: str | os.PathLike, model: Model, plan: Plan | None = None) -> None:
     """Saves a model folder; one that is there is replaced at once or not at all.
+
+    Args:
+      folder: where.
+      model: what to save.
+      plan: how it came about, to lie beside as plan.json.
 
     Raises:
       InputError: the folder holds other files, nothing can be written there, or the
@@ -179,13 +196,16 @@ def save(folder: str | os.PathLike, model: Model) -> None:
         names = {path.name for path in there.iterdir()} if there.is_dir() else set()
         if there.exists() and not there.is_dir():
             raise InputError(f"{folder} is a file; give a new folder, or a model's.")
-        if not names <= {*FILES, "training.json"}:
+        if not names <= {*FILES, "training.json", "plan.json"}:
             raise InputError(
                 f"{folder} holds other files ({', '.join(sorted(names)[:3])}); give a "
                 "new folder, or a model's."
             )
         with replacing(folder) as new:
             write(new, model)
+            if plan is not None:
+                text = json.dumps(plans.to_json(plan, model.name))
+                (new / "plan.json").write_text(text + "\n")
     except InputError:
         raise
     except (OSError, ValueError) as error:  # a zero byte in the name is the latter
@@ -206,12 +226,37 @@ def write(folder: Path, model: Model) -> None:
         "num_classes": model.num_classes,
         "options": dict(model.options),
         "widths": model.dense_widths,
-        "preprocessing": data.to_json(model.preprocessing),
+        "preprocessing": model.preprocessing and data.to_json(model.preprocessing),
     }
+    program = _write_program(folder / PROGRAM, model)
+    if program is not None:
+        config["program"] = program
     sums = {"config": _sum_of(config), "arrays": fingerprint(nested(arrays))}
     text = json.dumps({**config, "sums": sums}, indent=1) + "\n"
     (folder / CONFIG).write_text(text)
     tensors.write(folder / ARRAYS, arrays)
+
+
+def _write_program(path: Path, model: Model) -> str | None:
+    """Writes the network as a program, if it is none of this package's; the checksum,
+    or why there is none.
+    """
+    if model.name in models.MODELS:
+        return None
+    program = model.network
+    if not isinstance(program, stablehlo.Stored):
+        evaluate = adapters.learner(program).evaluate
+        image = jax.ShapeDtypeStruct((2, *model.input_shape), "float32")
+        try:
+            program = stablehlo.stored(evaluate, model.variables, image)
+        except InputError as why:
+            return f"none: {why}"
+    program.write(path)
+    return _sum_of_file(path)
+
+
+def _sum_of_file(path: Path) -> str:
+    return f"{zlib.crc32(path.read_bytes()):08x}"
 
 
 def _arrays(variables: Any) -> dict[str, Any]:
@@ -277,6 +322,8 @@ def load(folder: str | os.PathLike, architecture: str | None = None) -> Model:
     path = folder / CONFIG
     config = descriptions.read(path)
     about = descriptions.described(config, path)
+    if architecture is None and about.name not in models.MODELS and "program" in config:
+        return _stored(folder, config, about)
     descriptions.allow(about.name, architecture, path)
     try:
         made = about.network()
@@ -296,6 +343,27 @@ def load(folder: str | os.PathLike, architecture: str | None = None) -> Model:
     )
     known = {name: one.kept.shape[-1] for name, one in plan.items()}
     return model.resize(jax.device_put(variables), known)
+
+
+def _stored(
+    folder: Path, config: Mapping[str, Any], about: descriptions.Description
+) -> Model:
+    """The model whose program lies in the folder; no code but the program's."""
+    path = folder / PROGRAM
+    said = str(config["program"])
+    if said.startswith("none"):
+        raise InputError(
+            f"{folder} holds no program ({printable(said[6:]).removesuffix('.')}); "
+            "name its architecture to run its own code, if you trust it."
+        )
+    if not path.is_file() or _sum_of_file(path) != said:
+        raise InputError(f"{path} is not as it was written; the folder is damaged.")
+    network = stablehlo.read(path)
+    model = Model(about.name, network, {}, about.preprocessing, about.options)
+    arrays = _read_arrays(folder / ARRAYS, model, network.variables)
+    _check_sums(config, arrays, folder)
+    variables = jax.device_put(dict(leaves(arrays)))
+    return model.replace(network, variables)
 
 
 def _described(about: descriptions.Description, made: Any) -> Model:

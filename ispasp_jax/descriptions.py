@@ -14,7 +14,7 @@ from ispasp_jax.graph import Plan, Traced
 from ispasp_jax.graph.widths import first
 from ispasp_jax.tensors import printable, some
 
-CONFIG, ARRAYS = FILES = "config.json", "model.safetensors"
+CONFIG, ARRAYS, PROGRAM = FILES = "config.json", "model.safetensors", "model.stablehlo"
 FORMAT = 1
 
 #: The largest that a file may name: pixels of a side, channels or classes, entries of
@@ -32,14 +32,14 @@ class Description(NamedTuple):
       num_classes: length of the logits.
       options: of the architecture.
       widths: channels by group.
-      preprocessing: how images become inputs.
+      preprocessing: how images become inputs; None where nobody said.
     """
 
     name: str
     num_classes: int
     options: dict[str, Any]
     widths: dict[str, int]
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None
 
     def network(self) -> Any:
         """The architecture, at its own widths.
@@ -117,10 +117,11 @@ def described(config: Mapping[str, Any], path: Path) -> Description:
     try:
         parts = [config[key] for key in ("model", "num_classes", "options", "widths")]
         fields = config["preprocessing"]
-        if not isinstance(fields, dict):
+        if fields is not None and not isinstance(fields, dict):
             raise InputError("preprocessing is no object")
-        checked({**fields, **dict(zip(Description._fields, parts, strict=False))})
-        return Description(*parts, data.from_json(fields))
+        named = dict(zip(Description._fields, parts, strict=False))
+        checked({**(fields or {}), **named})
+        return Description(*parts, fields and data.from_json(fields))
     except KeyError as error:
         raise InputError(
             f"{path} is not a model's config ({error} is missing); {_OURS}."

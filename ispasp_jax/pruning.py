@@ -1,5 +1,6 @@
 """`prune`: any model made smaller, in one call."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -47,6 +48,23 @@ class Pruned(NamedTuple):
     traced: Traced
     module: Any | None = None
     unfit: str | None = None
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Saves what is left as a model folder that `ispasp_jax.load` reads: arrays,
+        and the function as a StableHLO program for any batch and platform, so that it
+        runs without the model's code; and the plan beside.
+
+        Raises:
+          InputError: the folder holds other files, or the function cannot be written
+            for a batch of any size.
+        """
+        from ispasp_jax import checkpoints, stablehlo  # which know of models
+
+        program = stablehlo.stored(self.apply, self.variables, *self.traced.inputs)
+        leaves = jax.tree_util.tree_leaves_with_path(self.variables)
+        arrays = {graph.key_path(path): leaf for path, leaf in leaves}
+        model = checkpoints.Model("function", program, arrays, None)
+        checkpoints.save(folder, model, self.plan)
 
     @property
     def unrepaired(self) -> dict[str, str]:

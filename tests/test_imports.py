@@ -74,8 +74,11 @@ def test_models_know_nothing_of_pruning():
 def test_imports_run_one_way():
     """The core, then groups and models, then plans and the walk, then all the rest."""
     upper = {"data", "training", "checkpoints", "report", "commands", "hub", "weights"}
-    for module in ("groups", "plan", "budget", "pruning", "cost", "timing"):
-        assert not ours(ROOT / f"{module}.py") & upper, module
+    lower = [
+        f"{m}.py" for m in ("groups", "plan", "budget", "pruning", "cost", "timing")
+    ]
+    for path in (*(ROOT / name for name in lower), *(ROOT / "walk").glob("*.py")):
+        assert not ours(path) & upper, path
     assert ours(ROOT / "groups.py") == {"trees", "errors"}
     assert ours(ROOT / "optimizers.py") == {"trees", "groups", "errors"}
     assert "pruning" not in ours(ROOT / "plan.py") | ours(ROOT / "budget.py")

@@ -99,7 +99,7 @@ def test_adam_moments_are_the_slices():
 
 
 FULL = {"up": jnp.ones((200, 256)), "bias": jnp.ones(256), "down": jnp.ones((256, 10))}
-WIDE = Group("wide", axes=(("up", -1), ("bias", -1), ("down", -2))))
+WIDE = Group("wide", axes=(("up", -1), ("bias", -1), ("down", -2)))
 HALF = np.arange(0, 256, 2)
 SUMS = {
     "adafactor": (optax.adafactor(1e-2), "FactoredState.*sums over channels at"),
@@ -165,7 +165,7 @@ def test_what_does_not_belong_together_is_refused(state, params, kept, words):
 
 def test_both_axes_of_a_moment_are_cut():
     optimizer, params = optax.adam(1e-2), {"w": jnp.ones((6, 6))}
-    group = Group("g", axes=(("w", 0), ("w", 1))))
+    group = Group("g", axes=(("w", 0), ("w", 1)))
     mask = np.isin(np.arange(6), KEPT)
     cut = take_optimizer(optimizer, optimizer.init(params), params, group, mask)
     assert cut[0].mu["w"].shape == cut[0].nu["w"].shape == (3, 3)
@@ -173,7 +173,7 @@ def test_both_axes_of_a_moment_are_cut():
 
 def test_states_of_nnx_parameters():
     params = nnx.state(nnx.Linear(3, 6, rngs=nnx.Rngs(0)), nnx.Param)
-    group = Group("g", axes=(("*/value", -1),)))
+    group = Group("g", axes=(("*/value", -1),))
     optimizer = optax.adam(1e-2)
     cut = take_optimizer(optimizer, optimizer.init(params), params, group, KEPT)
     fresh = optimizer.init(groups.take(params, group, KEPT))

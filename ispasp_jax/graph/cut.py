@@ -2,6 +2,7 @@
 and a function gives the same on both (check.py).
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ from jaxtyping import Bool, Int
 from ispasp_jax import trees
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph.atoms import Atom, root
+
+_KEYS = jax.dtypes.prng_key
 
 #: Leaf atom -> which of its places stay, (width,), or (layers, width) where every
 #: layer of a scan has channels of its own.
@@ -114,6 +117,24 @@ def size(atom: Atom, masks: Masks) -> int:
     return int(mask.reshape(-1, mask.shape[-1])[0].sum())
 
 
+def _by_numpy(change):
+    """The change of an array, by numpy where the array is one device's: nothing is
+    compiled then."""
+
+    @functools.wraps(change)
+    def changed(array, dims, masks: Masks):
+        known = isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer)
+        if not known or len(array.devices()) > 1 or jnp.issubdtype(array.dtype, _KEYS):
+            return change(array, dims, masks)
+        if all(of(atom, masks) is None for atom in dims):
+            return array
+        made = change(np.asarray(array), dims, masks)
+        return jax.device_put(made, array.sharding if array.committed else None)
+
+    return changed
+
+
+@_by_numpy
 def taken(array, dims, masks: Masks):
     """The array with what stays of every dimension; jax's or numpy's, or a shape."""
     if isinstance(array, jax.ShapeDtypeStruct):
@@ -141,20 +162,18 @@ def widened(array, dims, masks: Masks):
         mask = of(atom, masks)
         if mask is None:
             continue
-        array = jnp.moveaxis(jnp.asarray(array), axis, -1)
-        full = jnp.zeros((*array.shape[:-1], mask.shape[-1]), array.dtype)
+        array = np.moveaxis(np.asarray(array), axis, -1)
+        full = np.zeros((*array.shape[:-1], mask.shape[-1]), array.dtype)
         if mask.ndim == 1:
-            array = full.at[..., np.flatnonzero(mask)].set(array)
+            full[..., mask] = array
         else:  # of every layer, which is the first axis, its own
-            rows = [
-                layer.at[..., np.flatnonzero(own)].set(values)
-                for layer, own, values in zip(full, mask, array, strict=True)
-            ]
-            array = jnp.stack(rows)
-        array = jnp.moveaxis(array, -1, axis)
+            for layer, own, values in zip(full, mask, array, strict=True):
+                layer[..., own] = values
+        array = np.moveaxis(full, -1, axis)
     return array
 
 
+@_by_numpy
 def masked(array, dims, masks: Masks):
     """The array with zeros at what goes."""
     xp = jnp if isinstance(array, jax.Array) else np

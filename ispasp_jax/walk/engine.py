@@ -440,7 +440,7 @@ class _Walk:
         for axis in group.axes:
             variable = self.flat.variables[axis.path]
             weights[variable] = cut.masked(
-                jnp.asarray(weights[variable]), variable.dims, {group.atom: mask}
+                weights[variable], variable.dims, {group.atom: mask}
             )
         self.pruned = self.pruned._replace(weights=weights)
 
@@ -474,7 +474,7 @@ class _Walk:
     def _again(self, tuned: Mapping[str, Array]) -> None:
         """Goes on from other variables, the activations computed again."""
         weights = {
-            value: jax.device_put(cut.widened(tuned[path], value.dims, self.masks))
+            value: jnp.asarray(cut.widened(tuned[path], value.dims, self.masks))
             for path, value in self.flat.variables.items()
         }
         self.pruned = self.entry._replace(weights=weights)
