@@ -137,9 +137,7 @@ def test_what_is_alive_before_a_consumer_is_kept_as_long_as_there_is_room():
     traced, variables, _ = prepared("basic")
     program = flat.flatten(traced)
     weights = flat.arrays(program, variables)
-    (site,) = walk.sites.of_leaf(
-        walk.sites.sites(program), traced["layer1.0"].atom
-    )
+    (site,) = walk.sites.of_leaf(walk.sites.sites(program), traced["layer1.0"].atom)
     start = streams.start(program, weights, batches())
     stream = start.to(program.waist(0, site.place))
     there = stream.hidden(site.place)
@@ -208,9 +206,7 @@ def test_the_walk_lets_go_of_what_it_has_passed(repair):
             places = [step.place, step.site.end if step.site else step.place]
             allowed = sum(program.size(place) for place in places[:carried]) * BATCHES
 
-    walk.walk(
-        traced, variables, batches(), sizes, repair=repair, progress=progress
-    )
+    walk.walk(traced, variables, batches(), sizes, repair=repair, progress=progress)
     for held, allowed in most:
         assert held <= allowed * 1.01, most
     assert len(most) > 3 and alive() == before

@@ -215,7 +215,10 @@ class Run:
     def took(self, name: str, spent: Mapping[str, float]) -> None:
         """Puts what Clocks say of something into the report: all its seconds, what of
         it was compilation, and the rest in dense passes over the calibration images."""
-        seconds, compiling = self.report["seconds"], spent.get(f"compilation of {name}", 0)
+        seconds, compiling = (
+            self.report["seconds"],
+            spent.get(f"compilation of {name}", 0),
+        )
         own = spent.get(name, 0.0)
         seconds[name] = own + compiling
         seconds.setdefault("compilation", {})[name] = compiling
