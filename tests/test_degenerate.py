@@ -1,17 +1,19 @@
 """Least squares where it says little: the answers are finite, and of the size asked."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from networks import images_of, variables_of
 
-from ispasp_jax import obs, prune, repair
+from ispasp_jax import criteria, obs, prune
 from ispasp_jax.criteria import CRITERIA
 from ispasp_jax.models.mlp import MLP
 from ispasp_jax.models.resnet import ResNet
-from ispasp_jax.moments import Moments
 from ispasp_jax.problem import LeastSquares, Problem
+from ispasp_jax.walk import repair
+from ispasp_jax.walk.moments import Moments
 
 D, OUTPUTS = 6, 3
 
@@ -102,6 +104,56 @@ def test_the_ridge_solution_is_finite_and_no_worse_than_the_kernel_as_it_is(kind
     assert error(fitted) <= error(start) * (1 + 1e-6) + 1e-9 * whole.yy
 
 
+def test_the_ridge_solution_is_least_squares_where_there_is_something_to_fit():
+    """Of many rows: numpy's lstsq in float64, but for the smallest of ridges."""
+    rng = np.random.default_rng(3)
+    x, start = rng.normal(size=(4000, D)), rng.normal(size=(D, OUTPUTS))
+    y = x @ rng.normal(size=(D, OUTPUTS)) + 5 + 0.01 * rng.normal(size=(4000, OUTPUTS))
+    fitted = repair.fit(
+        (moments_of(x[::2], y[::2]), moments_of(x[1::2], y[1::2])), start
+    )
+    expected, *_ = np.linalg.lstsq(np.c_[x, np.ones(4000)], y)
+    np.testing.assert_allclose(fitted, expected[:-1], atol=1e-3)
+
+
+class Plain(nn.Module):
+    """A layer whose channels may be anything, and one that reads them."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(4, name="read")(nn.relu(nn.Dense(8, name="hidden")(x)))
+
+
+#: What is done to the hidden layer -> rank of its 8 channels that least squares sees.
+CHANNELS = {
+    "dead": lambda kernel, bias: (kernel * (np.arange(8) > 2), bias * 0 - 1.0),
+    "constant": lambda kernel, bias: (kernel * (np.arange(8) > 2), bias * 0 + 1.0),
+    "duplicate": lambda kernel, bias: (kernel[:, np.arange(8) // 2], bias * 0),
+    "as they are": lambda kernel, bias: (kernel, bias),
+}
+
+
+@pytest.mark.parametrize("count", [3, 200])
+@pytest.mark.parametrize("case", CHANNELS)
+def test_a_walk_over_degenerate_channels_is_lstsq_in_float64(case, count):
+    """Whatever the channels are; and with fewer images than channels, finite."""
+    network, images = Plain(), images_of(count, (16,))
+    variables = variables_of(network, (16,))
+    hidden = variables["params"]["hidden"]
+    made = CHANNELS[case](hidden["kernel"], hidden["bias"])
+    hidden["kernel"], hidden["bias"] = made
+    for criterion in (None, criteria.obs(), criteria.l1()):
+        found = prune(network, variables, [images], 0.5, criterion=criterion)
+        out = found.apply(found.variables, images)
+        assert np.isfinite(out).all()
+        h = np.maximum(np.asarray(images, float) @ made[0] + made[1], 0)
+        dense = network.apply(variables, images)
+        left = np.c_[h[:, found.plan["hidden"].kept], np.ones(count)]
+        best = left @ np.linalg.lstsq(left, np.asarray(dense, float))[0]
+        apart = np.square(out - best).sum() / np.square(dense - dense.mean(0)).sum()
+        assert apart < 1e-3 or count == 3
+
+
 def test_a_matrix_that_rounding_made_indefinite_is_solved():
     """As sums in single precision leave it: eigenvalues of the wrong sign."""
     rng = np.random.default_rng(2)
@@ -156,8 +208,8 @@ def test_how_images_are_cut_into_batches_changes_no_ridge(network, monkeypatch):
             np.testing.assert_array_equal(found.plan[name].kept, cut.kept)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4),
-            dict(found.variables),
-            dict(expected.variables),
+            found.variables,
+            expected.variables,
         )
 
 

@@ -1,12 +1,15 @@
 """What a walk is given and cannot use gets one sentence, whatever is asked of it."""
 
+import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from networks import NETWORKS, images_of, variables_of
 
-from ispasp_jax import budget, criteria, curves, inputs, pruning
+import ispasp_jax
+from ispasp_jax import budget, criteria
 from ispasp_jax.errors import InputError
+from ispasp_jax.walk import inputs, measure_curves, walk
 
 NETWORK = NETWORKS["basic"]  # 8 x 7 images of 3 channels
 
@@ -18,11 +21,14 @@ def with_nan(images, value=np.nan):
 
 
 IMAGES = images_of(4)
+VARIABLES = variables_of(NETWORK)
+TRACED = ispasp_jax.trace(NETWORK, VARIABLES, IMAGES)
 
 
 @pytest.mark.parametrize(
     "images, words",
     [
+        ([], "no calibration images"),
         (IMAGES, r"one array of shape \(4, 7, 8, 3\).*write \[images\]"),
         (None, "images are None; expected batches"),
         (7, "of type int; expected batches"),
@@ -32,20 +38,26 @@ IMAGES = images_of(4)
         ([IMAGES, None], "batch 1 of the images is None"),
         ([IMAGES[:0]], r"empty \(shape \(0, 7, 8, 3\)\)"),
         ([IMAGES, IMAGES[:0]], "batch 1 of the images is empty"),
-        ([np.zeros((4, 7, 8, 3), np.uint8)], r"holds uint8; .*\(images / 255 - mean\)"),
-        ([np.zeros((4, 7, 8, 3), bool)], "holds bool"),
-        ([np.zeros((4, 7, 8, 3), np.int64)], "holds int64"),
-        ([IMAGES[..., :1]], r"does not take images of shape \(4, 7, 8, 1\)"),
+        ([np.zeros((4, 7, 8, 3), np.uint8)], r"hold uint8; .*\(images / 255 - mean\)"),
+        ([IMAGES[..., :1]], r"does not take inputs of shape \(4, 7, 8, 1\)"),
         ([IMAGES.transpose(0, 3, 1, 2)], r"images\.transpose\(0, 2, 3, 1\)"),
         ([IMAGES[0]], r"image\[None\]"),
-        ([IMAGES[..., 0]], r"does not take images of shape \(4, 7, 8\)"),
+        ([IMAGES[..., 0]], r"does not take inputs of shape \(4, 7, 8\)"),
         ([IMAGES, IMAGES[:, :5]], r"shape \(5, 8, 3\), batch 0 of \(7, 8, 3\)"),
     ],
 )
 def test_what_is_no_batches_of_images(images, words):
-    with pytest.raises(InputError, match=words) as caught:
-        list(inputs.checked_images(images, NETWORK, variables_of(NETWORK)))
-    assert "--" not in str(caught.value) and str(caught.value).endswith(".")
+    runs = [
+        lambda: walk(TRACED, VARIABLES, images, {}),
+        lambda: measure_curves(TRACED, VARIABLES, images, TRACED.groups),
+    ]
+    if images is not None:  # prune has a sentence of its own for that
+        runs.append(lambda: ispasp_jax.prune(NETWORK, VARIABLES, images))
+    for run in runs:
+        with pytest.raises(InputError, match=words) as caught:
+            run()
+        text = str(caught.value)
+        assert "--" not in text and text.endswith(".") and "\n" not in text
 
 
 @pytest.mark.parametrize(
@@ -68,7 +80,7 @@ def test_what_is_no_batches_of_labels(labels, words):
 @pytest.mark.parametrize(
     "sizes, words",
     [
-        ({"layer9.0": 4}, "'layer9.0', which this network does not have"),
+        ({"layer9.0": 4}, "'layer9.0', which this model does not have"),
         ({"layer1.0": 99}, "99 channels of group 'layer1.0'.* 1 to its width, 10"),
         ({"layer1.0": 0}, "0 channels of group"),
         ({"layer1.0": -3}, "-3 channels of group"),
@@ -79,32 +91,66 @@ def test_what_is_no_batches_of_labels(labels, words):
 )
 def test_sizes_that_a_network_does_not_have(sizes, words):
     with pytest.raises(InputError, match=words):
-        inputs.checked_sizes(NETWORK, sizes)
-    if all(type(size) is int for size in sizes.values()):
-        with pytest.raises(InputError, match=words):
-            pruning.walk(NETWORK, variables_of(NETWORK), [IMAGES], sizes)
+        walk(TRACED, VARIABLES, [IMAGES], sizes)
 
 
 def test_sizes_of_numpy_are_sizes():
-    assert inputs.checked_sizes(NETWORK, {"layer1.0": np.int32(4)}) == {"layer1.0": 4}
+    widths = {"layer1.0": 10}
+    assert inputs.checked_sizes(widths, {"layer1.0": np.int32(4)}) == {"layer1.0": 4}
 
 
-@pytest.mark.parametrize("variables", [None, [], {"conv1": np.zeros(3)}])
-def test_what_is_no_variables(variables):
-    with pytest.raises(InputError, match="what network.init returns"):
-        inputs.check_variables(NETWORK, variables)
+class Trains(nn.Module):
+    """As users write it whose module is told how it is used when it is made."""
+
+    train: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.BatchNorm(use_running_average=not self.train)(nn.Conv(6, (3, 3))(x))
+        x = nn.Dropout(0.5, deterministic=not self.train)(nn.relu(x))
+        return nn.Dense(4)(nn.relu(nn.Conv(6, (3, 3))(x)).mean((1, 2)))
 
 
+def refused(*arguments, **more):
+    """What prune says of it."""
+    with pytest.raises(InputError) as caught:
+        ispasp_jax.prune(*arguments, **more)
+    text = str(caught.value)
+    assert "--" not in text and text.endswith(".") and "\n" not in text
+    return text
+
+
+def test_params_without_batch_stats_are_named():
+    variables = {"params": VARIABLES["params"]}
+    for given in (variables, VARIABLES["params"]):
+        text = refused(NETWORK, given, [IMAGES])
+        assert '{"params": ..., "batch_stats": ...}' in text
+
+
+def test_a_module_in_training_mode_is_named():
+    """What it would give depends on the batch, or on keys."""
+    variables = variables_of(Trains())
+    assert ispasp_jax.prune(Trains(), variables, [IMAGES], repair="none").plan
+    assert "training" in refused(Trains(train=True), variables, [IMAGES])
+
+
+def test_a_module_without_its_variables_and_variables_without_images():
+    assert "prune needs images" in refused(NETWORK, VARIABLES)
+    assert "variables" in refused(NETWORK, None, [IMAGES])
+
+
+INNER = budget.sizes(ispasp_jax.graph.scope(TRACED.groups, "inner", ()), 0.5)
+SIZES = budget.sizes(TRACED.groups, 0.5)  # the streams', too
 METHODS = [(name, "none") for name in criteria.CRITERIA]
 METHODS += [("random", "bn"), ("l1", "lsq"), ("obs", "lsq")]
 
 
-def walk(network, variables, images, method, repair="none"):
-    return pruning.walk(
-        network,
+def walked(variables, images, method, repair="none"):
+    return walk(
+        TRACED,
         variables,
         [images[:2], images[2:]],
-        budget.sizes(network, 0.5),
+        SIZES,
         criteria.create(method),
         labels=[np.array([0, 1])] * 2,
         repair=repair,
@@ -119,12 +165,12 @@ def test_images_that_are_not_finite_stop_every_criterion_and_repair(
     """And so do weights, of whatever array."""
     variables = variables_of(NETWORK)
     with pytest.raises(FloatingPointError, match="batch 0 of the calibration images"):
-        walk(NETWORK, variables, with_nan(IMAGES, value), method, repair)
+        walked(variables, with_nan(IMAGES, value), method, repair)
     stats = variables["batch_stats"]["layer2.0"]["downsample"]["1"]
     stats["var"] = stats["var"].at[0].set(value)
-    words = r"part 'layer2.0': its array 'layer2.0/downsample/1/var' holds NaN"
+    words = r"variable 'batch_stats/layer2.0/downsample/1/var' holds NaN"
     with pytest.raises(FloatingPointError, match=words):
-        walk(NETWORK, variables, IMAGES, method, repair)
+        walked(variables, IMAGES, method, repair)
 
 
 @pytest.mark.parametrize(
@@ -139,12 +185,12 @@ def test_activations_that_overflow_stop_the_walk(method, repair, memory):
     variables["params"]["layer1.1"]["conv1"]["kernel"] = kernel * 1e38
     scale = variables["params"]["layer1.1"]["bn1"]["scale"]
     variables["params"]["layer1.1"]["bn1"]["scale"] = scale * 1e3
-    with pytest.raises(FloatingPointError, match="part 'layer1.1': its activations"):
-        pruning.walk(
-            NETWORK,
+    with pytest.raises(FloatingPointError, match=r"layer1\.1.*: its activations"):
+        walk(
+            TRACED,
             variables,
             [IMAGES],
-            budget.sizes(NETWORK, 0.5),
+            INNER,
             criteria.create(method),
             repair=repair,
             memory=memory,
@@ -154,13 +200,12 @@ def test_activations_that_overflow_stop_the_walk(method, repair, memory):
 def test_curves_refuse_the_same():
     variables = variables_of(NETWORK)
     with pytest.raises(FloatingPointError, match="batch 1 of the calibration images"):
-        curves.measure_curves(NETWORK, variables, [IMAGES, with_nan(IMAGES)])
-    with pytest.raises(InputError, match="holds uint8"):
-        curves.measure_curves(NETWORK, variables, [IMAGES.astype(np.uint8)])
+        measure_curves(TRACED, variables, [IMAGES, with_nan(IMAGES)], TRACED.groups)
+    variables["params"]["fc"]["bias"] = np.full(4, np.nan)
+    with pytest.raises(FloatingPointError, match="'params/fc/bias' holds NaN"):
+        measure_curves(TRACED, variables, [IMAGES], TRACED.groups)
 
 
 def test_half_precision_and_devices_arrays_are_images():
-    found = inputs.checked_images(
-        [jnp.asarray(IMAGES, jnp.bfloat16)], NETWORK, variables_of(NETWORK)
-    )
+    found = inputs.checked_images([jnp.asarray(IMAGES, jnp.bfloat16)])
     assert len(list(found)) == 1

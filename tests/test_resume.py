@@ -15,9 +15,11 @@ import pytest
 from conftest import FLAGS
 from networks import NETWORKS, images_of, variables_of
 
-from ispasp_jax import budget, checkpoints, criteria, curves, pruning
+import ispasp_jax
+from ispasp_jax import budget, checkpoints, criteria
 from ispasp_jax.commands import prune, train, walk_store
-from ispasp_jax.groups import leaves
+from ispasp_jax.graph import scope
+from ispasp_jax.walk import engine, walk
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,87 +29,104 @@ class Stopped(Exception):
 
 
 def stopping(after):
-    """A `progress` that lets so many parts pass and then stops the walk."""
+    """A `progress` that lets so many steps pass and then stops the walk."""
 
-    def progress(parts):
-        for index, part in enumerate(parts):
+    def progress(steps):
+        for index, step in enumerate(steps):
             if index == after:
                 raise Stopped
-            yield part
+            yield step
 
     return progress
 
 
-def shaken(network, variables):
+def shaken(plan, variables):
     """A `tune` that moves every parameter, and needs no data."""
     params = jax.tree.map(lambda a: a * 1.01 + 0.003, variables["params"])
     return {**variables, "params": params}
 
 
 def assert_equal(ours, expected):
-    """Of two Pruned: all but the seconds, bit for bit."""
-    assert ours.network == expected.network
+    """Of two Walked: all but the seconds, bit for bit."""
     for a, b in zip(ours.groups, expected.groups, strict=True):
         assert list(a.cut.kept) == list(b.cut.kept)
         assert a._replace(cut=None) == b._replace(cut=None)
-    pairs = zip(leaves(ours.variables), leaves(expected.variables), strict=True)
-    for (path, array), (other, whole) in pairs:
-        assert path == other
-        np.testing.assert_array_equal(array, whole, err_msg=path)
+    jax.tree.map(np.testing.assert_array_equal, ours.variables, expected.variables)
+
+
+def prepared(name, which="inner"):
+    """A traced network, its variables, and half of each group but the last."""
+    network = NETWORKS[name]
+    variables = variables_of(network)
+    traced = ispasp_jax.trace(network, variables, images_of(8))
+    sizes = budget.sizes(scope(traced.groups, which, ()), 0.5)
+    if len(sizes) > 2:  # one that loses nothing after one that was cut and tuned
+        last = [*sizes][-1]
+        sizes[last] = traced[last].width
+    return traced, variables, sizes
 
 
 CASES = [
-    ("basic", "ispasp", "none", None),
-    ("basic", "ispasp", "lsq", None),
-    ("bottleneck", "obs", "lsq", None),
-    ("mobile", "ispasp", "bn", None),
-    ("mlp", "obs", "none", None),
-    ("basic", "obs", "lsq", shaken),
-    ("bottleneck", "ispasp", "none", shaken),
+    ("basic", "inner", "ispasp", "none", None),
+    ("basic", "inner", "ispasp", "lsq", None),
+    ("basic", "all", "obs", "lsq", None),
+    ("cifar", "inner", "ispasp", "bn", None),
+    ("mlp", "inner", "obs", "none", None),
+    ("basic", "inner", "obs", "lsq", shaken),
+    ("bottleneck", "all", "l1", "none", shaken),
 ]
 
 
 @pytest.mark.parametrize(
-    "name, method, repair, tune",
+    "name, which, method, repair, tune",
     CASES,
-    ids=["-".join([*c[:3], *(["tune"] if c[3] else [])]) for c in CASES],
+    ids=["-".join([*c[:4], *(["tune"] if c[4] else [])]) for c in CASES],
 )
-def test_a_walk_goes_on_after_any_part(name, method, repair, tune, tmp_path):
-    network, variables = NETWORKS[name], variables_of(NETWORKS[name])
+def test_a_walk_goes_on_after_any_step(name, which, method, repair, tune, tmp_path):
+    traced, variables, sizes = prepared(name, which)
     images = [images_of(8), images_of(5, seed=1)]
-    sizes = budget.sizes(network, 0.5)
-    # A part that loses nothing after one that was cut and tuned.
-    sizes |= {list(sizes)[-1]: network.group_widths()[list(sizes)[-1]]}
     options = {"num_iters": 4} if method == "ispasp" else {}
     criterion = criteria.create(method, **options)
 
-    def walk(**more):
+    def walked(**more):
         options = dict(repair=repair, tune=tune, carry_dense=repair == "bn") | more
-        return pruning.walk(network, variables, images, sizes, criterion, **options)
+        return walk(traced, variables, images, sizes, criterion, **options)
 
-    whole, parts = walk(), len(network.chain())
-    for after in range(1, parts + 1):
+    store, _ = walk_store.open_store(tmp_path / "whole", resumed=False)
+    whole, files = walked(store=store), [*(tmp_path / "whole").glob("step-*")]
+    assert_equal(whole, walked())
+    counts = []
+    for after in range(100):
         folder = tmp_path / str(after)
         store, _ = walk_store.open_store(folder, resumed=False)
         try:
-            walk(store=store, progress=stopping(after))
+            walked(store=store, progress=stopping(after))
+            break
         except Stopped:
             pass
-        # What a kill in the middle of writing leaves behind is no part.
-        (folder / f"part-{after:03d}.new").parent.mkdir(exist_ok=True)
-        (folder / f"part-{after:03d}.new").write_bytes(b"half")
+        # What a kill in the middle of writing leaves behind is no step.
+        (folder / f"step-{after:03d}.new").parent.mkdir(exist_ok=True)
+        (folder / f"step-{after:03d}.new").write_bytes(b"half")
         store, count = walk_store.open_store(folder, resumed=True)
-        assert count == after
-        assert_equal(walk(store=store), whole)
+        if count in counts:  # nothing was to be done at this step
+            continue
+        counts.append(count)
+        assert_equal(walked(store=store), whole)
         assert len(list(folder.glob("network-*"))) <= 1
+    assert counts == [*range(counts[0], len(files))]
+    assert counts[0] == (which == "all")
 
 
-def test_a_walk_goes_on_from_inside_a_part(tmp_path, monkeypatch):
-    """Between a block's two groups, and while the network is being tuned."""
-    network, variables = NETWORKS["bottleneck"], variables_of(NETWORKS["bottleneck"])
-    images, sizes = [images_of(8)], budget.sizes(network, 0.5)
-    whole = pruning.walk(network, variables, images, sizes, tune=shaken)
-    real = pruning.select
+def test_a_walk_goes_on_from_inside_a_step(tmp_path, monkeypatch):
+    """Between selecting and keeping, and while the network is being tuned."""
+    traced, variables, sizes = prepared("bottleneck")
+    images, criterion = [images_of(8)], criteria.create("l1")
+
+    def walked(**more):
+        options = {"tune": shaken, **more}
+        return walk(traced, variables, images, sizes, criterion, **options)
+
+    whole, real = walked(), engine.select
 
     def stopped(call, calls):
         def maybe(*arguments):
@@ -119,32 +138,35 @@ def test_a_walk_goes_on_from_inside_a_part(tmp_path, monkeypatch):
 
     store, _ = walk_store.open_store(tmp_path / "walk", resumed=False)
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(pruning, "select", stopped(real, iter((3, 2, 1, 0))))
-        pruning.walk(network, variables, images, sizes, tune=shaken, store=store)
+        patch.setattr(engine, "select", stopped(real, iter((3, 2, 0))))
+        walked(store=store)
     store, count = walk_store.open_store(tmp_path / "walk", resumed=True)
     assert count == 2
     with pytest.raises(Stopped):
-        tune = stopped(shaken, iter((0,)))
-        pruning.walk(network, variables, images, sizes, tune=tune, store=store)
+        walked(tune=stopped(shaken, iter((0,))), store=store)
     store, count = walk_store.open_store(tmp_path / "walk", resumed=True)
     assert count == 2
-    done = pruning.walk(network, variables, images, sizes, tune=shaken, store=store)
-    assert_equal(done, whole)
+    assert_equal(walked(store=store), whole)
 
 
-def test_parts_that_are_damaged_are_made_again(tmp_path):
-    network, variables = NETWORKS["basic"], variables_of(NETWORKS["basic"])
-    images, sizes = [images_of(8)], budget.sizes(network, 0.5)
+def test_steps_that_are_damaged_are_made_again(tmp_path):
+    traced, variables, sizes = prepared("basic")
+    images, criterion = [images_of(8)], criteria.create("l1")
+
+    def walked(store):
+        return walk(
+            traced, variables, images, sizes, criterion, tune=shaken, store=store
+        )
+
     store, _ = walk_store.open_store(tmp_path / "walk", resumed=False)
-    whole = pruning.walk(network, variables, images, sizes, tune=shaken, store=store)
-    parts = sorted((tmp_path / "walk").glob("part-*"))
-    assert len(parts) == len(network.chain())
-    parts[2].write_bytes(parts[2].read_bytes()[:-8])
-    # The network of a later part cannot serve for part 1, so all is made again.
+    whole = walked(store)
+    steps = sorted((tmp_path / "walk").glob("step-*"))
+    assert len(steps) == len(sizes)
+    steps[1].write_bytes(steps[1].read_bytes()[:-8])
+    # The network of a later step cannot serve for step 0, so all is made again.
     store, count = walk_store.open_store(tmp_path / "walk", resumed=True)
     assert count == 0
-    again = pruning.walk(network, variables, images, sizes, tune=shaken, store=store)
-    assert_equal(again, whole)
+    assert_equal(walked(store), whole)
 
 
 @pytest.fixture(scope="module")
@@ -168,11 +190,11 @@ def test_curves_and_sizes_are_kept(trained, tmp_path, monkeypatch, capsys):
     held = json.loads(Path(".a.partial/curves.json").read_text())
     assert not Path(".a.partial/sizes.json").exists()
     with monkeypatch.context() as patch:
-        patch.setattr(curves, "measure_curves", None)
-        patch.setattr(pruning, "walk", stop_walk)
+        patch.setattr("ispasp_jax.commands.budgets.measure_curves", None)
+        patch.setattr("ispasp_jax.commands.run.walk", stop_walk)
         assert prune.main([*flags, "--resume"]) == 130
     with monkeypatch.context() as patch:
-        patch.setattr(curves, "measure_curves", None)
+        patch.setattr("ispasp_jax.commands.budgets.measure_curves", None)
         patch.setattr(budget, "solve", None)
         assert prune.main([*flags, "--resume"]) == 0
     assert json.loads(Path("a/curves.json").read_text()) == held
@@ -280,7 +302,7 @@ def run(tmp_path_factory):
     kill(killed, training, *flags)
     assert not (killed / "out").exists()
     flags.append("--resume")
-    kill(killed, ".out.partial/walk/part-001.safetensors", *flags)
+    kill(killed, ".out.partial/walk/step-001.safetensors", *flags)
     said = kill(killed, ".out.partial/states/[0-9]", *flags)
     assert "of the network's parts are from a stopped run" in said
     assert "fine-tuning: resuming after epoch" in finish(killed, *flags)
@@ -300,7 +322,7 @@ def test_a_run_killed_with_fine_tuning_between_blocks_gives_the_same(run):
     flags = ["--keep=0.4", "--block-finetune-epochs=1", "--finetune-epochs=0"]
     killed, whole = run
     before = results(killed)
-    kill(killed, ".out.partial/walk/part-001.safetensors", *flags)
+    kill(killed, ".out.partial/walk/step-001.safetensors", *flags)
     kill(killed, ".out.partial/walk/network-002.safetensors", *flags, "--resume")
     assert results(killed) == before
     finish(killed, *flags, "--resume")

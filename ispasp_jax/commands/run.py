@@ -161,8 +161,8 @@ class Run:
         on_each = -(-len(self._chosen()) // mesh.size)
         self.note(doubts.of_memory(args, model, on_each, squares))
         batches, labels = self._calibration(model)
-        sizes = {} if self.given is not None else choose(self, model, batches, mesh)
         self.report["seconds"]["dense_forward"] = _forward_seconds(model, batches, mesh)
+        sizes = {} if self.given is not None else choose(self, model, batches, mesh)
         store, done = walk_store.open_store(self.work.path(_WALK), self.work.resumed)
         if done:
             self.note(
@@ -195,10 +195,12 @@ class Run:
             self.note(f"{name} is not repaired by least squares: {why}")
         images = batches[0][:8].astype(np.float32)
         plans.verify(result.plan, model.traced, model.variables, images)
-        self._spent(result.seconds)
-        selection, repair = (
-            self.report["seconds"][name] for name in ("selection", "repair")
-        )
+        for name in ("selection", "repair"):
+            self.took(name, result.seconds)
+        spent = self.report["seconds"]
+        selection, repair = spent["selection"], spent["repair"]
+        both = spent["compilation"]["selection"], spent["compilation"]["repair"]
+        spent["compilation_in_both"] = sum(both)
         self.report["groups"] = report.groups(result.groups)
         pruned = model.cut(result.plan, result.variables)
         self.note(plan_files.write(self.work, args.weights, model, result.plan))
@@ -214,22 +216,17 @@ class Run:
             self.work.write("report.json", self.report)
         return pruned
 
-    def _spent(self, spent: Mapping[str, float]) -> None:
-        """Puts the walk's seconds into the report: all of them, what of it was
-        compilation, and the rest in dense passes over the calibration images."""
-        seconds = self.report["seconds"]
-        for name in ("selection", "repair"):
-            compiling = spent.get(f"compilation of {name}", 0.0)
-            self._took(name, spent.get(name, 0.0) + compiling, compiling)
-        seconds["compilation_in_both"] = sum(
-            seconds["compilation"][name] for name in ("selection", "repair")
+    def took(self, name: str, spent: Mapping[str, float]) -> None:
+        """Puts what Clocks say of something into the report: all its seconds, what of
+        it was compilation, and the rest in dense passes over the calibration images."""
+        seconds, compiling = (
+            self.report["seconds"],
+            spent.get(f"compilation of {name}", 0),
         )
-
-    def _took(self, name: str, all_of_it: float, compiling: float) -> None:
-        seconds = self.report["seconds"]
-        seconds[name] = all_of_it
+        own = spent.get(name, 0.0)
+        seconds[name] = own + compiling
         seconds.setdefault("compilation", {})[name] = compiling
-        passes = (all_of_it - compiling) / seconds["dense_forward"]
+        passes = own / seconds["dense_forward"]
         seconds.setdefault("dense_passes", {})[name] = passes
 
     def _chosen(self) -> np.ndarray:

@@ -2,7 +2,6 @@
 budget, from curves that are kept beside the result.
 """
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from ispasp_jax.checkpoints import Model
 from ispasp_jax.commands import budgets, curve_files, widths
 from ispasp_jax.errors import InputError
 from ispasp_jax.report import say
+from ispasp_jax.walk.clocks import Clocks
 
 if TYPE_CHECKING:
     from ispasp_jax.commands.run import Run
@@ -62,7 +62,19 @@ def choose(
 
 def _curves(run, model, batches, mesh) -> tuple[dict[str, Any], str]:
     """Curves known or measured, and which; those measured are kept at once."""
-    start = time.perf_counter()
+    clocks = Clocks()
+    with clocks.on("curves"):
+        held, found = _known(run, model, batches)
+        if held is None:
+            held = budgets.measure(run.args, model, batches, mesh)
+            run.work.write(curve_files.CURVES, curve_files.to_json(held))
+    run.took("curves", clocks.so_far())
+    return held, found
+
+
+def _known(run, model, batches) -> tuple[dict[str, Any] | None, str]:
+    """Curves of these weights and images that are there, if any are, and whether this
+    run measured them or is to."""
     identity = curve_files.identity(run.args, model, batches)
     held, found = curve_files.given(run.args, model), "kept from an earlier run"
     if held is None:
@@ -76,10 +88,6 @@ def _curves(run, model, batches, mesh) -> tuple[dict[str, Any], str]:
         found = "measured"
         if run.work.resumed:
             held = _kept(run, run.work.folder, model, identity)
-    if held is None:
-        held = budgets.measure(run.args, model, batches, mesh)
-        run.work.write(curve_files.CURVES, curve_files.to_json(held))
-    run.report["seconds"]["curves"] = time.perf_counter() - start
     return held, found
 
 

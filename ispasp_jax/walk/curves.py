@@ -90,7 +90,7 @@ def measure_curves(
     first = next(batches, None)
     if first is None:
         raise InputError("no calibration images: expected at least one batch.")
-    traced = inputs.traced_at(traced, None, first)
+    traced = inputs.traced_at(traced, None, first, streams.examples(first, mesh))
     program = flat.flatten(traced)
     weights = flat.arrays(program, jax.device_put(variables))
     every = [site for site in sites.sites(program) if sites.is_suited(site)]
@@ -106,9 +106,12 @@ def measure_curves(
         one.weight = here.weight
     seen: dict[str, list[_Seen]] = {name: [] for name in readers}
     widths = {group.name: group for group in traced.groups}
-    for site in progress(sorted(ends, key=lambda site: site.place)):
+    ordered = sorted(ends, key=lambda site: site.place)
+    following = [site.place for site in ordered[1:]] + [len(program.equations)]
+    for site, next_place in zip(progress(ordered), following, strict=True):
         here = here.named(site.name).hidden(site.place, watch)
-        after = here.to(site.end, [site.target], watch)
+        passes = site.end <= next_place  # else a branch beside comes first
+        after = here.to(site.end, [site.target], watch if passes else None)
         folds = measure(site, here, after, np.arange(site.width))
         reach = consumers.reach(site, weights)
         whole = folds[0] + folds[1]
@@ -119,7 +122,7 @@ def measure_curves(
                 index = sites.index(site, widths[name].atom)
                 one = regression(first_ + second, reach.matrix, site.width, index)
                 seen[name].append(_Seen(site, one, variance))
-        here = after
+        here = after if passes else here
     last = max((program.made[v] for v in watch), default=-1) + 1
     if last > here.place:
         here.to(last, watch=watch)

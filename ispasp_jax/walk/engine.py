@@ -142,7 +142,7 @@ def walk(
         first = next(batches, None)
         if first is None:
             raise InputError("no calibration images: expected at least one batch.")
-        traced = inputs.traced_at(traced, None, first)
+        traced = inputs.traced_at(traced, None, first, streams.examples(first, mesh))
         if plan is not None:
             traced.masks(plan)
             plan = {n: Cut(w, np.asarray(kept)) for n, (w, kept) in plan.items()}
@@ -154,6 +154,8 @@ def walk(
         whole = _Walk(traced, variables, asked, repair, carry_dense, clocks)
         whole.start(_chain(first, batches), labels, mesh, memory)
         whole.select_shared(store)
+        if not tune:
+            whole.entry = None  # of no use any more
         for step in progress(whole.steps):
             whole.do(step, store, tune)
         whole.finish()

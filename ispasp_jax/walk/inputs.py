@@ -13,6 +13,13 @@ import numpy as np
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph import Traced, adapters, key_path, trace
 
+#: Linen's errors where variables are not there, and where it learns.
+_MISSING = (
+    *("ScopeCollectionNotFound", "ScopeVariableNotFoundError"),
+    *("ScopeParamNotFoundError", "ApplyScopeInvalidVariablesStructureError"),
+)
+_LEARNING = ("ModifyScopeVariableError", "InvalidRngError")
+
 _LAYOUT = "(examples, height, width, channels)"
 
 
@@ -128,19 +135,25 @@ def _batches(given: Any, what: str) -> Iterator[Any]:
         yield batch
 
 
-def traced_at(model: Any, variables: Any, batch: Any) -> Traced:
+def traced_at(
+    model: Any, variables: Any, batch: Any, examples: int | None = None
+) -> Traced:
     """The model traced on inputs of a batch's shapes.
 
     Args:
       model: as `trace` takes it, or what it gave.
       variables: its variables; None for a module that carries its own.
       batch: an array, or a tuple of them.
+      examples: how many there are to be in a batch; None for as many as in this one.
 
     Raises:
       InputError: the model does not take such a batch.
     """
     arrays = batch if isinstance(batch, tuple) else (batch,)
-    shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays]
+    shapes = [
+        jax.ShapeDtypeStruct((examples or len(a), *a.shape[1:]), a.dtype)
+        for a in arrays
+    ]
     if isinstance(model, Traced):
         if [(s.shape, s.dtype) for s in shapes] == [
             *map(_like, model.program.inputs[len(model.dims) :])
@@ -154,12 +167,37 @@ def traced_at(model: Any, variables: Any, batch: Any) -> Traced:
     except InputError:
         raise
     except Exception as error:  # of many kinds: the model's own code
-        why = str(error).strip().partition("\n")[0].rstrip(".")[:200]
+        if said := _of_linen(error):
+            raise InputError(said) from error
+        why = _first(str(error))
         raise InputError(
             f"the model does not take inputs of shape "
             f"{', '.join(str(s.shape) for s in shapes)} ({why}); expected batches as "
             f"in its training, of images {_LAYOUT}{_hint(shapes[0].shape)}."
         ) from error
+
+
+def _of_linen(error: Exception) -> str | None:
+    """What Linen's errors mean that are not about the inputs."""
+    kind, text = type(error).__name__, str(error)
+    if kind in _MISSING:
+        return (
+            f"the variables are not all that the model reads ({_first(text)}); give "
+            'what model.init returns, trained, all collections of it: {"params": ..., '
+            '"batch_stats": ...} where it has batch norm.'
+        )
+    if kind in _LEARNING:
+        return (
+            f"the model is in training mode ({_first(text)}); give it in evaluation: a "
+            "module made with train=False (use_running_average=True, deterministic="
+            "True), or a function of (variables, x) that calls it so."
+        )
+    return None
+
+
+def _first(text: str) -> str:
+    """The first sentence of somebody else's message."""
+    return text.strip().partition("\n")[0].split(" (https:")[0].rstrip(". ")[:200]
 
 
 def _like(value) -> tuple[tuple[int, ...], Any]:

@@ -211,9 +211,9 @@ def padded(
     mesh: jax.sharding.Mesh | None = None,
     hold: Callable[[Array], Any] = lambda array: array,
 ) -> tuple[list[tuple[Any, ...]], list[Float[Array, " n"]]]:
-    """Batches all of the first one's size: a longer one is split, a short one padded
-    with examples that weigh nothing. With a mesh (of devices.py) each is spread over
-    its devices; `hold` says what is kept of each array.
+    """Batches all of the first one's size, as `examples` has it: a longer one is split,
+    a short one padded with examples that weigh nothing. With a mesh (of devices.py)
+    each is spread over its devices; `hold` says what is kept of each array.
 
     Raises:
       InputError: no batches.
@@ -221,7 +221,7 @@ def padded(
     found, weight, size = [], [], None
     for batch in images:
         arrays = batch if isinstance(batch, tuple) else (batch,)
-        size = size or len(arrays[0])
+        size = size or examples(batch, mesh)
         for low in range(0, len(arrays[0]), size):
             rows = [jnp.asarray(array[low : low + size]) for array in arrays]
             short = size - len(rows[0])
@@ -237,6 +237,13 @@ def padded(
     if not found:
         raise InputError("no calibration images: expected at least one batch.")
     return found, weight
+
+
+def examples(batch: Any, mesh: jax.sharding.Mesh | None = None) -> int:
+    """How many examples batches have whose first one this is: as many for each of the
+    mesh's devices."""
+    count = len(batch[0] if isinstance(batch, tuple) else batch)
+    return count if mesh is None else -(-count // mesh.size) * mesh.size
 
 
 def share(memory: int | None, mesh: jax.sharding.Mesh | None, count: int) -> int | None:
