@@ -122,8 +122,9 @@ class Chain(NamedTuple):
 
     def _at_ends(self, weights: list[Array]) -> tuple[Array, Array]:
         def at(value: float) -> Array:
-            start = self.start.aval
-            made = self.step.run([jnp.full(start.shape, value, start.dtype)], weights)
+            # In half precision a scale would be known to three digits.
+            start = [jnp.full(self.start.shape, value, jnp.float32)]
+            made = self.step.run(start, weights, raised=True)
             return self.bring(made[0])[0].astype(jnp.float32)
 
         return at(0.0), at(1.0)

@@ -35,27 +35,54 @@ class Piece(NamedTuple):
     wanted: tuple[Value, ...]
     text: str
 
-    def run(self, given: Sequence[Any], weights: Sequence[Any]) -> list[Any]:
-        """What it gives; traceable."""
+    def run(
+        self, given: Sequence[Any], weights: Sequence[Any], raised: bool = False
+    ) -> list[Any]:
+        """What it gives; traceable. In single precision, if `raised`."""
         env = dict(zip((*self.given, *self.weights), (*given, *weights), strict=True))
-        return evaluate(self.equations, self.wanted, env)
+        return evaluate(self.equations, self.wanted, env, raised)
 
 
 def evaluate(
-    equations: Iterable[Equation], wanted: Iterable[Value], env: dict[Value, Any]
+    equations: Iterable[Equation],
+    wanted: Iterable[Value],
+    env: dict[Value, Any],
+    raised: bool = False,
 ) -> list[Any]:
-    """Computes equations one by one, from what is known; `env` is added to."""
+    """Computes equations one by one, from what is known; `env` is added to.
+
+    Args:
+      equations: in order.
+      wanted: what to give.
+      env: what is known.
+      raised: compute in single precision what is in half.
+    """
 
     def read(value: Value):
-        return env[value] if value in env else value.constant
+        array = env[value] if value in env else value.constant
+        return _raise(array) if raised else array
 
     for eqn in equations:
         bound = eqn.choice or eqn
+        if raised and eqn.name == "convert_element_type" and _is_half(eqn.outputs[0]):
+            env[eqn.outputs[0]] = read(eqn.inputs[0])
+            continue
         params = bound.primitive.get_bind_params(bound.params)
         made = bound.primitive.bind(*map(read, bound.inputs), **params)
         made = made if bound.primitive.multiple_results else [made]
         env.update(zip(eqn.outputs, made, strict=True))
     return [read(value) for value in wanted]
+
+
+def _raise(array: Any) -> Any:
+    dtype = jnp.result_type(array)
+    half = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+    return jnp.asarray(array, jnp.float32) if half else array
+
+
+def _is_half(value: Value) -> bool:
+    dtype = value.aval.dtype
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
 
 
 def piece(flat: Flat, wanted: Iterable[Value], given: Iterable[Value] = ()) -> Piece:

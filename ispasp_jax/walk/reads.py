@@ -202,14 +202,17 @@ def regression(
     return LeastSquares(*(jnp.asarray(x, jnp.float32) for x in (a, b, start[own])))
 
 
-def _first(hidden: Activations, weights, missing: int) -> list[tuple[Array, Array]]:
-    """Batches that hold the first images, and how much each image counts."""
+def _first(
+    hidden: Activations, weights: Activations, missing: int
+) -> list[tuple[Array, Array, int]]:
+    """Batches that hold the first images, how much each image counts, and behind how
+    many of a batch none does."""
     found = []
     for h, weight in zip(hidden, weights, strict=True):
         if missing <= 0:
             break
         weight = jnp.where(jnp.cumsum(weight) <= missing, weight, 0)
-        found.append((h, weight))
+        found.append((h, weight, min(missing, len(weight))))
         missing -= int(weight.sum())
     return found
 
@@ -231,8 +234,7 @@ def _squares(site, index, batches, kernel, scale, support) -> tuple[float, float
     gone = np.zeros(site.width, np.float32)
     gone[index[~support].ravel()] = 1
     found = []
-    for h, weight in batches:
-        count = int(np.flatnonzero(np.asarray(weight)).max(initial=0)) + 1
+    for h, weight, count in batches:
         run = compiled(("squares", sites.text(site), count), lambda n=count: make(n))
         found.append(run(h, weight, gone, kernel, scale))
     lost, whole = np.sum(jax.device_get(found), axis=0)
