@@ -55,7 +55,6 @@ def named(layer, *names):
 
 
 BEFORE = {"before": params.format(0, "bias")}
-FACTOR = {"scale": "params/factor"}
 
 #: A model and what each of its arrays is.
 MODELS = {
@@ -84,8 +83,8 @@ MODELS = {
     "nnx": (
         (Normed(), None),
         {
-            **{"scale": "norm/scale", "bias": "norm/bias", "mean": "norm/mean"},
-            **{"var": "norm/var", "before": "conv/bias"},
+            **{name: f"norm/{name}/value" for name in ("scale", "bias", "mean", "var")},
+            "before": "conv/bias/value",
         },
     ),
     "haiku": (
