@@ -134,8 +134,8 @@ def test_writing_a_fit_gives_it(name):
     np.testing.assert_allclose(kernel, matrix, rtol=1e-5)  # unscaled
     np.testing.assert_allclose(mean * scale + shift, output, rtol=1e-3, atol=1e-3)
     arrays = {value.origin: array for value, array in weights.items()}
-    np.testing.assert_allclose(arrays[expected["mean"]], mean, rtol=1e-5)
-    np.testing.assert_allclose(arrays[expected["var"]], var, rtol=1e-5)
+    np.testing.assert_allclose(np.ravel(arrays[expected["mean"]]), mean, rtol=1e-5)
+    np.testing.assert_allclose(np.ravel(arrays[expected["var"]]), var, rtol=1e-5)
     if "before" in expected:
         assert not np.asarray(arrays[expected["before"]]).any()
 
