@@ -29,6 +29,7 @@ from ispasp_jax.problem import (
     LeastSquares,
     Selection,
     Size,
+    Unsuited,
     channels,
     check_count,
     check_size,
@@ -113,6 +114,11 @@ def cosamp(num_iters: int = 20, ridge: float = 1e-3) -> Criterion:
 
     def select(problem, size):
         d = channels(problem)
+        if not isinstance(problem.least_squares, LeastSquares):
+            raise Unsuited(
+                "several consumers read its channels, and cosamp asks one; choose "
+                "another criterion, obs for example."
+            )
         return cosamp_selection(problem.least_squares, d, size, num_iters, ridge)
 
     return Criterion(select, needs=frozenset({"least_squares", "producer"}))

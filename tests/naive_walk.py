@@ -45,10 +45,12 @@ class Linear:
 
 class View(NamedTuple):
     """What a consumer reads of a group, (n, positions, d), and the matrix that it
-    multiplies an example with, (positions · d, out)."""
+    multiplies an example with, (positions · d, out); the mean over examples of the size
+    of all that it gives, where several are compared."""
 
     hidden: np.ndarray
     matrix: np.ndarray
+    size: float = 1.0
 
 
 def matrix_of(linear, shape: tuple[int, ...]) -> np.ndarray:
@@ -65,10 +67,7 @@ def stacked(views: Sequence[View]) -> View:
     the size of what it gives, and so is what it gives."""
     if len(views) == 1:
         return views[0]
-    hidden = []
-    for view in views:
-        made = view.hidden.reshape(len(view.hidden), -1) @ view.matrix
-        hidden.append(view.hidden / np.linalg.norm(made, axis=1).mean())
+    hidden = [view.hidden / view.size for view in views]
     return View(
         np.concatenate(hidden, 1), scipy.linalg.block_diag(*(v.matrix for v in views))
     )
@@ -112,11 +111,13 @@ def view_of(model, variables, images, read: Read, width: int) -> View:
             lambda h: layer.apply(own, jnp.asarray(h)) * gain, hidden.shape[1:]
         )
         hidden = np.asarray(hidden)
+    made = hidden.reshape(len(hidden), -1) @ matrix
+    size = np.linalg.norm(made, axis=1).mean()
     if read.low is not None:
         own = slice(read.low, read.low + width)
         matrix = matrix.reshape(-1, hidden.shape[-1], matrix.shape[-1])[:, own]
         matrix, hidden = matrix.reshape(-1, matrix.shape[-1]), hidden[..., own]
-    return View(hidden.reshape(len(hidden), -1, width), matrix)
+    return View(hidden.reshape(len(hidden), -1, width), matrix, size)
 
 
 def silenced(variables, groups, kept):

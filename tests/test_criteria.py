@@ -3,7 +3,6 @@
 import functools
 import re
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,13 +10,13 @@ import pytest
 import regressions
 from networks import NETWORKS, images_of, variables_of
 
-from ispasp_jax import budget, criteria, groups, pruning
+from ispasp_jax import criteria, graph
+from ispasp_jax import prune as prune_model
 from ispasp_jax.commands import prune
 from ispasp_jax.errors import InputError
-from ispasp_jax.models.layers import Dense
 from ispasp_jax.models.mlp import MLP
-from ispasp_jax.models.network import Block, Network, Part
 from ispasp_jax.problem import Criterion, Problem, Unsuited, by_score
+from ispasp_jax.walk import walk
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -83,31 +82,37 @@ def test_bn_scale_takes_the_last_norm_and_says_where_there_is_none():
         criteria.bn_scale()(Problem(producer={"dense.0/kernel": jnp.ones((3, 4))}), 2)
     network = NETWORKS["mlp"]
     with pytest.raises(InputError, match="group 'hidden.0': no batch norm.*l1"):
-        pruning.walk(
+        prune_model(
             network,
             variables_of(network),
             [images_of(4)],
-            budget.sizes(network, 0.5),
-            criteria.bn_scale(),
+            criterion=criteria.bn_scale(),
         )
 
 
-def test_producers_keep_the_axes_order_under_jit():
-    """The first kernel is the one that makes the channels, whatever its name."""
-    axes = (("expand/*", -1), ("a_norm/*", -1), ("depthwise/kernel", -1))
-    group = groups.Group("g", axes=(*axes, ("last/kernel", -2)), consumer=("last",))
-    params = {
-        "a_norm": {"scale": jnp.ones(4)},
-        "depthwise": {"kernel": jnp.ones((3, 3, 1, 4))},
-        "expand": {"kernel": jnp.ones((1, 1, 2, 4)), "bias": jnp.ones(4)},
-        "last": {"kernel": jnp.ones((4, 2))},
-    }
-    seen = []
-    jax.jit(lambda arrays: seen.extend(arrays))(groups.producer(params, group))
-    assert [path.split("/")[0] for path in seen if path.endswith("kernel")] == [
-        "expand",
-        "depthwise",
-    ]
+@pytest.mark.parametrize(
+    "name, group, expected",
+    [
+        ("basic", "layer1.0", ["conv1/kernel", "bn1/scale", "bn1/bias"]),
+        ("mlp", "hidden.1", ["kernel", "bias"]),
+    ],
+)
+def test_a_producer_is_the_arrays_that_make_the_channels(name, group, expected):
+    """Kernels first, those that read the channels left out, channels last."""
+    network = NETWORKS[name]
+    variables, seen = variables_of(network), {}
+
+    def select(problem, size):
+        seen.update(problem.producer)
+        d = next(iter(problem.producer.values())).shape[-1]
+        return by_score(jnp.arange(d, dtype=jnp.float32), size)
+
+    criterion = Criterion(select, needs=frozenset({"producer"}))
+    traced = graph.trace(network, variables, images_of(1))
+    walk(traced, variables, [images_of(2)], {group: 2}, criterion)
+    assert [*seen][0] == expected[0] and {*expected} <= {*seen}
+    assert not any("conv2" in path or "bn2" in path for path in seen)
+    assert {array.shape[-1] for array in seen.values()} == {traced[group].width}
 
 
 def test_activation_keeps_what_is_most_active():
@@ -196,17 +201,19 @@ def test_the_help_names_every_method_and_which_need_labels():
 def test_every_criterion_prunes(name):
     """On the activations, moments and derivatives that the walk gathers."""
     network = NETWORKS["basic"]
-    pruned = pruning.prune(
+    found = prune_model(
         network,
         variables_of(network),
         np.split(images_of(8), 2),
         0.5,
         criterion=criteria.create(name),
         labels=np.split(np.arange(8) % 4, 2),
+        repair="none",
     )
-    widths = network.group_widths()
-    assert pruned.network.group_widths() == {n: w // 2 for n, w in widths.items()}
-    for group in pruned.groups:
+    assert {n: (c.width, c.size) for n, c in found.plan.items()} == {
+        **{"layer1.0": (10, 5), "layer1.1": (10, 5), "layer2.0": (20, 10)}
+    }
+    for group in found.groups:
         assert 0 < group.relative_residual < 2
 
 
@@ -231,12 +238,11 @@ def test_the_walk_gathers_what_is_needed_and_nothing_else(needs, residual_images
         return by_score(jnp.arange(min(d, 6), dtype=jnp.float32), size)
 
     criterion = Criterion(select, needs=frozenset(needs))
-    one = {next(iter(network.group_widths())): 2}
-    pruning.walk(
-        network,
+    walk(
+        graph.trace(network, variables, images),
         variables,
         [images],
-        one,
+        {"hidden.0": 2},
         criterion,
         labels=[np.arange(4) % 3],
         residual_images=residual_images,
@@ -317,54 +323,3 @@ def test_what_is_no_criterion_is_refused(make, words, unchecked):
 
 def test_needs_may_be_any_set():
     assert hash(Criterion(print, needs=frozenset({"key"}))) is not None
-
-
-class Later(Block):
-    """A pair that cannot be cut before one that can."""
-
-    groups = (
-        groups.Group("first", axes=(), consumer=("a",)),
-        groups.Group("second", axes=(("b/*", -1), ("c/kernel", -2)), consumer=("c",)),
-    )
-
-    def setup(self):
-        self.a, self.b, self.c = Dense(5), Dense(self.widths[0]), Dense(5)
-
-    def hidden(self, x, i, train=False):
-        return x.mean((1, 2)) if i == 0 else jax.nn.relu(self.b(x))
-
-    def consumer(self, h, i, train=False):
-        return self.a(h) if i == 0 else self.c(h)
-
-
-class Chain(Network):
-    """Parts by name, and the widths of each."""
-
-    made: tuple = (("later", (6,)),)
-
-    @nn.nowrap
-    def parts(self):
-        return tuple(Part(n, Later(w, parent=None)) for n, w in self.made)
-
-
-def test_a_group_without_axes_may_come_first():
-    network = Chain(5)
-    images = images_of(8)
-    variables = network.init(jax.random.key(0), jnp.asarray(images))
-    pruned = pruning.prune(network, variables, [images], 0.5)
-    assert {n: (c.width, len(c.kept)) for n, c in pruned.plan.items()} == {
-        "later.second": (6, 3)
-    }
-
-
-@pytest.mark.parametrize(
-    "made, words",
-    [
-        ([("a", (6,)), ("a", (6,))], "two groups have the name 'a.second'"),
-        ([("a", (4, 6))], r"1 groups .*\(a.second\) and the widths \(4, 6\)"),
-        ([("a", ())], r"and the widths \(\); give one for each"),
-    ],
-)
-def test_groups_have_names_and_widths_of_their_own(made, words):
-    with pytest.raises(InputError, match=words):
-        Chain(5, made=tuple(made)).group_widths()

@@ -102,7 +102,7 @@ BLOCKS = {
 
 
 def two_blocks(v, x):
-    x = x + jax.nn.relu(x @ v["up"] + v["a"]) @ v["down"] + v["b"]
+    x = x + (jax.nn.relu(x @ v["up"] + v["a"]) @ v["down"] + v["b"])
     return x + (jax.nn.relu(x @ v["up2"] + v["a2"]) @ v["down2"] + v["b2"])
 
 

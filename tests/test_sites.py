@@ -244,7 +244,7 @@ def test_a_scans_sites_are_its_layers():
         kernel = layers[name]["kernel"][site.layer]
         np.testing.assert_array_equal(consumers.kernel(site, weights), kernel)
         scale, shift = consumers.chain(site).ends(weights)
-        np.testing.assert_array_equal(scale, np.ones_like(shift))
+        np.testing.assert_allclose(scale, np.ones_like(shift), rtol=1e-6)
         np.testing.assert_allclose(shift, layers[name]["bias"][site.layer], rtol=1e-6)
         assert (site.join is None) == (name == "Dense_1")
 

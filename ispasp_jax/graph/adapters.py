@@ -87,6 +87,10 @@ def learner(model: Any) -> Learner:
         return _nnx(nnx.graphdef(model))  # the module may be changed
     if callable(model) and not is_haiku(model) and _is_tree(model):
         return _remembered_tree(_Same(model))
+    try:
+        hash(model)
+    except TypeError:  # a Linen module with a list in it: nn.Sequential
+        return _learner(model)
     return _remembered(model)
 
 
@@ -233,10 +237,12 @@ def _has_state(model: Any) -> bool:
 def _haiku(model: Any) -> Learner:
     """hk.Transformed, or hk.TransformedWithState with variables (params, state)."""
     with_state = _has_state(model)
+    draws = "rng" in inspect.signature(model.apply).parameters  # hk.without_apply_rng
 
     def call(variables, key, train, inputs):
         # Haiku hides the function's signature, so its arguments are tried.
-        given = (*variables, key) if with_state else (variables, key)
+        given = (*variables,) if with_state else (variables,)
+        given = (*given, key) if draws else given
         for name, learns in MODES.items():
             try:
                 return model.apply(*given, *inputs, **{name: learns is train})
