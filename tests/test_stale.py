@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from networks import NETWORKS, images_of, variables_of
 from PIL import Image
 
-from ispasp_jax import budget, checkpoints, criteria, curves, data, plan, pruning
+import ispasp_jax
+from ispasp_jax import budget, checkpoints, criteria, data, plan
 from ispasp_jax.commands import (
     budgets,
     content,
@@ -29,6 +30,7 @@ from ispasp_jax.commands import (
 )
 from ispasp_jax.errors import InputError
 from ispasp_jax.groups import leaves
+from ispasp_jax.walk import curves, walk
 
 
 @pytest.fixture
@@ -404,28 +406,21 @@ def walked(tmp_path_factory):
     network, variables = NETWORKS["mlp"], variables_of(NETWORKS["mlp"])
     folder = tmp_path_factory.mktemp("walked") / "walk"
     store, _ = walk_store.open_store(folder, resumed=False)
-    criterion = criteria.create("l1")
+    criterion, images = criteria.create("l1"), [images_of(8)]
+    traced = ispasp_jax.trace(network, variables, images[0])
 
-    def walk(store):
-        wanted = budget.sizes(network, 0.5)
-        return pruning.walk(
-            network,
-            variables,
-            [images_of(8)],
-            wanted,
-            criterion,
-            store=store,
-            repair="none",
-        )
+    def again(store):
+        wanted = budget.sizes(traced.groups, 0.5)
+        return walk(traced, variables, images, wanted, criterion, store=store)
 
-    whole = walk(store)
-    return walk, whole, folder, {p: p.read_bytes() for p in folder.iterdir()}
+    whole = again(store)
+    return again, whole, folder, {p: p.read_bytes() for p in folder.iterdir()}
 
 
 @settings(max_examples=25)
 @given(st.data())
 def test_a_damaged_walk_is_walked_again(walked, chosen):
-    walk, whole, folder, files = walked
+    again, whole, folder, files = walked
     for path, good in files.items():
         path.write_bytes(good)
     path = chosen.draw(st.sampled_from(sorted(files)))
@@ -444,7 +439,7 @@ def test_a_damaged_walk_is_walked_again(walked, chosen):
     path.write_bytes(bytes(data))
     store, count = walk_store.open_store(folder, resumed=True)
     assert count <= len(files)
-    found = walk(store)
+    found = again(store)
     for (name, a), (_, b) in zip(
         leaves(found.variables), leaves(whole.variables), strict=True
     ):
