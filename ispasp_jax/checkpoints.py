@@ -23,7 +23,7 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from ispasp_jax import data, descriptions, models, stablehlo, tensors
+from ispasp_jax import data, descriptions, models, stablehlo, tensors, walk
 from ispasp_jax import plan as plans
 from ispasp_jax.data import Preprocessing
 from ispasp_jax.descriptions import ARRAYS, CONFIG, FILES, PROGRAM
@@ -79,6 +79,11 @@ class Model:
                 for shape, dtype in self.network.inputs
             ]
         return trace(self.network, self.variables, *inputs)
+
+    @functools.cached_property
+    def unselectable(self) -> dict[str, str]:
+        """Groups that no criterion can be asked of, and why."""
+        return walk.unselectable(self.traced)
 
     @property
     def widths(self) -> dict[str, int]:

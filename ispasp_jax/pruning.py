@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ from ispasp_jax.errors import InputError
 from ispasp_jax.graph import Group, Plan, Traced, adapters, modules, narrow, scope
 from ispasp_jax.problem import Criterion
 from ispasp_jax.targets import Budget
-from ispasp_jax.walk import gates, probe
+from ispasp_jax.walk import gates, probe, unselectable
 from ispasp_jax.walk import inputs as inputs_
 from ispasp_jax.walk.clocks import Clocks
 from ispasp_jax.walk.curves import Curve, measure_curves
@@ -38,6 +39,8 @@ class Pruned(NamedTuple):
         `apply` with the variables, an NNX or Equinox module that carries them; None
         where there is none.
       unfit: why there is no module, where there was one; `apply` serves.
+      left: groups in the scope that stay whole, since nothing can be asked of what
+        reads them, and why.
     """
 
     apply: Callable[..., Any]
@@ -48,6 +51,7 @@ class Pruned(NamedTuple):
     traced: Traced
     module: Any | None = None
     unfit: str | None = None
+    left: Mapping[str, str] = MappingProxyType({})
 
     def save(self, folder: str | os.PathLike) -> None:
         """Saves what is left as a model folder that `ispasp_jax.load` reads: arrays,
@@ -142,7 +146,11 @@ def prune(
     if not batches:
         raise InputError("no calibration images: expected at least one batch.")
     traced = inputs_.traced_at(function, variables, batches[0])
-    groups, clocks, sizes = _scope(traced, scope, ignore), Clocks(), {}
+    clocks, sizes = Clocks(), {}
+    groups = _scope(traced, scope, ignore)
+    why = unselectable(traced)
+    left = {group.name: why[group.name] for group in groups if group.name in why}
+    groups = tuple(group for group in groups if group.name not in left)
     if plan is None and isinstance(keep, Budget):
         with clocks.on("curves"):
             repaired = repair == "lsq"
@@ -182,6 +190,7 @@ def prune(
         traced,
         module,
         unfit,
+        left,
     )
 
 

@@ -1,5 +1,8 @@
 """Consumers as users write them: repaired rightly, or said not to be reached."""
 
+import dataclasses
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,21 +10,8 @@ import numpy as np
 import pytest
 from networks import images_of, randomised
 
-from ispasp_jax import (
-    Block,
-    Group,
-    Head,
-    InputError,
-    Network,
-    Part,
-    algorithm_1,
-    budget,
-    criteria,
-    curves,
-    prune,
-    pruning,
-)
-from ispasp_jax.groups import leaves
+from ispasp_jax import InputError, criteria, graph, prune
+from ispasp_jax.walk import measure_curves, walk
 
 SHAPE = (4, 4, 6)
 
@@ -41,172 +31,113 @@ class Standardised(nn.Module):
     def __call__(self, x):
         shape = (x.shape[-1], 6)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        return x @ (kernel - kernel.mean(0)) / kernel.std(0)
+        return x @ ((kernel - kernel.mean(0)) / kernel.std(0))
 
 
-class Own(Block):
+class Own(nn.Module):
     """relu(up(x)) and then something that a user wrote.
 
     Attributes:
-      kind: which.
+      kind: what.
+      wide: channels inside.
     """
 
     kind: str = "dense"
+    wide: int = 24
 
-    groups = (
-        Group(
-            "",
-            axes=(("up/*", -1), ("down/kernel", -2)),
-            consumer=("down", "norm", "factor"),
-        ),
-    )
-
-    def setup(self):
+    @nn.compact
+    def __call__(self, x, train=False):
         kind = self.kind
-        self.up = nn.Dense(self.widths[0])
+        h = nn.relu(nn.Dense(self.wide, name="up")(x))
         bias = "without bias" not in kind
-        if "conv" in kind:
-            stride = (2, 2) if "stride" in kind else (1, 1)
-            self.down = nn.Conv(6, (3, 3), stride, padding=1, use_bias=bias)
-        elif "standardised" in kind:
-            self.down = Standardised()
-        else:
-            self.down = nn.Dense(6, use_bias=bias)
-        options = {
-            "use_bias": "no β" not in kind,
-            "use_scale": "no γ" not in kind,
-            "epsilon": 1e-3 if "1e-3" in kind else 1e-5,
-        }
-        if "batch norm" in kind:
-            self.norm = nn.BatchNorm(**options)
-        elif "layer norm" in kind:
-            self.norm = nn.LayerNorm()
-        elif "group norm" in kind:
-            self.norm = nn.GroupNorm(2)
-        if "layer scale" in kind:
-            self.factor = Scale()
-
-    def hidden(self, x, i, train=False):
-        return nn.relu(self.up(x))
-
-    def consumer(self, h, i, train=False):
-        kind = self.kind
         if "half of h" in kind:
             h = 0.5 * h
-        if "channels weighed" in kind:
-            h = h * jnp.arange(1, h.shape[-1] + 1) / h.shape[-1]
         if "pooled" in kind:
             h = nn.avg_pool(h, (2, 2), (2, 2))
-        if "blurred" in kind:
-            h = nn.avg_pool(h, (3, 3), (1, 1), "SAME")
         if "every second" in kind:
             h = h[:, ::2, ::2]
-        u = self.down(h)
+        self.sow("seen", "h", h)
+        if "conv" in kind:
+            stride = (2, 2) if "stride" in kind else (1, 1)
+            down = nn.Conv(6, (3, 3), stride, padding=1, use_bias=bias, name="down")
+        elif "standardised" in kind:
+            down = Standardised(name="down")
+        else:
+            down = nn.Dense(6, use_bias=bias, name="down")
+        u = down(h)
         if "batch norm" in kind:
-            u = self.norm(u, use_running_average=not train)
-        elif "norm" in kind:
-            u = self.norm(u)
+            norm = nn.BatchNorm(
+                not train,
+                use_bias="no β" not in kind,
+                use_scale="no γ" not in kind,
+                epsilon=1e-3 if "1e-3" in kind else 1e-5,
+                name="norm",
+            )
+            u = norm(u)
+        if "again" in kind:
+            u = u + norm(down(0.3 * h)) if "norm" in kind else u + down(0.3 * h)
+        if "layer norm" in kind:
+            u = nn.LayerNorm(name="norm")(u)
         if "layer scale" in kind:
-            u = self.factor(u)
+            u = Scale(name="factor")(u)
         if "tanh" in kind:
             u = jnp.tanh(u)
+        if "by place" in kind:
+            u = u * jnp.arange(1, 5)[:, None, None]
         return 3 - 2 * u if "3 − 2 u" in kind else u
-
-    def patches(self, h, i, step=1):
-        if "conv" not in self.kind or "no patches" in self.kind:
-            return super().patches(h, i, step)
-        every = 2 * step if "stride" in self.kind else step
-        padded = jnp.pad(h, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        n, m = (h.shape[1], h.shape[2])
-        return jnp.concatenate(
-            [
-                padded[:, a : a + n : every, b : b + m : every]
-                for a in range(3)
-                for b in range(3)
-            ],
-            -1,
-        )
-
-
-class Net(Network):
-    kind: str = "dense"
-
-    @nn.nowrap
-    def parts(self):
-        block = Own((24,), kind=self.kind, parent=None)
-        head = Head(num_classes=self.num_classes, parent=None)
-        return Part("own", block), Part("head", head, keys=("fc",))
 
 
 def problem(kind):
-    """A network, its variables, and batches to calibrate it on."""
-    network = Net(5, kind=kind)
-    image = jax.ShapeDtypeStruct((1, *SHAPE), jnp.float32)
-    shapes = jax.eval_shape(network.init, jax.random.key(0), image)
-    variables = randomised(shapes)
-    for path, leaf in leaves(variables):
-        if path.endswith("norm/var"):  # where an epsilon counts
-            stats = variables["batch_stats"]["own"]["norm"]
-            stats["var"] = 2e-3 * leaf
-            own = variables["params"]["own"]
-            own["down"]["kernel"] = 0.05 * own["down"]["kernel"]
-    images = images_of(256, SHAPE)
-    return network, variables, [images[:100], images[100:200], images[200:]]
+    """A model, its variables, and batches to calibrate it on."""
+    model = Own(kind)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *SHAPE)))
+    variables = randomised({k: v for k, v in shapes.items() if k != "seen"})
+    if "1e-3" in kind:  # where an epsilon counts
+        stats = variables["batch_stats"]["norm"]
+        stats["var"] = 2e-3 * stats["var"]
+        kernel = variables["params"]["down"]["kernel"]
+        variables["params"]["down"]["kernel"] = 0.05 * kernel
+    images = images_of(200, SHAPE)
+    return model, variables, [images[:80], images[80:160], images[160:]]
 
 
-def branch(network, variables, images):
-    """What the block makes of the images."""
-    part = network.chain()[0]
-    own = {c: tree["own"] for c, tree in variables.items() if "own" in tree}
-    return part.module.apply(own, jnp.asarray(images))
+def windows(h, stride):
+    """What a 3x3 convolution padded by one pixel sees, taps before channels."""
+    padded = np.pad(h, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    seen = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
+    seen = seen[:, ::stride, ::stride]  # n h w c a b
+    return np.moveaxis(seen, 3, 5).reshape(*seen.shape[:3], -1)
 
 
 REPAIRED = (
     *("dense without bias", "conv stride", "half of h layer scale"),
     *("conv batch norm 1e-3", "batch norm no β", "without bias batch norm no β no γ"),
-    "batch norm 1e-3 layer scale 3 − 2 u",
+    *("batch norm 1e-3 layer scale 3 − 2 u", "pooled", "every second"),
 )
 SLOW = (
     *("dense", "conv", "conv without bias", "dense layer scale", "half of h"),
     *("3 − 2 u", "batch norm", "batch norm 1e-3", "conv without bias batch norm"),
     *("batch norm no γ", "batch norm no β no γ", "without bias batch norm no β"),
 )
-
-UNREACHED = {
-    "layer norm": "a norm over its input",
-    "group norm": "a norm over its input",
-    "tanh": "an activation",
-    "channels weighed": "its output is not its kernel times the patches",
-    "pooled": "16 patches of 24 numbers do not give its 4 outputs",
-    "every second": "16 patches of 24 numbers do not give its 4 outputs",
-    "conv stride no patches": "16 patches of 24 numbers do not give its 4 outputs",
-    "conv no patches": "by a kernel of shape",
-    "blurred": "stride or pooling that Block.patches does not have",
-    "standardised": "",
-}
+slowly = [pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW]
 
 
-@pytest.mark.parametrize(
-    "kind", [*REPAIRED, *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW)]
-)
+@pytest.mark.parametrize("kind", [*REPAIRED, *slowly])
 def test_what_is_affine_is_repaired(kind):
     """To what an independent float64 least squares leaves, up to the ridge."""
-    network, variables, batches = problem(kind)
+    model, variables, batches = problem(kind)
     images = np.concatenate(batches)
-    dense = branch(network, variables, images)
+    dense, seen = model.apply(variables, images, mutable=["seen"])
     errors = {}
     for repair in ("none", "lsq"):
-        found = prune(network, variables, batches, 0.5, repair=repair)
-        ours = branch(found.network, found.variables, images)
+        found = prune(model, variables, batches, 0.5, repair=repair)
+        ours = found.apply(found.variables, images)
         errors[repair] = float(jnp.square(ours - dense).mean())
-        assert found.groups[0].unrepaired is None
-    part = network.chain()[0]
-    own = {c: tree["own"] for c, tree in variables.items() if "own" in tree}
-    h = part.module.apply(own, jnp.asarray(images), 0, method="reach")[
-        ..., found.plan["own"].kept
-    ]
-    # Patches do not look at the width, so the block gives them of fewer channels, too.
-    P = np.asarray(part.module.patches(h, 0), np.float64)
+        assert found.groups[0].unrepaired is None and not found.unrepaired
+    (h,) = seen["seen"]["h"]
+    P = np.asarray(h, np.float64)[..., found.plan["up"].kept]
+    if "conv" in kind:
+        P = windows(P, 2 if "stride" in kind else 1)
     P, T = P.reshape(-1, P.shape[-1]), np.asarray(dense, np.float64).reshape(-1, 6)
     if "without bias" not in kind or "norm" in kind:
         P = np.concatenate([P, np.ones((len(P), 1))], 1)
@@ -216,55 +147,96 @@ def test_what_is_affine_is_repaired(kind):
     assert errors["lsq"] < 0.5 * errors["none"]
 
 
+@pytest.mark.parametrize("kind", ["layer norm", "tanh"])
+def test_a_consumer_ends_before_what_is_not_affine(kind):
+    """It is refitted to what goes into the norm or the activation."""
+    model, variables, batches = problem(kind)
+    plain = problem("dense")[0]
+    params = {"params": {k: variables["params"][k] for k in ("up", "down")}}
+    found = prune(model, variables, batches, 0.5)
+    alone = prune(plain, params, batches, 0.5)
+    assert found.groups[0].unrepaired is None
+    for name in ("up", "down"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+            found.variables["params"][name],
+            alone.variables["params"][name],
+        )
+
+
+UNREACHED = {
+    "standardised": "its kernel is made by div .*, not a variable",
+    "standardised batch norm": "its kernel is made by div",
+    "by place": "its scale or shift differs from place to place",
+}
+
+
 @pytest.mark.parametrize("kind", UNREACHED)
 def test_what_is_not_reached_says_so_and_is_left_as_cut(kind):
-    network, variables, batches = problem(kind)
-    as_cut = prune(network, variables, batches, 0.5)
-    found = prune(network, variables, batches, 0.5, repair="lsq")
-    assert UNREACHED[kind] in found.groups[0].unrepaired
-    assert found.unrepaired == {"own": found.groups[0].unrepaired}
-    for (path, ours), (_, expected) in zip(
-        leaves(found.variables["params"]["own"]),
-        leaves(as_cut.variables["params"]["own"]),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(ours, expected, err_msg=path)
-    with pytest.raises(InputError, match="group 'own': no least squares .* another"):
-        sizes = budget.sizes(network, 0.5)
-        pruning.walk(network, variables, batches, sizes, criteria.create("obs"))
-    assert not curves.measure_curves(network, variables, batches)
-
-
-@pytest.mark.parametrize("kind", ["layer norm", "tanh", "batch norm"])
-def test_i_spasp_sums_images_only_where_that_is_exact(kind):
-    """Whatever the group declares: the support is that of all images, one by one."""
-    network, variables, batches = problem(kind)
-    part = network.chain()[0]
-    own = {c: tree["own"] for c, tree in variables.items() if "own" in tree}
-    images = jnp.asarray(np.concatenate(batches))
-    H = part.module.apply(own, images, 0, method="reach")
-
-    def consumer(h):
-        return part.module.apply(own, h, 0, method="consumer")
-
-    for size in (3, 5, 8):
-        found = pruning.walk(network, variables, batches, {"own": size})
-        expected = algorithm_1(H, consumer, size).support
-        np.testing.assert_array_equal(
-            found.plan["own"].kept, np.flatnonzero(expected), err_msg=str(size)
+    model, variables, batches = problem(kind)
+    as_cut = prune(model, variables, batches, 0.5, repair="none")
+    found = prune(model, variables, batches, 0.5, repair="lsq")
+    (group,) = found.groups
+    assert np.array_equal(group.cut.kept, as_cut.groups[0].cut.kept)
+    assert found.unrepaired == {"up": group.unrepaired}
+    assert re.search(UNREACHED[kind], group.unrepaired)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        found.variables["params"],
+        as_cut.variables["params"],
+    )
+    if "norm" in kind:  # its moments are measured again instead
+        kernel = found.variables["params"]["down"]["kernel"]
+        images = np.concatenate(batches)
+        z = Standardised().apply(
+            {"params": {"kernel": kernel}}, hidden(model, found, images)
         )
+        stats = found.variables["batch_stats"]["norm"]
+        np.testing.assert_allclose(stats["mean"], z.mean((0, 1, 2)), rtol=1e-3)
+        np.testing.assert_allclose(stats["var"], z.var((0, 1, 2)), rtol=1e-3)
+    traced = graph.trace(model, variables, batches[0])
+    with pytest.raises(InputError, match="group 'up': no least squares .* another"):
+        walk(traced, variables, batches, {"up": 12}, criteria.create("obs"))
+    assert not measure_curves(traced, variables, batches, traced.groups)
+
+
+def hidden(model, found, images):
+    """What the narrower model's consumer reads."""
+    narrow = dataclasses.replace(model, wide=found.plan["up"].size)
+    _, seen = narrow.apply(found.variables, images, mutable=["seen"])
+    return seen["seen"]["h"][0]
 
 
 def test_training_goes_on_from_a_repaired_batch_norm():
     """Its moments are those of what it is given, whatever its epsilon: the same batch
     gives the same outputs in training.
     """
-    network, variables, batches = problem("conv batch norm 1e-3 layer scale")
-    images = np.concatenate(batches)
-    found = prune(network, variables, batches, 0.5, repair="lsq")
-    evaluated = branch(found.network, found.variables, images)
-    own = {c: found.variables[c]["own"] for c in ("params", "batch_stats")}
-    module = found.network.chain()[0].module
-    trained, _ = module.apply(own, jnp.asarray(images), True, mutable=["batch_stats"])
+    model, variables, batches = problem("conv batch norm 1e-3 layer scale")
+    images = jnp.concatenate(batches)
+    found = prune(model, variables, batches, 0.5)
+    evaluated = found.apply(found.variables, images)
+    narrow = dataclasses.replace(model, wide=12)
+    trained, _ = narrow.apply(found.variables, images, True, mutable=["batch_stats"])
     size = float(jnp.abs(evaluated).max())
     np.testing.assert_allclose(trained, evaluated, atol=2e-3 * size)
+    z = nn.Conv(6, (3, 3), padding=1).apply(
+        {"params": found.variables["params"]["down"]}, hidden(model, found, images)
+    )
+    stats = found.variables["batch_stats"]["norm"]
+    np.testing.assert_allclose(stats["mean"], z.mean((0, 1, 2)), atol=1e-3)
+    np.testing.assert_allclose(stats["var"], z.var((0, 1, 2)), rtol=1e-2)
+
+
+def test_weights_that_two_places_share_are_not_written():
+    """A layer that is called twice has two consumers' worth of one kernel, and a norm
+    behind both is no norm of either."""
+    cut = {"up": graph.Cut(24, np.arange(0, 24, 2))}
+    for kind in ("dense again", "batch norm again"):
+        model, variables, batches = problem(kind)
+        traced = graph.trace(model, variables, batches[0])
+        found = prune(model, variables, batches, plan=cut, repair="lsq")
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            found.variables["params"],
+            traced.take(cut, variables)["params"],
+        )

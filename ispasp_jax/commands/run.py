@@ -36,6 +36,7 @@ from ispasp_jax.commands.sizes import choose
 from ispasp_jax.commands.workspace import Workspace, replacing, written
 from ispasp_jax.data import Source
 from ispasp_jax.errors import InputError
+from ispasp_jax.graph.groups import SCOPES
 from ispasp_jax.plan import Plan
 from ispasp_jax.problem import Criterion
 from ispasp_jax.report import say
@@ -187,6 +188,9 @@ class Run:
             )
         except FloatingPointError as error:
             raise InputError(str(error)) from error
+        for name, why in model.unselectable.items():
+            if model.traced[name].kind in SCOPES[args.scope]:
+                self.note(f"{name} stays whole: {why}")
         for name, why in result.unrepaired.items():
             self.note(f"{name} is not repaired by least squares: {why}")
         images = batches[0][:8].astype(np.float32)

@@ -180,7 +180,8 @@ def scoped(args, model) -> dict[str, int]:
         found = graph.scope(groups, args.scope, (*own, *given))
     except InputError as error:
         raise InputError(f"--{error}") from error
-    return {group.name: group.width for group in found}
+    why = model.unselectable
+    return {group.name: group.width for group in found if group.name not in why}
 
 
 def kept(args, model) -> dict[str, int]:

@@ -6,7 +6,8 @@ consumer of a group its channels are selected, cut, and what reads them is refit
     sites      where channels are consumed: H, K, U, and the skip
     consumers  what is behind the contraction, found by evaluating it
     streams    the images' live values, batch by batch
-    moments, repair, norms, selecting, gates, curves
+    steps      where the walk stops, and what it does there
+    reads, selecting, moments, repair, norms, gates, curves
     engine     the walk
 """
 
@@ -16,6 +17,7 @@ from ispasp_jax.walk.memory import estimate
 from ispasp_jax.walk.probe import probe
 from ispasp_jax.walk.resume import Done, Store
 from ispasp_jax.walk.selecting import GroupResult
+from ispasp_jax.walk.steps import unselectable
 
 __all__ = [
     "Curve",
@@ -27,5 +29,6 @@ __all__ = [
     "estimate",
     "measure_curves",
     "probe",
+    "unselectable",
     "walk",
 ]

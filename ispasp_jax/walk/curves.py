@@ -25,7 +25,7 @@ from ispasp_jax.problem import LeastSquares
 from ispasp_jax.walk import consumers, flat, inputs, repair, sites, streams
 from ispasp_jax.walk.consumers import Unreached
 from ispasp_jax.walk.moments import measure
-from ispasp_jax.walk.selecting import regression
+from ispasp_jax.walk.reads import regression
 from ispasp_jax.walk.sites import Site
 from ispasp_jax.walk.streams import Images, across
 

@@ -38,10 +38,11 @@ from ispasp_jax.walk import (
 from ispasp_jax.walk.clocks import Clocks
 from ispasp_jax.walk.consumers import Unreached
 from ispasp_jax.walk.moments import measure, rows
-from ispasp_jax.walk.norms import Norm
+from ispasp_jax.walk.reads import Asked, Read, gather
 from ispasp_jax.walk.resume import Done, Store
-from ispasp_jax.walk.selecting import Asked, GroupResult, Read, gather, select, uncut
+from ispasp_jax.walk.selecting import GroupResult, select, uncut
 from ispasp_jax.walk.sites import Site
+from ispasp_jax.walk.steps import Step, layer_of, readers, refuse_blind, steps
 from ispasp_jax.walk.streams import Images, Stream, across
 
 #: Called by the walk after each group that was cut, with the plan so far and the
@@ -76,22 +77,6 @@ class Walked(NamedTuple):
         why; batch norm's moments were measured again there.
         """
         return {g.name: g.unrepaired for g in self.groups if g.unrepaired}
-
-
-class Step(NamedTuple):
-    """A place where the walk stops.
-
-    Attributes:
-      place: of the program.
-      site: the consumer there; None at a norm.
-      groups: those that it alone reads, whose channels are selected there.
-      norm: whose moments are measured again, where that is asked for.
-    """
-
-    place: int
-    site: Site | None = None
-    groups: tuple[Group, ...] = ()
-    norm: Norm | None = None
 
 
 def walk(
@@ -201,68 +186,13 @@ class _Walk:
         self.drifts: list[tuple[tuple[str, int | None], Value, list]] = []
         self.visited: list[int] = []
         self.count = 0  # of what has been kept
-        self.single, self.shared, self.blind = self._readers()
-        self.steps = self._steps()
-
-    # What is to be done.
-
-    def _readers(self):
-        """The groups to cut, by the one consumer of each layer, or by all of them."""
-        single: dict[Site, list[Group]] = {}
-        shared: list[tuple[Group, list[Site]]] = []
-        blind: list[Group] = []
-        for group in self.traced.groups:
-            if self.asked.sizes.get(group.name, group.width) >= group.width:
-                continue
-            found = [*sites.of_leaf(self.sites, group.atom)]
-            layers = [_layer(group, site) for site in found]
-            every = range(group.layers) if group.layers else [None]
-            if sorted(layers, key=str) == sorted(every, key=str):
-                for site in found:
-                    single.setdefault(site, []).append(group)
-            elif found and not group.layers and group.kind != "product":
-                shared.append((group, found))
-            elif self.asked.plan is not None:
-                blind.append(group)
-            else:
-                raise InputError(
-                    f"group {group.name!r} ({group.kind}) cannot be selected: no "
-                    "consumer of its own reads it outside of loops; ignore it, or say "
-                    "in a plan what stays."
-                )
-        return single, shared, blind
-
-    def _steps(self) -> list[Step]:
-        steps = []
-        refitted = {*self._refitted()} if self.repair == "lsq" else set()
-        for site in self.sites:
-            groups = tuple(self.single.get(site, ()))
-            if groups or site in refitted:
-                steps.append(Step(site.place, site, groups))
-        if self.repair != "none":
-            found = norms.norms(self.flat)
-            steps += [Step(norm.place, norm=norm) for norm in found]
-        return sorted(steps, key=lambda step: step.place)
-
-    def _refitted(self) -> Iterable[Site]:
-        """Consumers that least squares refits once something before them was cut: all
-        but those that read a stream which is not cut, since what is added to that has
-        been refitted before."""
-        cut_now = {g.atom for g, _ in self.shared} | {
-            g.atom for groups in self.single.values() for g in groups
-        }
-        last = {*_last(self.flat, self.sites)}
-        for site in self.sites:
-            groups = [
-                group
-                for group in self.traced.groups
-                if next(sites.of_leaf([site], group.atom), None)
-            ]
-            own = any(g.atom in cut_now or g.kind != "stream" for g in groups)
-            if own or site in last:
-                yield site
-
-    # How it is done.
+        sizes, groups = asked.sizes, traced.groups
+        narrower = [g for g in groups if sizes.get(g.name, g.width) < g.width]
+        found = readers(self.sites, narrower)
+        if asked.plan is None:
+            refuse_blind(found)
+        self.shared, self.blind = found.shared, found.blind
+        self.steps = steps(self.flat, groups, self.sites, found, repair)
 
     def start(self, images, labels, mesh, memory) -> None:
         memory = streams.share(memory, mesh, 2 if self.needs_dense else 1)
@@ -328,7 +258,7 @@ class _Walk:
         if not self._concerns(step):
             return
         before, done = self.pruned.weights, store and store.read(self.count)
-        keys = [(group.name, _layer(group, step.site)) for group in step.groups]
+        keys = [(group.name, layer_of(group, step.site)) for group in step.groups]
         self._advance(step.place, step.site.name if step.site else "a norm")
         if step.site:
             self._pass_dense(step.site)
@@ -420,7 +350,7 @@ class _Walk:
             left = self._places(site)
             folds = known and _of(*known, left)
             read = gather(site, group, self.pruned, self.asked, folds, left)
-            weights, layer = self.pruned.weights, _layer(group, site)
+            weights, layer = self.pruned.weights, layer_of(group, site)
             result = select(group, layer, [read], weights, self.asked, labelled)
             self._cut(group, layer, result)
         return known
@@ -468,7 +398,7 @@ class _Walk:
         except Unreached as why:
             self.missed = True
             for group in step.groups:
-                key = group.name, _layer(group, site)
+                key = group.name, layer_of(group, site)
                 self.found[key] = self.found[key]._replace(unrepaired=str(why))
 
     def _again(self, tuned: Mapping[str, Array]) -> None:
@@ -500,7 +430,7 @@ class _Walk:
         groups = {group.name: group for group in self.traced.groups}
         for result in done.results:
             group = groups[result.name]
-            self._cut(group, _layer(group, step.site) if step else None, result)
+            self._cut(group, layer_of(group, step.site) if step else None, result)
         changed = {
             self.flat.variables[path]: jnp.asarray(array)
             for path, array in done.changed.items()
@@ -517,8 +447,6 @@ class _Walk:
             place = 1 + max(self.flat.made[target] for _, target, _ in self.drifts)
             if place > self.pruned.place:
                 self._advance(place, "the end")
-
-    # What has come of it.
 
     def _plan(self) -> Plan:
         """The groups that have lost channels so far."""
@@ -548,30 +476,10 @@ class _Walk:
         return Walked(variables, tuple(results), clocks.so_far())
 
 
-def _last(program: flat.Flat, found: Sequence[Site]) -> Iterable[Site]:
-    """The consumers behind which no other comes."""
-    by_place = {site.place: site for site in found}
-    ahead, seen = [*program.outputs], set()
-    while ahead:
-        place = program.made.get(ahead.pop())
-        if place is None or place in seen:
-            continue
-        seen.add(place)
-        if place in by_place:
-            yield by_place[place]
-        else:
-            ahead += program.equations[place].inputs
-
-
 def _by_path(tree: Any) -> dict[str, Array]:
     return {
         key_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
-
-
-def _layer(group: Group, site: Site) -> int | None:
-    """Of a group that has channels of its own in every layer, the site's."""
-    return site.layer if group.layers else None
 
 
 def _lost(result: GroupResult) -> bool:

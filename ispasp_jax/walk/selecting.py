@@ -12,32 +12,28 @@ import functools
 import itertools
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from ispasp_jax import devices
 from ispasp_jax.errors import InputError
-from ispasp_jax.graph import Cut, Group, Plan
+from ispasp_jax.graph import Cut, Group
 from ispasp_jax.problem import (
-    Criterion,
-    LeastSquares,
     Problem,
     Selection,
     Unsuited,
-    batch_sum,
     checked,
 )
-from ispasp_jax.walk import consumers, repair, sites
+from ispasp_jax.walk import consumers, sites
 from ispasp_jax.walk.flat import Flat
-from ispasp_jax.walk.moments import Folds, Moments, rows
 from ispasp_jax.walk.pieces import compiled
-from ispasp_jax.walk.sites import Site
-from ispasp_jax.walk.streams import Activations, Stream, Weights
+from ispasp_jax.walk.reads import Asked, Read, regression_of
+from ispasp_jax.walk.streams import Weights
 
 
 class GroupResult(NamedTuple):
@@ -61,97 +57,6 @@ class GroupResult(NamedTuple):
     iterations: int
     drift: float | None
     unrepaired: str | None = None
-
-
-class Asked(NamedTuple):
-    """What is the same for every group of a walk.
-
-    Attributes:
-      sizes: channels to keep by group; those not named keep all.
-      criterion: how to select.
-      key: for criteria that draw at random.
-      residual_images: how many images the relative residual is measured on.
-      plan: what to keep, where it is known; the criterion is then not asked.
-    """
-
-    sizes: Mapping[str, int]
-    criterion: Criterion
-    key: Array
-    residual_images: int
-    plan: Plan | None = None
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """Fields of a Problem that have to be gathered."""
-        return self.criterion.needs if self.plan is None else frozenset()
-
-
-class Read(NamedTuple):
-    """A place where a group is read, and what was gathered there.
-
-    Attributes:
-      site: the consumer.
-      index: the places of H that belong to each channel.
-      size: what its share of a stack is divided by.
-      total: the sum of H over the images, a batch of one; None where nobody asks.
-      squares: ‖V‖² and ‖U‖² on some images, of a support; None without images.
-      folds: moments of its patches and of what it gives; None likewise.
-      places: those of H that the moments are of.
-    """
-
-    site: Site
-    index: Int[np.ndarray, "d m"]
-    size: float
-    total: Float[Array, "1 *positions D"] | None
-    squares: Callable[[Bool[np.ndarray, " d"]], tuple[float, float]] | None
-    folds: Folds | None
-    places: Int[np.ndarray, " k"] | None
-
-
-def gather(
-    site: Site,
-    group: Group,
-    stream: Stream,
-    asked: Asked,
-    folds: Folds | None,
-    places: Int[np.ndarray, " k"] | None = None,
-    stacked: bool = False,
-) -> Read:
-    """What is known of a group at one of its consumers.
-
-    Args:
-      site: the consumer.
-      group: the group.
-      stream: the network as it is, before the consumer.
-      asked: what is asked of every group.
-      folds: moments, for criteria that need them.
-      places: those of H that the moments are of.
-      stacked: whether others read the group, too.
-
-    Raises:
-      InputError: the consumer reads channels in a way that cannot be selected from.
-    """
-    try:
-        index = sites.index(site, group.atom)
-        hidden = stream.live[site.hidden]
-        total = None
-        if "hidden" in asked.needs:
-            total = _summed(site, hidden, stream.weight)
-        size = 1.0
-        link = consumers.chain(site)
-        scale, _ = link.ends(stream.weights)
-        kernel = consumers.kernel(site, stream.weights)
-        if stacked:
-            size = max(_mean_size(site, hidden, stream.weight, kernel, scale), 1e-30)
-        kept = _first(hidden, stream.weight, asked.residual_images)
-        squares = functools.partial(_squares, site, index, kept, kernel, scale)
-        squares = squares if kept else None
-        return Read(site, index, size, total, squares, folds, places)
-    except sites.Unsuited as why:
-        raise InputError(
-            f"group {group.name!r} cannot be selected: of {site.name}, {why}; ignore "
-            "it, or give a plan."
-        ) from why
 
 
 def select(
@@ -213,7 +118,7 @@ def _answer(group, layer, reads, weights, asked, labelled) -> Selection:
         seed = zlib.crc32(name.encode()) + (layer or 0)
         problem = problem._replace(key=jax.random.fold_in(asked.key, seed))
     if "least_squares" in needs:
-        found = tuple(_regression(group, read, weights) for read in reads)
+        found = tuple(regression_of(group, read, weights) for read in reads)
         problem = problem._replace(least_squares=found if found[1:] else found[0])
     size = jnp.int32(asked.sizes[name])  # traced: sizes may differ from block to block
     texts = tuple(sites.text(read.site) for read in reads) if arrays else ()
@@ -292,96 +197,6 @@ def _places(h: Array, shape: tuple[int, ...], index: Array) -> Array:
     return jnp.zeros((len(h), *shape[1:]), h.dtype).at[..., index.ravel()].set(h)
 
 
-def _summed(site: Site, hidden: Activations, weights: Activations) -> Array:
-    """The weighted sum of H over examples, as a batch of one."""
-
-    def make():
-        def function(h, weight):
-            return batch_sum(sites.as_hidden(site, h).astype(jnp.float32), weight)
-
-        return function
-
-    run = compiled(("sum", sites.form(site), site.hidden.aval), make)
-    return sum(run(h, weight) for h, weight in zip(hidden, weights, strict=True))
-
-
-def _mean_size(site, hidden, weights, kernel, scale) -> float:
-    """The mean over images of ‖U − consumer(0)‖."""
-
-    def make():
-        def function(h, weight, kernel, scale):
-            u = sites.linear(site, sites.as_hidden(site, h), kernel) * scale
-            sizes = jnp.sqrt(jnp.square(u).sum(tuple(range(1, u.ndim))))
-            return (sizes * weight).sum(), weight.sum()
-
-        return function
-
-    run = compiled(("size", sites.text(site)), make)
-    pairs = [run(h, w, kernel, scale) for h, w in zip(hidden, weights, strict=True)]
-    total, count = np.sum(jax.device_get(pairs), axis=0)
-    return float(total / count)
-
-
-def _regression(group: Group, read: Read, weights: Weights) -> LeastSquares:
-    """What a criterion is told of a consumer's least squares, an example's share: rows
-    tap · d + channel. Places that are not the group's are fitted along.
-
-    Raises:
-      InputError: least squares does not reach it.
-    """
-    try:
-        reach = consumers.reach(read.site, weights)
-    except consumers.Unreached as why:
-        raise InputError(
-            f"group {group.name!r}: no least squares can be asked of {read.site.name}, "
-            f"{why}; choose another criterion."
-        ) from why
-    first, second = repair.about(reach, read.folds)
-    whole = first + second
-    size = 1.0
-    if read.size != 1:  # of a stack, whose parts count alike
-        size = np.sqrt(max(whole.yy / whole.count, 1e-30))
-    d = read.site.width
-    matrix = reach.matrix[rows(read.places, d, len(reach.matrix))]
-    index = np.searchsorted(read.places, read.index)
-    return regression(whole, matrix, len(read.places), index, size)
-
-
-def regression(
-    whole: Moments,
-    matrix: Float[np.ndarray, "p o"],
-    width: int,
-    index: Int[np.ndarray, "d m"],
-    size: float = 1.0,
-) -> LeastSquares:
-    """The regression on a group's channels alone, rows tap · d + channel.
-
-    Args:
-      whole: moments of all patches.
-      matrix: the consumer as it is.
-      width: D.
-      index: the places of D that are each channel's; the others are fitted along.
-      size: what outputs are divided by.
-    """
-    taps = len(matrix) // width
-    own = np.concatenate(
-        [t * width + places for t in range(taps) for places in index.T]
-    )
-    xx, xy = whole.xx / whole.count, whole.xy / whole.count / size
-    start = matrix / size
-    rest = np.setdiff1d(np.arange(len(matrix)), own)
-    a, b = xx[np.ix_(own, own)], xy[own]
-    if len(rest):
-        among = xx[np.ix_(rest, rest)]
-        λ = 1e-3 * max(np.trace(among) / len(rest), 1e-30)
-        among = among + λ * np.eye(len(rest))
-        along = np.linalg.solve(among, xx[np.ix_(rest, own)])
-        error = xy[rest] - xx[np.ix_(rest, rest)] @ start[rest]
-        b = b - xx[np.ix_(own, rest)] @ start[rest] - along.T @ error
-        a = a - xx[np.ix_(own, rest)] @ along
-    return LeastSquares(*(jnp.asarray(x, jnp.float32) for x in (a, b, start[own])))
-
-
 def producer(
     flat: Flat, group: Group, weights: Weights, layer: int | None
 ) -> OrderedDict[str, Array]:
@@ -423,43 +238,6 @@ def _below(path: str, common: int) -> str:
 
 def _rank(path: str, makers: Sequence[str]) -> int:
     return makers.index(path) if path in makers else len(makers)
-
-
-def _first(hidden: Activations, weights, missing: int) -> list[tuple[Array, Array]]:
-    """Batches that hold the first images, and how much each image counts."""
-    found = []
-    for h, weight in zip(hidden, weights, strict=True):
-        if missing <= 0:
-            break
-        weight = jnp.where(jnp.cumsum(weight) <= missing, weight, 0)
-        found.append((h, weight))
-        missing -= int(weight.sum())
-    return found
-
-
-def _squares(site, index, batches, kernel, scale, support) -> tuple[float, float]:
-    """‖V‖² and ‖U‖² over some images."""
-
-    def make(count):
-        def function(h, weight, gone, kernel, scale):
-            h = sites.as_hidden(site, h)[:count].astype(jnp.float32)
-            both = jnp.concatenate([h, h * gone])
-            u = sites.linear(site, both, kernel) * scale
-            squares = jnp.square(u).sum(tuple(range(1, u.ndim)))
-            weight = weight[:count]
-            return (squares[count:] * weight).sum(), (squares[:count] * weight).sum()
-
-        return function
-
-    gone = np.zeros(site.width, np.float32)
-    gone[index[~support].ravel()] = 1
-    found = []
-    for h, weight in batches:
-        count = int(np.flatnonzero(np.asarray(weight)).max(initial=0)) + 1
-        run = compiled(("squares", sites.text(site), count), lambda n=count: make(n))
-        found.append(run(h, weight, gone, kernel, scale))
-    lost, whole = np.sum(jax.device_get(found), axis=0)
-    return float(lost), float(whole)
 
 
 def _relative_residual(reads: Sequence[Read], support) -> float | None:

@@ -1,0 +1,166 @@
+"""Where a walk stops, and what it does there, said before it begins: which consumers
+read which groups, what is selected where, and what is refitted.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from ispasp_jax.errors import InputError
+from ispasp_jax.graph import Group, Traced
+from ispasp_jax.walk import norms, sites
+from ispasp_jax.walk.flat import Flat, flatten
+from ispasp_jax.walk.norms import Norm
+from ispasp_jax.walk.sites import Site
+
+
+class Step(NamedTuple):
+    """A place where the walk stops.
+
+    Attributes:
+      place: of the program.
+      site: the consumer there; None at a norm.
+      groups: those that it alone reads, whose channels are selected there.
+      norm: whose moments are measured again, where that is asked for.
+    """
+
+    place: int
+    site: Site | None = None
+    groups: tuple[Group, ...] = ()
+    norm: Norm | None = None
+
+
+class Readers(NamedTuple):
+    """What reads the groups that are cut.
+
+    Attributes:
+      own: groups by the one consumer that reads them (of scanned layers, one in each).
+      shared: groups with all the consumers that read them.
+      blind: groups that nothing reads so that it could be asked; a plan may cut them.
+    """
+
+    own: Mapping[Site, tuple[Group, ...]]
+    shared: tuple[tuple[Group, tuple[Site, ...]], ...]
+    blind: tuple[Group, ...]
+
+    @property
+    def groups(self) -> list[Group]:
+        """All of them."""
+        own = [group for groups in self.own.values() for group in groups]
+        return [*own, *(group for group, _ in self.shared), *self.blind]
+
+
+def readers(found: Sequence[Site], groups: Iterable[Group]) -> Readers:
+    """Which consumers read which groups.
+
+    Args:
+      found: consumers, those whose form selection can ask.
+      groups: those that are cut.
+    """
+    own: dict[Site, tuple[Group, ...]] = {}
+    shared, blind = [], []
+    for group in groups:
+        reading = tuple(sites.of_leaf(found, group.atom))
+        layers = [layer_of(group, site) for site in reading]
+        every = range(group.layers) if group.layers else [None]
+        if group.kind == "product":
+            blind.append(group)
+        elif sorted(layers, key=str) == sorted(every, key=str):
+            for site in reading:
+                own[site] = (*own.get(site, ()), group)
+        elif reading and not group.layers:
+            shared.append((group, reading))
+        else:
+            blind.append(group)
+    return Readers(own, tuple(shared), tuple(blind))
+
+
+def unselectable(traced: Traced) -> dict[str, str]:
+    """The groups that no criterion can be asked of, and why."""
+    program = flatten(traced)
+    every = sites.sites(program)
+    blind = readers([s for s in every if sites.is_suited(s)], traced.groups).blind
+    reasons = {}
+    for group in blind:
+        said = {
+            f"{site.name}: {sites.why(site)}"
+            for site in sites.of_leaf(every, group.atom)
+            if not sites.is_suited(site)
+        }
+        reasons[group.name] = "; ".join(sorted(said)) or (
+            "two activations are multiplied along it"
+            if group.kind == "product"
+            else "what reads it is inside of a loop, or differs between layers"
+        )
+    return reasons
+
+
+def refuse_blind(found: Readers) -> None:
+    """Raises InputError where nothing can be asked of a group."""
+    for group in found.blind:
+        raise InputError(
+            f"group {group.name!r} ({group.kind}) cannot be selected: no consumer that "
+            "could be asked reads it (see walk.unselectable); ignore it, or say in a "
+            "plan what stays."
+        )
+
+
+def steps(
+    program: Flat,
+    groups: Sequence[Group],
+    every: Sequence[Site],
+    found: Readers,
+    repair: str,
+) -> list[Step]:
+    """The walk's stops, in order.
+
+    Args:
+      program: the model's.
+      groups: all of its groups.
+      every: all consumers whose form selection can ask.
+      found: what reads the groups that are cut.
+      repair: "none", "bn" or "lsq".
+    """
+    stops = []
+    cut = {group.atom for group in found.groups}
+    refitted = {*_refitted(program, groups, every, cut)} if repair == "lsq" else set()
+    for site in every:
+        own = found.own.get(site, ())
+        if own or site in refitted:
+            stops.append(Step(site.place, site, own))
+    if repair != "none":
+        stops += [Step(norm.place, norm=norm) for norm in norms.norms(program)]
+    return sorted(stops, key=lambda step: step.place)
+
+
+def _refitted(
+    program: Flat, groups: Sequence[Group], every: Sequence[Site], cut: Collection
+) -> Iterable[Site]:
+    """Consumers that least squares refits once something before them was cut: all but
+    those that read a stream which is not cut, since what is added to that has been
+    refitted before."""
+    last = {*_last(program, every)}
+    for site in every:
+        read = [g for g in groups if next(sites.of_leaf([site], g.atom), None)]
+        own = any(g.atom in cut or g.kind != "stream" for g in read)
+        if own or site in last:
+            yield site
+
+
+def _last(program: Flat, found: Sequence[Site]) -> Iterable[Site]:
+    """The consumers behind which no other comes."""
+    by_place = {site.place: site for site in found}
+    ahead, seen = [*program.outputs], set()
+    while ahead:
+        place = program.made.get(ahead.pop())
+        if place is None or place in seen:
+            continue
+        seen.add(place)
+        if place in by_place:
+            yield by_place[place]
+        else:
+            ahead += program.equations[place].inputs
+
+
+def layer_of(group: Group, site: Site) -> int | None:
+    """Of a group that has channels of its own in every layer, the site's."""
+    return site.layer if group.layers else None
