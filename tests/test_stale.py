@@ -5,6 +5,7 @@ or images under the same path, and no file that was damaged gives another result
 import json
 import os
 import shutil
+from argparse import Namespace
 from pathlib import Path
 
 import jax
@@ -26,6 +27,7 @@ from ispasp_jax.commands import (
     sizes,
     train,
     walk_store,
+    widths,
     workspace,
 )
 from ispasp_jax.errors import InputError
@@ -482,13 +484,18 @@ def test_a_state_of_another_training_is_not_taken(state):
         checkpoints.States(folder).latest({"step": expected["step"]})
 
 
-def test_sizes_module_reads_no_curves_of_other_widths(tmp_path):
-    """A group that the network does not have, or has with other channels."""
-    model = checkpoints.Model("mlp", NETWORKS["mlp"], {}, None)
+def test_no_curves_of_other_widths_are_read(tmp_path):
+    """Of a group that the network does not have, or has with other channels."""
+    network = NETWORKS["mlp"]
+    prep = data.Preprocessing(8, None, (0.5,), (0.5,))
+    variables = variables_of(network, prep.shape)
+    model = checkpoints.Model("mlp", network, variables, prep)
+    args = prune.parser().parse_args(["--model=mlp"])
     held = good_curves()
-    held["identity"]["widths"] = model.network.group_widths()
+    held["identity"]["widths"] = widths.scoped(args, model)
     path = tmp_path / curve_files.CURVES
     path.write_text(json.dumps(curve_files.to_json(held)))
     with pytest.raises(InputError, match="a curve of group 'a' with 3 channels"):
-        curve_files.beside(tmp_path, model)
-    assert sizes._kept(tmp_path, model, held["identity"]) is None
+        curve_files.beside(args, tmp_path, model)
+    run = Namespace(args=args)
+    assert sizes._kept(run, tmp_path, model, held["identity"]) is None
