@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import regressions
+from ispasp_jax.models.network import Block, Network, Part
 from networks import NETWORKS, images_of, variables_of
 
 from ispasp_jax import budget, criteria, groups, pruning
@@ -16,7 +17,6 @@ from ispasp_jax.commands import prune
 from ispasp_jax.errors import InputError
 from ispasp_jax.models.layers import Dense
 from ispasp_jax.models.mlp import MLP
-from ispasp_jax.models.network import Block, Network, Part
 from ispasp_jax.problem import Criterion, Problem, Unsuited, by_score
 
 pytestmark = pytest.mark.usefixtures("strict")
