@@ -24,8 +24,8 @@ def load(name: str) -> tuple[nn.Module, dict, data.Source]:
 
 
 def consumers(name: str, images: int) -> Iterator[tuple[str, Site, Stream, Stream]]:
-    """Every inner group and its consumer: training images on the dense network before it,
-    and behind it."""
+    """Every inner group and its consumer: training images on the dense network before
+    it, and behind it."""
     network, variables, source = load(name)
     chosen = data.calibration_indices(source.train, images, 0)
     found = data.batches(source.train, source.preprocessing, 250, indices=chosen)

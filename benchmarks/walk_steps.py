@@ -4,7 +4,7 @@
 
 Keep 0.4 in every group, without repair, on images that are on the device. "Equations"
 are the network's own, batch by batch; "gather" sums what a criterion asks for; "select"
-asks it and measures the residual that the report needs, of 32 images whatever their number.
+asks it and measures the residual that the report needs, of 32 images at most.
 Waiting after every step costs a little, so the steps together are more than the walk by
 itself, which is timed before. Two calls compile first. Weights and
 images are random. About three minutes on two CPU cores; --small, half a minute, takes
