@@ -28,6 +28,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import cifar
+import flax.linen as nn
 import gfs_report
 import greedy
 import jax
@@ -38,7 +39,7 @@ import rows
 import timing
 from gfs_report import DRAWS, FEW
 
-from ispasp_jax import algorithm_1, batch_sum, cost, data, models, report
+from ispasp_jax import algorithm_1, batch_sum, cost, data, report
 
 SEED, CALIBRATION, T = 0, 1280, 20
 
@@ -55,7 +56,7 @@ class Case(NamedTuple):
       calibration: training images.
     """
 
-    network: models.Network
+    network: nn.Module
     variables: dict
     part: str
     source: data.Source

@@ -2,11 +2,15 @@
 that ISPASP_DATA names.
 """
 
+from collections.abc import Iterator
+
 import flax.linen as nn
 import rows
-from ispasp_jax.streams import Stream
 
-from ispasp_jax import data, models, streams, weights
+from ispasp_jax import data, graph, models, weights
+from ispasp_jax.walk import flat, sites, streams
+from ispasp_jax.walk.sites import Site
+from ispasp_jax.walk.streams import Stream
 
 
 def load(name: str) -> tuple[nn.Module, dict, data.Source]:
@@ -19,9 +23,18 @@ def load(name: str) -> tuple[nn.Module, dict, data.Source]:
     return network, variables, source
 
 
-def calibrate(name: str, images: int) -> tuple[models.Network, dict, Stream]:
-    """The network, its variables, and a stream of training images before it."""
+def consumers(name: str, images: int) -> Iterator[tuple[str, Site, Stream, Stream]]:
+    """Every inner group and its consumer: training images on the dense network before
+    it, and behind it."""
     network, variables, source = load(name)
     chosen = data.calibration_indices(source.train, images, 0)
     found = data.batches(source.train, source.preprocessing, 250, indices=chosen)
-    return network, variables, streams.start(batch.image for batch in found)
+    batches = [batch.image for batch in found]
+    traced = graph.trace(network, variables, batches[0])
+    program = flat.flatten(traced)
+    inner = {g.atom: g.name for g in graph.scope(traced.groups, "inner", ())}
+    here = streams.start(program, flat.arrays(program, variables), batches)
+    for site in sites.sites(program):
+        if site.contracted in inner:
+            here = here.hidden(site.place)
+            yield inner[site.contracted], site, here, here.to(site.end, [site.target])

@@ -17,9 +17,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ispasp_jax.models.network import Network, subtree
 
 from ispasp_jax import data, groups
-from ispasp_jax.models.network import Network, subtree
 
 
 class Images(NamedTuple):

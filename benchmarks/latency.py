@@ -18,9 +18,10 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import timing
 
-from ispasp_jax import budget, cost, models, report, training
+from ispasp_jax import budget, cost, graph, models, report, training
 from ispasp_jax.data import Batch
 from ispasp_jax.models import layers
 
@@ -70,18 +71,24 @@ def latency_rows(case: Case, repeats: int) -> list[dict]:
     """A row for each batch size and ratio."""
     report.say(f"latency: {case.model}")
     dense = models.create(case.model, CLASSES)
-    networks = {"dense": dense} | {
-        keep: dense.narrowed(budget.sizes(dense, keep)) for keep in KEEPS
-    }
-    variables = {k: timing.random_variables(n, case.shape) for k, n in networks.items()}
-    macs = {k: cost.macs(n, variables[k], case.shape) for k, n in networks.items()}
+    variables = {"dense": timing.random_variables(dense, case.shape)}
+    image = jax.ShapeDtypeStruct((2, *case.shape), "float32")
+    traced = graph.trace(dense, variables["dense"], image)
+    inner = graph.scope(traced.groups, "inner", models.IGNORE.get(case.model, ()))
+    applies, macs = {"dense": traced.function}, {"dense": cost.macs(traced)}
+    for keep in KEEPS:
+        sizes = budget.sizes(inner, keep)
+        plan = {n: graph.Cut(traced[n].width, np.arange(s)) for n, s in sizes.items()}
+        variables[keep] = traced.take(plan, variables["dense"])
+        applies[keep] = graph.narrow(traced.function, traced, plan)
+        macs[keep] = int(cost.macs_by_size(traced).total(sizes))
     rows = []
     for batch in case.batches:
         (images,) = timing.random_batches(batch, batch, case.shape)
         timed = timing.turns(
             {
-                k: functools.partial(jax.jit(n.apply), variables[k], images)
-                for k, n in networks.items()
+                k: functools.partial(jax.jit(f), variables[k], images)
+                for k, f in applies.items()
             },
             repeats,
         )

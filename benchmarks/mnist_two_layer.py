@@ -44,33 +44,31 @@ def trained(source: data.Source, epochs: int):
     return network, training.fit(network, variables, epoch_batches, steps, recipe)
 
 
-def hidden(network, variables, batches) -> jax.Array:
+def hidden(variables, batches) -> jax.Array:
     """Hidden activations of all images, (n, 512)."""
-    (part,) = network.chain()
-    return jnp.concatenate(
-        [
-            part.module.apply(variables, batch.image, 0, method="hidden")[
-                batch.weight > 0
-            ]
-            for batch in batches
-        ]
-    )
+    layer = variables["params"]["hidden.0"]
+
+    def of(batch):
+        x = jnp.asarray(batch.image[batch.weight > 0])
+        x = x.reshape(len(x), -1)
+        return jax.nn.relu(x @ layer["kernel"] + layer["bias"])
+
+    return jnp.concatenate([of(batch) for batch in batches])
 
 
 def measure(small: bool) -> dict:
     """Everything that the plot shows."""
     source = data.open_source(f"idx:{rows.data_folder()}/mnist")
-    network, variables = trained(source, epochs=1 if small else 10)
+    _, variables = trained(source, epochs=1 if small else 10)
     preprocessing, split = source.preprocessing, source.test
     chosen = data.calibration_indices(source.train, CALIBRATION, SEED)
     calibration = hidden(
-        network,
         variables,
         data.batches(source.train, preprocessing, 256, indices=chosen),
     )
-    test = hidden(network, variables, data.batches(split, preprocessing, 250))
-    W1 = variables["params"]["dense.1"]["kernel"]
-    bias = variables["params"]["dense.1"]["bias"]
+    test = hidden(variables, data.batches(split, preprocessing, 250))
+    W1 = variables["params"]["output"]["kernel"]
+    bias = variables["params"]["output"]["bias"]
     sizes = jnp.arange(1, HIDDEN + 1)
 
     @jax.jit

@@ -6,16 +6,16 @@ before the loop, no pass is shared between groups. Memory holds the group's hidd
 activations of all images.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ispasp_jax import groups
-from ispasp_jax.models.network import Network, group_names, subtree
-from ispasp_jax.plan import Plan
+from ispasp_jax.graph import Cut, Plan, Traced
+from ispasp_jax.walk import consumers, flat, sites
+from ispasp_jax.walk.pieces import compiled, piece
+from ispasp_jax.walk.streams import weights_of
 
 
 class Answer(NamedTuple):
@@ -33,40 +33,39 @@ class Answer(NamedTuple):
 
 
 def walk(
-    network: Network,
+    traced: Traced,
     variables: dict,
     batches: list[jax.Array],
     sizes: dict[str, int],
     num_iters: int = 20,
     stop: bool = False,
 ) -> Answer:
-    """Prunes group after group.
+    """Prunes group after group; channels that go are zeros.
 
     Args:
-      network: the network.
+      traced: the network, on a batch of these.
       variables: its variables.
       batches: calibration images.
-      sizes: channels to keep, by group.
+      sizes: channels to keep, by group, each read by one consumer.
       num_iters: T.
       stop: end a group's loop when its support repeats, which the authors do not.
     """
-    answer = Answer({}, {}, {})
-    for index, part in enumerate(network.parts()):
-        for i, name in enumerate(group_names(part)):
-            if sizes[name] == network.group_widths()[name]:
+    answer, program = Answer({}, {}, {}), flat.flatten(traced)
+    for site in sites.sites(program):
+        for name in sizes:
+            group = traced[name]
+            if sizes[name] == group.width or not [*sites.of_leaf([site], group.atom)]:
                 continue
-            chain = network.chain()[: index + 1]
-            hidden = [_prefix(chain, variables, i, x) for x in batches]
-            own = subtree(variables, chain[-1])
+            weights = flat.arrays(program, variables)
+            hidden = [_prefix(site, weights, x) for x in batches]
             support, margin, iterations = _select(
-                chain[-1].module, i, own, hidden, sizes[name], num_iters, stop
+                site, weights, hidden, sizes[name], num_iters, stop
             )
             kept = np.flatnonzero(support)
             answer.kept[name] = kept
             answer.margins[name] = margin
             answer.iterations[name] = iterations
-            variables = groups.take(variables, network.groups()[name], kept)
-            network = network.narrowed({name: len(kept)})
+            variables = traced.mask({name: Cut(group.width, kept)}, variables)
     return answer
 
 
@@ -85,13 +84,16 @@ def differences(plan: Plan, answer: Answer) -> list[dict]:
     ]
 
 
-def _select(block, i, own, hidden, s, num_iters, stop):
+def _select(site, weights, hidden, s, num_iters, stop):
+    kernel = consumers.kernel(site, weights)
+    scale, _ = consumers.chain(site).ends(weights)
+    importance = _importance(site)
     mu = sum(np.asarray(_mu(h), np.float64) for h in hidden)
     support, margin, iterations = np.zeros(len(mu), bool), np.inf, 0
     while iterations < num_iters:
         iterations += 1
         scores = sum(
-            np.asarray(_importance(block, i, own, h, jnp.asarray(support)), np.float64)
+            np.asarray(importance(h, jnp.asarray(support), kernel, scale), np.float64)
             for h in hidden
         )
         candidates, gap = _largest(scores, 2 * s)
@@ -115,21 +117,15 @@ def _largest(scores, r):
     return support, gap / np.abs(members).max()
 
 
-def _prefix(chain, variables, i, x):
-    *before, last = chain
-    for part in before:
-        x = _apply(part.module, subtree(variables, part), x)
-    return _reach(last.module, i, subtree(variables, last), x)
+def _prefix(site, weights, x):
+    """H of a batch: the network up to the consumer, run again."""
+    step = piece(site.flat, [site.hidden], site.flat.inputs)
 
+    def make():
+        return lambda given, own: sites.as_hidden(site, step.run(given, own)[0])
 
-@functools.partial(jax.jit, static_argnums=0)
-def _apply(module, own, x):
-    return module.apply(own, x)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _reach(block, i, own, x):
-    return block.apply(own, x, i, method="reach")
+    run = compiled(("prefix", step.text), make)
+    return run([x], weights_of(step, weights))
 
 
 @jax.jit
@@ -137,15 +133,20 @@ def _mu(h):
     return h.sum(tuple(range(h.ndim - 1)))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _importance(block, i, own, h, support):
+def _importance(site):
     """μ(Y) of a batch: the gradient of ½‖W(H) − W(H ∘ S)‖² through the dense W(H)."""
 
-    def consumer(h):
-        return block.apply(own, h, i, method="consumer")
+    def make():
+        def importance(h, support, kernel, scale):
+            def consumer(h):
+                return sites.linear(site, h, kernel) * scale
 
-    with jax.default_matmul_precision("highest"):
-        V, back = jax.vjp(consumer, h)
-        V -= consumer(h * support.astype(h.dtype))
-        (Y,) = back(V)
-    return _mu(Y)
+            with jax.default_matmul_precision("highest"):
+                V, back = jax.vjp(consumer, h)
+                V -= consumer(h * support.astype(h.dtype))
+                (Y,) = back(V)
+            return _mu(Y)
+
+        return importance
+
+    return compiled(("importance", sites.text(site)), make)

@@ -34,10 +34,10 @@ import jax
 import naive
 import timing
 
-from ispasp_jax import budget, devices, models, report
+from ispasp_jax import budget, devices, graph, models, report
 from ispasp_jax.ispasp import ispasp
 from ispasp_jax.problem import Criterion
-from ispasp_jax.pruning import walk
+from ispasp_jax.walk import walk
 
 KEEP, T = 0.4, 20
 #: Memory is measured with no more: it grows with them, one block's activations each.
@@ -105,10 +105,12 @@ def ready(case: Case) -> Ready:
     network = models.create(case.model, 1000)
     variables = timing.random_variables(network, case.shape)
     batches = timing.random_batches(case.images, case.batch, case.shape)
-    sizes = budget.sizes(network, KEEP)
-    forward = jax.jit(network.apply)
-    prune = functools.partial(walk, network, variables, batches, sizes)
-    loop = functools.partial(naive.walk, network, variables, batches, sizes, T)
+    traced = graph.trace(network, variables, batches[0])
+    ignored = models.IGNORE.get(case.model, ())
+    sizes = budget.sizes(graph.scope(traced.groups, "inner", ignored), KEEP)
+    forward = jax.jit(traced.function)
+    prune = functools.partial(walk, traced, variables, batches, sizes)
+    loop = functools.partial(naive.walk, traced, variables, batches, sizes, T)
     jax.block_until_ready((variables, batches))
     return Ready(lambda: [forward(variables, x) for x in batches], prune, loop)
 

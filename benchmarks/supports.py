@@ -14,25 +14,18 @@ import jax
 import numpy as np
 import rows
 
-from ispasp_jax import moments, obs, repair, report
-from ispasp_jax.models.network import group_names, subtree
-from ispasp_jax.moments import rows as rows_of
+from ispasp_jax import obs, report
+from ispasp_jax.walk import consumers, moments, repair
+from ispasp_jax.walk.moments import rows as rows_of
+from ispasp_jax.walk.reads import regression
 
 
 def measure() -> list[dict]:
     """Mean over blocks of ‖V‖/‖U‖ by score."""
-    network, variables, stream = cifar.calibrate("resnet56", 1000)
     lost = {}
-    for part in network.chain():
-        stream = stream.enter(part.module, subtree(variables, part))
-        if not group_names(part):
-            stream = stream.leave()
-            continue
-        hidden = stream.hidden(0)
-        behind = stream.consume(0, hidden)
-        for score, residuals in block(stream, hidden, behind).items():
+    for _, site, here, behind in cifar.consumers("resnet56", 1000):
+        for score, residuals in block(site, here, behind).items():
             lost.setdefault(score, []).append(residuals)
-        stream = behind.leave()
     means = {score: np.mean(pairs, 0) for score, pairs in lost.items()}
     return [
         {"score": score, "as_cut": float(a), "repaired": float(b)}
@@ -40,15 +33,16 @@ def measure() -> list[dict]:
     ]
 
 
-def block(stream, hidden, behind) -> dict[str, tuple[float, float]]:
+def block(site, here, behind) -> dict[str, tuple[float, float]]:
     """Relative residuals, as cut and repaired, of half the channels by every score."""
-    d = hidden[0].shape[-1]
-    folds = moments.measure(0, stream, hidden, behind, np.arange(d))
-    whole = folds[0] + folds[1]
-    reach = repair.reach(0, stream, hidden)
-    A, W = whole.xx / whole.count, reach.consumer.matrix
+    d = site.width
+    folds = moments.measure(site, here, behind, np.arange(d))
+    reach = consumers.reach(site, here.weights)
+    first, second = repair.about(reach, folds)
+    whole = first + second
+    A, W = whole.xx / whole.count, reach.matrix
     ridge = A + obs.RIDGE * np.trace(A) / len(A) * np.eye(len(A))
-    H = np.concatenate([np.asarray(h) for h in hidden])
+    H = np.concatenate([np.asarray(h) for h in here.live[site.hidden]])
 
     def residual(kernel):
         E = W - kernel
@@ -66,7 +60,7 @@ def block(stream, hidden, behind) -> dict[str, tuple[float, float]]:
         return (W[index] * (A[np.ix_(index, index)] @ W[index])).sum()
 
     path = jax.jit(obs.elimination, static_argnums=1)
-    order = np.asarray(path(repair.regression(reach, folds), d).order)
+    order = np.asarray(path((regression(whole, W, d, np.arange(d)[:, None]),), d).order)
     scores = {
         "μ(H), as i-SpaSP at one half": H.mean((0, 1, 2)),
         "standard deviation of H": H.std((0, 1, 2)),

@@ -16,6 +16,7 @@ import numpy as np
 import rows
 
 from ispasp_jax import devices, models, report
+from ispasp_jax.walk.clocks import Clocks
 
 SEED = 0
 
@@ -109,9 +110,11 @@ def turns(
     """
     result = {}
     for name, function in (warm_up or functions).items():
-        with report.compile_seconds() as spent:
+        clocks = Clocks()
+        with clocks.on("call"):
             first = seconds(function)
-        result[name] = {"first_call_s": first, "compile_s": sum(spent)}
+        compiling = clocks.so_far()["compilation of call"]
+        result[name] = {"first_call_s": first, "compile_s": compiling}
     times = [[seconds(call) for call in functions.values()] for _ in range(repeats)]
     for name, column in zip(functions, zip(*times, strict=True), strict=True):
         result[name] |= {

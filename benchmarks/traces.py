@@ -18,7 +18,7 @@ import rows
 
 from ispasp_jax import algorithm_1, report
 from ispasp_jax.ispasp import μ
-from ispasp_jax.models.network import group_names, subtree
+from ispasp_jax.walk import consumers, sites
 
 MODEL, IMAGES, T = "resnet56", 250, 20
 DRAWN = ("layer1.4", "layer2.4", "layer3.4")
@@ -27,40 +27,37 @@ KEEPS = (0.1, 0.2, 0.3, 0.4, 0.5)
 
 def measure() -> list[dict]:
     """A row for each block and keep ratio."""
-    network, variables, stream = cifar.calibrate(MODEL, IMAGES)
     results = []
-    for part in network.chain():
-        own = subtree(variables, part)
-        stream = stream.enter(part.module, own)
-        for name in group_names(part):
-            H = jnp.concatenate([jnp.asarray(h) for h in stream.hidden(0)])
-            results += [{"block": name, **row} for row in block(part, own, H)]
-        stream = stream.through()
+    for name, site, here, _ in cifar.consumers(MODEL, IMAGES):
+        H = jnp.concatenate([sites.as_hidden(site, h) for h in here.live[site.hidden]])
+        results += [{"block": name, **row} for row in block(site, here.weights, H)]
     return results
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def select(module, own, H, s):
+def select(site, kernel, scale, H, s):
     """i-SpaSP on H whole, so that the residual is of every image and position, not of
     their sum; and ½‖U‖².
     """
 
     def consumer(h):
-        return module.apply(own, h, 0, method="consumer")
+        return sites.linear(site, h, kernel) * scale
 
-    U = consumer(H) - consumer(jnp.zeros_like(H))
+    U = consumer(H)
     return algorithm_1(H, consumer, s, T), 0.5 * jnp.square(U).sum()
 
 
-def block(part, own, H) -> list[dict]:
+def block(site, weights, H) -> list[dict]:
     """A row for each keep ratio: the residual after every iteration, as a share of the
     whole's, and how many channels are not among the s largest of μ(H).
     """
     d, by_sum = H.shape[-1], np.argsort(-np.asarray(μ(H)), kind="stable")
+    kernel = consumers.kernel(site, weights)
+    scale, _ = consumers.chain(site).ends(weights)
     lines = []
     for keep in KEEPS:
         s = max(1, round(keep * d))
-        found, whole = select(part.module, own, H, s)
+        found, whole = select(site, kernel, scale, H, s)
         relative = np.sqrt(np.asarray(found.residuals / whole, np.float64))
         different = np.setdiff1d(np.flatnonzero(found.support), by_sum[:s])
         lines.append(

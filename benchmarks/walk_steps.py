@@ -2,10 +2,11 @@
 
     python benchmarks/walk_steps.py [--small] [--out FILE]
 
-Keep 0.4 in every group, without repair, on images that are on the device. Waiting after
-every step costs a little, so the steps together are more than the walk by itself,
-which is timed before. Two calls compile first. "Residual" is what the report needs, of
-32 images whatever their number; "select" does not grow with them either. Weights and
+Keep 0.4 in every group, without repair, on images that are on the device. "Equations"
+are the network's own, batch by batch; "gather" sums what a criterion asks for; "select"
+asks it and measures the residual that the report needs, of 32 images at most.
+Waiting after every step costs a little, so the steps together are more than the walk by
+itself, which is timed before. Two calls compile first. Weights and
 images are random. About three minutes on two CPU cores; --small, half a minute, takes
 small networks.
 """
@@ -22,18 +23,15 @@ import selection_cost
 import timing
 from selection_cost import Case
 
-from ispasp_jax import report, selecting, streams
+from ispasp_jax import report
 from ispasp_jax.ispasp import ispasp
+from ispasp_jax.walk import engine, streams
 
 #: Column -> the functions that it times.
 STEPS = {
-    "hidden": (streams, "_hidden"),
-    "sum": (selecting, "_sum"),
-    "select": (selecting, "_select"),
-    "residual": (selecting, "_relative_residual"),
-    "inner consumer": (streams.Stream, "consume"),
-    "last consumer, join": (streams, "_finish"),
-    "other parts": (streams, "_apply"),
+    "equations": (streams.Stream, "run"),
+    "gather": (engine, "gather"),
+    "select": (engine, "select"),
 }
 
 
@@ -61,7 +59,6 @@ def watched() -> Iterator[dict[str, float]]:
             spent[name] += time.perf_counter() - start
             return found
 
-        call.eval_shape = getattr(function, "eval_shape", None)
         return call
 
     with contextlib.ExitStack() as stack:

@@ -1,6 +1,5 @@
 """What a run says: progress while it runs, a report for machines, tables for people."""
 
-import contextlib
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,24 +32,6 @@ def track(items: Iterable, label: str, total: int | None = None) -> Iterator:
             told = time.perf_counter()
             of = f"/{total}" if total else ""
             say(f"  {label}: {count}{of}, {numeral(told - start)} s")
-
-
-@contextlib.contextmanager
-def compile_seconds() -> Iterator[list[float]]:
-    """Seconds that jax spends on tracing, lowering and compiling inside the block."""
-    import jax
-
-    spent: list[float] = []
-
-    def listen(event: str, seconds: float, **_) -> None:
-        if event.startswith("/jax/core/compile/"):
-            spent.append(seconds)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield spent
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def groups(results: Iterable[Any]) -> list[dict[str, Any]]:

@@ -74,8 +74,7 @@ def test_the_steps_are_the_walk():
     result = json.loads(json.dumps(walk_steps.measure(settings)))
     (row,) = result["rows"]
     assert row["steps"].keys() == walk_steps.STEPS.keys()
-    # A basic block is one pair: no consumer but the last. All other steps ran.
-    assert [name for name, s in row["steps"].items() if s == 0] == ["inner consumer"]
+    assert all(seconds > 0 for seconds in row["steps"].values())
     assert 0 < sum(row["steps"].values()) < row["waited_for"]
     assert len(walk_steps.columns(result)[1]) == 4 + len(walk_steps.STEPS) + 1
 

@@ -211,6 +211,9 @@ def test_the_command_meets_budgets_and_solves_others_from_its_curves(
         assert report["pruned"][kind] <= share * report["dense"][kind]
         assert report["budget"]["reached"][kind] == report["pruned"][kind]
     assert report["budget"]["curves"] == "measured"
+    three = {"curves", "selection", "repair"}
+    for name in ("compilation", "dense_passes"):
+        assert report["seconds"][name].keys() == three
     assert report["budget"]["round_to"] == 8 and report["groups"][0]["kept"] % 8 == 0
     assert Path("out/curves.png").stat().st_size > 1000
     said = capsys.readouterr()

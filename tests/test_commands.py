@@ -59,7 +59,12 @@ def test_prune_leaves_a_model_a_plan_and_a_report(trained, here, capsys):
     assert report["dense"]["macs"] == 64 * 256 + 256 * 10
     assert report["pruned"]["macs"] == 64 * 102 + 102 * 10
     assert report["pruned"]["params"] == 64 * 102 + 102 + 102 * 10 + 10
-    assert {"dense_forward", "selection", "total"} <= set(report["seconds"])
+    seconds = report["seconds"]
+    assert {"dense_forward", "selection", "total"} <= set(seconds)
+    assert seconds["compilation"].keys() == seconds["dense_passes"].keys()
+    spent = seconds["selection"] - seconds["compilation"]["selection"]
+    passes = seconds["dense_passes"]["selection"]
+    assert passes == pytest.approx(spent / seconds["dense_forward"])
 
     # The model loads with one call and scores what the report says.
     model = ispasp_jax.load("out/model")
@@ -72,8 +77,8 @@ def test_prune_leaves_a_model_a_plan_and_a_report(trained, here, capsys):
     name, cuts = plan.from_json(json.loads(Path("out/plan.json").read_text()))
     dense = ispasp_jax.load(trained)
     assert name == "mlp"
-    network, variables = plan.apply(cuts, dense.network, dense.variables)
-    assert network.group_widths() == model.network.group_widths()
+    variables = plan.apply(cuts, dense.traced, dense.variables)
+    assert model.widths == {"hidden.0": 102}
     for (path, ours), (_, saved) in zip(
         leaves(variables), leaves(model.variables), strict=True
     ):
@@ -86,15 +91,15 @@ def test_a_saved_pruned_network_gives_the_same_logits_bit_for_bit(trained, here)
     dense = ispasp_jax.load(trained)
     images = np.random.default_rng(0).normal(size=(16, 8, 8, 1)).astype(np.float32)
     pruned = ispasp_jax.prune(dense.network, dense.variables, [images], 0.3)
-    model = dense.replace(pruned.network, pruned.variables)
+    model = dense.cut(pruned.plan, pruned.variables)
     ispasp_jax.save("small", model)
     loaded = ispasp_jax.load("small")
     np.testing.assert_array_equal(model(images), loaded(images))
     # It can be pruned and saved again.
     again = ispasp_jax.prune(loaded.network, loaded.variables, [images], 0.5)
-    assert again.network.group_widths() == {"hidden.0": 38}
-    ispasp_jax.save("small", loaded.replace(again.network, again.variables))
-    assert ispasp_jax.load("small").network == again.network
+    assert len(again.plan["hidden.0"].kept) == 38
+    ispasp_jax.save("small", loaded.cut(again.plan, again.variables))
+    assert ispasp_jax.load("small").widths == {"hidden.0": 38}
 
 
 @pytest.mark.parametrize("name", criteria.CRITERIA)
@@ -245,7 +250,7 @@ def reconfigure(**new):
 
 
 def with_nan(tensors):
-    tensors["params/dense.0/bias"][3] = np.nan
+    tensors["params/hidden.0/bias"][3] = np.nan
     return tensors
 
 
@@ -255,18 +260,18 @@ def truncate(folder):
 
 
 DAMAGE = {
-    "NaN": (rewrite(with_nan), "NaN or infinity in params/dense.0/bias"),
+    "NaN": (rewrite(with_nan), "NaN or infinity in params/hidden.0/bias"),
     "missing array": (
-        rewrite(lambda t: {k: v for k, v in t.items() if "dense.1/bias" not in k}),
-        "params/dense.1/bias",
+        rewrite(lambda t: {k: v for k, v in t.items() if "output/bias" not in k}),
+        "params/output/bias",
     ),
     "extra array": (
         rewrite(lambda t: {**t, "params/more": np.zeros(3, np.float32)}),
         "params/more",
     ),
     "wrong shape": (
-        rewrite(lambda t: {**t, "params/dense.1/bias": np.zeros(3, np.float32)}),
-        "params/dense.1/bias (3,)",
+        rewrite(lambda t: {**t, "params/output/bias": np.zeros(3, np.float32)}),
+        "params/output/bias (3,)",
     ),
     "truncated": (truncate, "damaged"),
     "no arrays": (lambda f: (f / "model.safetensors").unlink(), "cannot be read"),
@@ -281,7 +286,7 @@ DAMAGE = {
         "expected a number of pixels",
     ),
     "no group": (reconfigure(widths={"layer1.0": 3}), "layer1.0"),
-    "other classes": (reconfigure(num_classes=7), "params/dense.1"),
+    "other classes": (reconfigure(num_classes=7), "params/output"),
 }
 
 
@@ -316,7 +321,7 @@ def test_weights_for_pytorch_come_back_without_loss(trained, here):
     flags = ["--model=mlp", f"--weights={trained}", "--torch", "--repair=none"]
     assert prune.main([*flags, "--out=a"]) == 0
     narrow = load_file("a/torchvision.safetensors")
-    assert narrow["dense.0.weight"].shape == (102, 64)
+    assert narrow["hidden.0.weight"].shape == (102, 64)
     flags = ["--model=mlp", "--weights=a/torchvision.safetensors", "--keep=1"]
     assert prune.main([*flags, "--out=b"]) == 0
     for path, array in arrays(Path("a/model")).items():
@@ -336,9 +341,9 @@ def test_a_fresh_classifier_for_other_classes(trained, here, capsys):
     dense, pruned = ispasp_jax.load(trained), ispasp_jax.load("out")
     kept = json.loads(Path("out/plan.json").read_text())["groups"][0]["kept"]
     old, new = (m.variables["params"] for m in (dense, pruned))
-    assert new["dense.1"]["kernel"].shape == (102, 3)
+    assert new["output"]["kernel"].shape == (102, 3)
     np.testing.assert_array_equal(
-        new["dense.0"]["kernel"], old["dense.0"]["kernel"][:, np.array(kept)]
+        new["hidden.0"]["kernel"], old["hidden.0"]["kernel"][:, np.array(kept)]
     )
 
 

@@ -18,11 +18,14 @@ import pytest
 from networks import NETWORKS, images_of, variables_of
 from safetensors.numpy import load_file
 
-from ispasp_jax import budget, devices, pruning, streams, training
+import ispasp_jax
+from ispasp_jax import budget, devices, training
 from ispasp_jax.commands import peers, prune, train
 from ispasp_jax.data import Batch
+from ispasp_jax.graph import scope
 from ispasp_jax.groups import leaves
-from ispasp_jax.models.network import subtree
+from ispasp_jax.walk import flat, streams, walk
+from ispasp_jax.walk.sites import sites as walk_sites
 
 ROOT = Path(__file__).parents[1]
 
@@ -107,17 +110,17 @@ def test_evaluation_is_the_same_on_many_devices(count):
 
 
 @pytest.mark.parametrize(
-    ("name", "repair"),
-    [("basic", "bn"), ("bottleneck", "lsq"), ("tf_mobile", "lsq"), ("mlp", "lsq")],
+    ("name", "which", "repair"),
+    [("basic", "all", "bn"), ("bottleneck", "inner", "lsq"), ("mlp", "inner", "lsq")],
 )
-def test_the_walk_is_the_same_on_eight_devices(name, repair):
+def test_the_walk_is_the_same_on_eight_devices(name, which, repair):
+    """Of batches that do not divide by eight."""
     network = NETWORKS[name]
     variables, images = variables_of(network), [images_of(20), images_of(11, seed=1)]
-    sizes = budget.sizes(network, 0.5)
-    walk = functools.partial(
-        pruning.walk, network, variables, images, sizes, repair=repair
-    )
-    one, many = walk(), walk(mesh=devices.mesh(8))
+    traced = ispasp_jax.trace(network, variables, images[0])
+    sizes = budget.sizes(scope(traced.groups, which, ()), 0.5)
+    walked = functools.partial(walk, traced, variables, images, sizes, repair=repair)
+    one, many = walked(), walked(mesh=devices.mesh(8))
     for ours, theirs in zip(many.groups, one.groups, strict=True):
         np.testing.assert_array_equal(ours.cut.kept, theirs.cut.kept)
         assert ours.relative_residual == pytest.approx(
@@ -130,18 +133,26 @@ def test_the_walk_takes_images_that_are_spread_already():
     network, mesh = NETWORKS["basic"], devices.mesh(8)
     variables, images = variables_of(network), [images_of(16), images_of(8, seed=1)]
     spread = [devices.place(mesh, array) for array in images]
-    one, many = (pruning.prune(network, variables, x, 0.5) for x in (images, spread))
+    one, many = (
+        ispasp_jax.prune(network, variables, x, 0.5, repair="none")
+        for x in (images, spread)
+    )
     assert_close(many.variables, one.variables, 1e-5)
 
 
-def test_activations_stay_spread_through_the_walk():
-    network = NETWORKS["tf_mobile"]
-    stream = streams.start([images_of(16)], devices.mesh(8))
-    for part in network.chain():
-        own = subtree(variables_of(network), part)
-        stream = stream.enter(part.module, own).through()
-        shards = stream.x[0].addressable_shards
-        assert [len(shard.data) for shard in shards] == [2] * 8
+@pytest.mark.parametrize("memory", [None, 0])
+def test_activations_stay_spread_through_the_walk(memory):
+    network, images = NETWORKS["basic"], images_of(16)
+    variables = variables_of(network)
+    program = flat.flatten(ispasp_jax.trace(network, variables, images))
+    weights = flat.arrays(program, variables)
+    here = streams.start(program, weights, [images], devices.mesh(8), memory)
+    for site in walk_sites(program):
+        here = here.hidden(site.place)
+        for value, batches in here.live.items():
+            if value.shape[:1] == (16,):
+                shards = batches[0].addressable_shards
+                assert [len(shard.data) for shard in shards] == [2] * 8
 
 
 @pytest.fixture(scope="module")

@@ -43,10 +43,10 @@ TRACED = ispasp_jax.trace(NETWORK, VARIABLES, IMAGES)
         ([IMAGES.transpose(0, 3, 1, 2)], r"images\.transpose\(0, 2, 3, 1\)"),
         ([IMAGES[0]], r"image\[None\]"),
         ([IMAGES[..., 0]], r"does not take inputs of shape \(4, 7, 8\)"),
-        ([IMAGES, IMAGES[:, :5]], r"shape \(5, 8, 3\), batch 0 of \(7, 8, 3\)"),
+        ([IMAGES, IMAGES[:, :5]], r"\(5, 8, 3\) float32, batch 0 of \(7, 8, 3\)"),
     ],
 )
-def test_what_is_no_batches_of_images(images, words):
+def test_what_is_no_batches_of_images(images, words, unchecked):
     runs = [
         lambda: walk(TRACED, VARIABLES, images, {}),
         lambda: measure_curves(TRACED, VARIABLES, images, TRACED.groups),
@@ -185,7 +185,9 @@ def test_activations_that_overflow_stop_the_walk(method, repair, memory):
     variables["params"]["layer1.1"]["conv1"]["kernel"] = kernel * 1e38
     scale = variables["params"]["layer1.1"]["bn1"]["scale"]
     variables["params"]["layer1.1"]["bn1"]["scale"] = scale * 1e3
-    with pytest.raises(FloatingPointError, match=r"layer1\.1.*: its activations"):
+    # Without room it is seen where it is first read, which may be later.
+    words = r"layer1\.1.*: its activations" if memory is None else ": its activations"
+    with pytest.raises(FloatingPointError, match=words):
         walk(
             TRACED,
             variables,

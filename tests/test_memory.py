@@ -108,11 +108,8 @@ def test_a_stream_is_selected_the_same_bit_for_bit():
 
 def test_curves_are_the_same_bit_for_bit():
     traced, variables, _ = prepared("bottleneck")
-    mesh = devices.mesh(8)
     whole, limited = (
-        walk.measure_curves(
-            traced, variables, batches(), traced.groups, memory=memory, mesh=mesh
-        )
+        walk.measure_curves(traced, variables, batches(), traced.groups, memory=memory)
         for memory in (None, 0)
     )
     assert len(whole) == len(traced)
@@ -205,6 +202,9 @@ def test_the_walk_lets_go_of_what_it_has_passed(repair):
             yield step
             places = [step.place, step.site.end if step.site else step.place]
             allowed = sum(program.size(place) for place in places[:carried]) * BATCHES
+            if carried == 2 and step.site:  # what drift is measured against
+                target = step.site.target
+                allowed += 4 * int(np.prod(target.shape)) * BATCHES
 
     walk.walk(traced, variables, batches(), sizes, repair=repair, progress=progress)
     for held, allowed in most:

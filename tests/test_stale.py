@@ -5,6 +5,7 @@ or images under the same path, and no file that was damaged gives another result
 import json
 import os
 import shutil
+from argparse import Namespace
 from pathlib import Path
 
 import jax
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 from networks import NETWORKS, images_of, variables_of
 from PIL import Image
 
-from ispasp_jax import budget, checkpoints, criteria, curves, data, plan, pruning
+import ispasp_jax
+from ispasp_jax import budget, checkpoints, criteria, data, plan
 from ispasp_jax.commands import (
     budgets,
     content,
@@ -25,10 +27,12 @@ from ispasp_jax.commands import (
     sizes,
     train,
     walk_store,
+    widths,
     workspace,
 )
 from ispasp_jax.errors import InputError
 from ispasp_jax.groups import leaves
+from ispasp_jax.walk import curves, walk
 
 
 @pytest.fixture
@@ -404,28 +408,21 @@ def walked(tmp_path_factory):
     network, variables = NETWORKS["mlp"], variables_of(NETWORKS["mlp"])
     folder = tmp_path_factory.mktemp("walked") / "walk"
     store, _ = walk_store.open_store(folder, resumed=False)
-    criterion = criteria.create("l1")
+    criterion, images = criteria.create("l1"), [images_of(8)]
+    traced = ispasp_jax.trace(network, variables, images[0])
 
-    def walk(store):
-        wanted = budget.sizes(network, 0.5)
-        return pruning.walk(
-            network,
-            variables,
-            [images_of(8)],
-            wanted,
-            criterion,
-            store=store,
-            repair="none",
-        )
+    def again(store):
+        wanted = budget.sizes(traced.groups, 0.5)
+        return walk(traced, variables, images, wanted, criterion, store=store)
 
-    whole = walk(store)
-    return walk, whole, folder, {p: p.read_bytes() for p in folder.iterdir()}
+    whole = again(store)
+    return again, whole, folder, {p: p.read_bytes() for p in folder.iterdir()}
 
 
 @settings(max_examples=25)
 @given(st.data())
 def test_a_damaged_walk_is_walked_again(walked, chosen):
-    walk, whole, folder, files = walked
+    again, whole, folder, files = walked
     for path, good in files.items():
         path.write_bytes(good)
     path = chosen.draw(st.sampled_from(sorted(files)))
@@ -444,7 +441,7 @@ def test_a_damaged_walk_is_walked_again(walked, chosen):
     path.write_bytes(bytes(data))
     store, count = walk_store.open_store(folder, resumed=True)
     assert count <= len(files)
-    found = walk(store)
+    found = again(store)
     for (name, a), (_, b) in zip(
         leaves(found.variables), leaves(whole.variables), strict=True
     ):
@@ -487,13 +484,18 @@ def test_a_state_of_another_training_is_not_taken(state):
         checkpoints.States(folder).latest({"step": expected["step"]})
 
 
-def test_sizes_module_reads_no_curves_of_other_widths(tmp_path):
-    """A group that the network does not have, or has with other channels."""
-    model = checkpoints.Model("mlp", NETWORKS["mlp"], {}, None)
+def test_no_curves_of_other_widths_are_read(tmp_path):
+    """Of a group that the network does not have, or has with other channels."""
+    network = NETWORKS["mlp"]
+    prep = data.Preprocessing(8, None, (0.5,), (0.5,))
+    variables = variables_of(network, prep.shape)
+    model = checkpoints.Model("mlp", network, variables, prep)
+    args = prune.parser().parse_args(["--model=mlp"])
     held = good_curves()
-    held["identity"]["widths"] = model.network.group_widths()
+    held["identity"]["widths"] = widths.scoped(args, model)
     path = tmp_path / curve_files.CURVES
     path.write_text(json.dumps(curve_files.to_json(held)))
     with pytest.raises(InputError, match="a curve of group 'a' with 3 channels"):
-        curve_files.beside(tmp_path, model)
-    assert sizes._kept(tmp_path, model, held["identity"]) is None
+        curve_files.beside(args, tmp_path, model)
+    run = Namespace(args=args)
+    assert sizes._kept(run, tmp_path, model, held["identity"]) is None

@@ -259,7 +259,7 @@ class _Walk:
             return
         before, done = self.pruned.weights, store and store.read(self.count)
         keys = [(group.name, layer_of(group, step.site)) for group in step.groups]
-        self._advance(step.place, step.site.name if step.site else "a norm")
+        self._advance(step.place, step.name)
         if step.site:
             self._pass_dense(step.site)
         if done:

@@ -108,6 +108,11 @@ def recalibrate(norm: Norm, stream: Stream) -> dict[Value, Array]:
     count, mean, squares = 0.0, 0.0, 0.0
     for batch in jax.device_get([run(*pair) for pair in batches]):
         n, m, s = (np.asarray(a, np.float64) for a in batch)
+        if not (np.isfinite(m).all() and np.isfinite(s).all()):
+            raise FloatingPointError(
+                f"{stream.name}: its activations hold NaN or infinity, so its moments "
+                "cannot be measured; check the weights and the calibration images."
+            )
         if not n:
             continue
         apart, whole = m - mean, count + n

@@ -28,6 +28,11 @@ class Step(NamedTuple):
     groups: tuple[Group, ...] = ()
     norm: Norm | None = None
 
+    @property
+    def name(self) -> str:
+        """Whose place it is, for errors."""
+        return self.site.name if self.site else self.norm.roles.mean.variable.origin
+
 
 class Readers(NamedTuple):
     """What reads the groups that are cut.
