@@ -73,7 +73,7 @@ def mnist(small: bool) -> Case:
     d = mnist_two_layer.HIDDEN
     sizes = (8, 16, 24) if small else (*range(1, 32), *range(32, d + 1, 8))
     steps, batch_size = (24, 32) if small else (d, 128)
-    return Case(network, variables, "hidden", source, sizes, steps, batch_size)
+    return Case(network, variables, "hidden.0", source, sizes, steps, batch_size)
 
 
 def resnet(name: str, part: str, d: int, small: bool) -> Case:
@@ -91,6 +91,12 @@ CASES = {
 }
 
 
+def found(case: Case) -> greedy.Layer:
+    """The layer to select in."""
+    shape = case.source.preprocessing.shape
+    return greedy.find(case.network, case.variables, case.part, shape)
+
+
 def timed(function: Callable, *arguments) -> tuple:
     """A jitted function's answer, and its seconds without compilation."""
     compiled = jax.jit(function).lower(*arguments).compile()
@@ -101,7 +107,7 @@ def timed(function: Callable, *arguments) -> tuple:
 
 def measure(case: Case) -> dict:
     """Supports, accuracy, residual and cost of every method for one layer."""
-    layer = greedy.find(case.network, case.variables, case.part)
+    layer = found(case)
     d, sizes, source = layer.d, np.array(case.sizes), case.source
     n = min(case.calibration, len(source.train))
     chosen = data.calibration_indices(source.train, n, SEED)
@@ -118,21 +124,21 @@ def measure(case: Case) -> dict:
         lambda: greedy.carry(run, source, source.train, chosen)
     )  # compiled above
 
-    def consumer(own, h):
-        return layer.block.apply(own, h, 0, method="consumer")
+    def consumer(variables, h):
+        return greedy.consumer(layer._replace(variables=variables), h)
 
-    def one_size(own, summed, s):
-        return algorithm_1(summed, functools.partial(consumer, own), s, T)
+    def one_size(variables, summed, s):
+        return algorithm_1(summed, functools.partial(consumer, variables), s, T)
 
-    def all_sizes(own, h):
+    def all_sizes(variables, h):
         summed = batch_sum(h)
-        supports = jax.vmap(lambda s: one_size(own, summed, s).support)
+        supports = jax.vmap(lambda s: one_size(variables, summed, s).support)
         return supports(jnp.arange(1, d + 1))
 
     half = d // 2
     summed = batch_sum(images.h)
-    _, one_s = timed(one_size, layer.own, summed, jnp.int32(half))
-    supports, all_s = timed(all_sizes, layer.own, images.h)
+    _, one_s = timed(one_size, layer.variables, summed, jnp.int32(half))
+    supports, all_s = timed(all_sizes, layer.variables, images.h)
     answers = {"ispasp": np.asarray(supports)[sizes - 1]}
     seconds = {"ispasp": {"one_size": reached + one_s, "all_sizes": reached + all_s}}
 
@@ -215,7 +221,7 @@ def measure(case: Case) -> dict:
 
 
 def _passes(case, options, steps=None):
-    d = greedy.find(case.network, case.variables, case.part).d
+    d = found(case).d
     return greedy.passes(d, steps or case.steps, options.get("candidates"))
 
 
@@ -227,7 +233,7 @@ def costs(case: Case, layer: greedy.Layer, images, variants: dict) -> dict:
     of one summed image through the consumer (forward and back for the importance, one
     for the residual); all T are counted, though the support repeats sooner.
     """
-    x, h = images.x[:1], images.h[:1]
+    x, h = tuple(a[:1] for a in images.x), images.h[:1]
     image = jnp.zeros((1, *case.source.preprocessing.shape))
     d, n = layer.d, len(images.label)
     before = cost.multiply_adds(lambda image: greedy.reach(layer, image), image)
@@ -236,7 +242,7 @@ def costs(case: Case, layer: greedy.Layer, images, variants: dict) -> dict:
     )
 
     def consumer(h):
-        return layer.block.apply(layer.own, h, 0, method="consumer")
+        return greedy.consumer(layer, h)
 
     def iteration(h):
         def half_square(h):

@@ -10,83 +10,97 @@ On the Gram matrix K[c, e] = Σ ⟨consumer(H_c), consumer(H_e)⟩ the same gree
 the local objective ‖V‖² = (1 − m)ᵀ K (1 − m) is d×d arithmetic and needs no labels.
 """
 
-import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ispasp_jax.models.network import Network, subtree
 
-from ispasp_jax import data, groups
+import ispasp_jax
+from ispasp_jax import data
+from ispasp_jax.graph.program import Value
+from ispasp_jax.problem import LeastSquares
+from ispasp_jax.problem import gram as gram_of
+from ispasp_jax.walk import consumers, flat, pieces, sites
+from ispasp_jax.walk.streams import weights_of
 
 
 class Images(NamedTuple):
     """Images that went as far as the layer.
 
     Attributes:
-      x: the block's input, (n, ...).
+      x: what else is alive there, (n, ...) each.
       h: its hidden activations, (n, *positions, d).
       label: classes, (n,).
     """
 
-    x: jax.Array
+    x: tuple[jax.Array, ...]
     h: jax.Array
     label: jax.Array
 
 
 class Layer(NamedTuple):
-    """A layer inside a network.
+    """A layer inside a network, whose equations are those of one image.
 
     Attributes:
-      before: modules before the block.
-      block: the block; its first pair is the layer.
-      after: modules behind it.
-      variables: the variables of all of them, in the same order.
+      site: the consumer of its channels.
+      alive: what else is alive before it.
+      variables: the network's.
     """
 
-    before: tuple
-    block: object
-    after: tuple
-    variables: tuple
+    site: sites.Site
+    alive: tuple[Value, ...]
+    variables: Any
 
     @property
     def d(self) -> int:
         """Channels of the layer."""
-        return self.block.widths[0]
+        return self.site.width
 
-    @property
-    def own(self):
-        """The block's variables."""
-        return self.variables[len(self.before)]
+    def run(self, given, wanted, *arrays):
+        """Values of every example from others of it."""
+        step = pieces.piece(self.site.flat, wanted, given)
+        weights = weights_of(step, flat.arrays(self.site.flat, self.variables))
 
+        def one(*example):
+            known = dict(zip(given, example, strict=True))
+            batch = [known[value][None] for value in step.given]
+            return [made[0] for made in step.run(batch, weights)]
 
-def find(network: Network, variables, name: str) -> Layer:
-    """The layer of the part with that name."""
-    parts = network.chain()
-    at = [part.name for part in parts].index(name)
-    modules = tuple(part.module for part in parts)
-    own = tuple(subtree(variables, part) for part in parts)
-    return Layer(modules[:at], modules[at], modules[at + 1 :], own)
+        return jax.vmap(one)(*arrays)
 
 
-def reach(layer: Layer, image: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The block's input and its hidden activations."""
-    for module, own in zip(layer.before, layer.variables, strict=False):
-        image = module.apply(own, image)
-    return image, layer.block.apply(layer.own, image, 0, method="hidden")
+def find(network: Any, variables: Any, name: str, shape: tuple[int, ...]) -> Layer:
+    """The layer whose channels are the group of that name, on images of that shape."""
+    image = jax.ShapeDtypeStruct((1, *shape), "float32")
+    traced = ispasp_jax.trace(network, variables, image)
+    program = flat.flatten(traced)
+    (site,) = sites.of_leaf(sites.sites(program), traced[name].atom)
+    alive = [v for v in program.alive(site.place) if v is not site.hidden]
+    return Layer(site, tuple(alive), variables)
 
 
-def logits(layer: Layer, weights: jax.Array, x: jax.Array, h: jax.Array) -> jax.Array:
+def reach(layer: Layer, image: jax.Array) -> tuple[tuple[jax.Array, ...], jax.Array]:
+    """What is alive before the layer's consumer, and its hidden activations."""
+    wanted = [*layer.alive, layer.site.hidden]
+    *x, h = layer.run(layer.site.flat.inputs, wanted, image)
+    return tuple(x), h
+
+
+def logits(
+    layer: Layer, weights: jax.Array, x: tuple[jax.Array, ...], h: jax.Array
+) -> jax.Array:
     """Of the network whose channels count `weights`, (d,), from the layer on."""
-    u = layer.block.apply(layer.own, h * weights, 0, method="consumer")
-    y = layer.block.apply(layer.own, x, u, method="join")
-    for module, own in zip(
-        layer.after, layer.variables[len(layer.before) + 1 :], strict=True
-    ):
-        y = module.apply(own, y)
-    return y
+    given = [*layer.alive, layer.site.hidden]
+    (out,) = layer.run(given, layer.site.flat.outputs, *x, h * weights)
+    return out
+
+
+def consumer(layer: Layer, h: jax.Array) -> jax.Array:
+    """What the layer's consumer makes of hidden activations."""
+    (u,) = layer.run([layer.site.hidden], [layer.site.out], h)
+    return u
 
 
 def carry(forward: Callable, source: data.Source, split, indices) -> Images:
@@ -95,8 +109,8 @@ def carry(forward: Callable, source: data.Source, split, indices) -> Images:
     for batch in data.batches(split, source.preprocessing, 128, indices=indices):
         keep = batch.weight > 0
         x, h = forward(batch.image)
-        found.append((x[keep], h[keep], batch.label[keep]))
-    return Images(*(jnp.concatenate(parts) for parts in zip(*found, strict=True)))
+        found.append(Images(tuple(a[keep] for a in x), h[keep], batch.label[keep]))
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *found)
 
 
 def gfs(
@@ -135,7 +149,7 @@ def gfs(
         size, key = inputs
         for_batch, for_order = jax.random.split(key)
         chosen = jax.random.choice(for_batch, n, (min(batch_size, n),), replace=False)
-        batch = Images(*(array[chosen] for array in images))
+        batch = jax.tree.map(lambda array: array[chosen], images)
         # Channels outside S in random order, then the others; only the first are tried.
         order = jnp.argsort(jnp.where(S, 2.0, jax.random.uniform(for_order, (d,))))
         tried = d - size + 1 if candidates is None else candidates
@@ -167,35 +181,35 @@ def passes(d: int, steps: int, candidates: int | None = None) -> int:
 
 
 def gram(layer: Layer, h: jax.Array, batch_size: int = 128) -> jax.Array:
-    """K, (d, d): the consumer is applied to one channel at a time, each a cut network
-    of width one, so that all of them together cost one dense consumer.
-    """
-    one = layer.block.clone(widths=(1,))
-    narrow = groups.take(layer.own, layer.block.groups[0], np.array([0]))
+    """K, (d, d), from the second moments of the patches."""
+    weights = flat.arrays(layer.site.flat, layer.variables)
+    own = consumers.kernel(layer.site, weights)
+    zero, one = (
+        layer.run([layer.site.equation.outputs[0]], [layer.site.out], ends)[0]
+        for ends in _ends(layer)
+    )
+    matrix = (
+        own.reshape(-1, own.shape[-1])
+        * (one - zero)[0, ..., :].reshape(-1, own.shape[-1])[0]
+    )
 
-    def contribution(h, c):
-        def cut(leaf, first):
-            """The leaf as `groups.take` cuts it, for a traced channel."""
-            axes = [a for a in range(leaf.ndim) if leaf.shape[a] != first.shape[a]]
-            return jnp.take(leaf, c[None], axes[0]) if axes else leaf
-
-        own = jax.tree.map(cut, layer.own, narrow)
-        h = h[..., c[None]]
-
-        def consumer(h):
-            return one.apply(own, h, 0, method="consumer")
-
-        return (consumer(h) - consumer(jnp.zeros_like(h[:1]))).ravel()
-
-    def of_batch(h):
-        C = jax.lax.map(functools.partial(contribution, h), jnp.arange(layer.d))
-        return C @ C.T
+    def moments(h):
+        P = sites.patches(layer.site, h)
+        P = P.reshape(-1, P.shape[-1])
+        return P.T @ P
 
     with jax.default_matmul_precision("highest"):
         whole = len(h) // batch_size * batch_size
         batches = h[:whole].reshape(-1, batch_size, *h.shape[1:])
-        K = jax.lax.map(of_batch, batches).sum(0) if whole else 0.0
-        return K + of_batch(h[whole:]) if whole < len(h) else K
+        xx = jax.lax.map(moments, batches).sum(0) if whole else 0.0
+        xx = xx + moments(h[whole:]) if whole < len(h) else xx
+        return gram_of(LeastSquares(xx, xx, matrix), layer.d)
+
+
+def _ends(layer: Layer) -> list[jax.Array]:
+    """Zeros and ones for what the contraction gives of an image."""
+    out = layer.site.equation.outputs[0].aval
+    return [jnp.full(out.shape, value, out.dtype) for value in (0.0, 1.0)]
 
 
 def gram_forward(K: jax.Array) -> jax.Array:

@@ -67,11 +67,11 @@ def layer_and_images(name):
     """A layer of a small random network, and images as far as it."""
     network, part = {
         "basic": (networks.NETWORKS["basic"], "layer2.0"),
-        "mlp": (models.create("mlp", 3, hidden=(12,)), "hidden"),
+        "mlp": (models.create("mlp", 3, hidden=(12,)), "hidden.0"),
     }[name]
     variables = networks.variables_of(network)
-    layer = greedy.find(network, variables, part)
     image = jnp.asarray(networks.images_of(7))
+    layer = greedy.find(network, variables, part, image.shape[1:])
     return network, variables, layer, image
 
 
@@ -92,9 +92,7 @@ def test_the_gram_matrix_gives_every_residual(name):
     weights = rng.uniform(size=(3, layer.d)) * (rng.uniform(size=(3, layer.d)) < 0.5)
 
     def consumed(h):
-        return np.asarray(
-            layer.block.apply(layer.own, h, 0, method="consumer"), np.float64
-        )
+        return np.asarray(greedy.consumer(layer, h), np.float64)
 
     shift = consumed(jnp.zeros_like(h))
     U = consumed(h) - shift
@@ -136,7 +134,7 @@ def test_gfs_is_the_plain_loop(scaled):
     )
     H = np.asarray(images.h, np.float64)
     dense = {
-        k: np.asarray(v, np.float64) for k, v in variables["params"]["dense.1"].items()
+        k: np.asarray(v, np.float64) for k, v in variables["params"]["output"].items()
     }
     kept = []
     for size in range(1, 6):
@@ -162,7 +160,7 @@ def test_against_gfs():
     network = models.create("mlp", 10, hidden=(16,))
     variables = networks.variables_of(network, source.preprocessing.shape)
     case = against_gfs.Case(
-        network, variables, "hidden", source, (2, 4, 8, 16), 8, 8, calibration=32
+        network, variables, "hidden.0", source, (2, 4, 8, 16), 8, 8, calibration=32
     )
     row = {"row": "digits", **against_gfs.measure(case)}
     row = json.loads(json.dumps(row))

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import regressions
-from ispasp_jax.models.network import Block, Network, Part
 from networks import NETWORKS, images_of, variables_of
 
 from ispasp_jax import criteria, graph
