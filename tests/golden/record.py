@@ -5,7 +5,9 @@ a new engine can be held to it: plans, and top-1 of every stage.
 
 Without --check the file is written anew; with it every run is compared: the channels
 are the same where nothing was repaired, top-1 within one standard error where it was.
-Ten minutes on two cores. The first record was made by version 0.1.0.
+Ten minutes on two cores. The record was made by version 0.1.0, but for the budget's,
+whose widths follow from curves that count an error against what it is added to before
+the activation (there: behind it); that one was 90.3 and is 91.5.
 """
 
 import argparse
@@ -88,10 +90,10 @@ def main() -> int:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         results = {name: run(name, Path(folder) / name) for name in args.only}
-    if not args.check:
-        RECORD.write_text(json.dumps(results))
-        return 0
     record = json.loads(RECORD.read_text())
+    if not args.check:
+        RECORD.write_text(json.dumps(record | results))
+        return 0
     said = [s for n, r in results.items() for s in differences(n, r, record[n])]
     print("\n".join(said) or "as recorded")
     return bool(said)
