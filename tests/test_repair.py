@@ -47,7 +47,9 @@ def test_the_ridge_survives_dead_channels_and_few_images():
     np.testing.assert_array_equal(repair.fit(nothing, start), start)
 
 
-@pytest.mark.parametrize("name", ["basic", "mobile", "mlp"])
+@pytest.mark.parametrize(
+    "name", ["basic", "mlp", pytest.param("mobile", marks=pytest.mark.slow)]
+)
 def test_least_squares_on_the_dense_network_itself_changes_nothing(name):
     """Patches and target are the dense network's own: the kernel as it is fits."""
     model, x = NETWORKS[name], jnp.asarray(images_of(24))
@@ -216,7 +218,9 @@ def measured(model, variables, images, first):
     return seen
 
 
-@pytest.mark.parametrize("name", ["basic", "tf_mobile"])
+@pytest.mark.parametrize(
+    "name", ["basic", pytest.param("tf_mobile", marks=pytest.mark.slow)]
+)
 def test_moments_are_measured_again_after_each_cut_in_order(name):
     """Those before the first cut stay; a stream's cut moves all of them."""
     model, images = NETWORKS[name], images_of(30) * 2 + 1

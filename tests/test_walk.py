@@ -308,7 +308,12 @@ def test_tuning_moves_everything_and_leaves_the_dense_network_dense():
     np.testing.assert_allclose(last.drift, drift, rtol=1e-4)
 
 
-@pytest.mark.parametrize("make", [models.ViT, models.Scanned, models.UNet])
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "make", [pytest.param(models.ViT, marks=slow), models.Scanned, models.UNet]
+)
 def test_a_plan_that_is_given_is_cut_and_nothing_is_selected(make):
     """Groups that nobody could select, too: a product, heads, layers of a scan."""
     model, images = make(), models.images(6)
