@@ -23,6 +23,7 @@ import timing
 
 from ispasp_jax import budget, cost, graph, models, report, training
 from ispasp_jax.data import Batch
+from ispasp_jax.graph.adapters import learner
 from ispasp_jax.models import layers
 
 KEEPS = (0.5, 0.4)
@@ -126,13 +127,18 @@ def depthwise_rows(case: Case, repeats: int) -> list[dict]:
     variables = timing.random_variables(network, case.shape)
     recipe = training.Recipe(1)
     transformation = training.optimizer(recipe, 100)
-    state = training.start(recipe, transformation, variables)
+    state = training.start(network, recipe, transformation, variables)
     rows = []
     for batch in case.batches:
         (images,) = timing.random_batches(batch, batch, case.shape)
         labelled = Batch(images, jnp.arange(batch) % CLASSES, jnp.ones(batch))
         step = functools.partial(
-            training.train_step.__wrapped__, network, transformation, recipe
+            training._train_step.__wrapped__,
+            learner(network),
+            transformation,
+            recipe,
+            teacher=None,
+            size=None,
         )
         for what, function, arguments in (
             ("forward", network.apply, (variables, images)),

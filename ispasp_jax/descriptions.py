@@ -117,7 +117,8 @@ def described(config: Mapping[str, Any], path: Path) -> Description:
     try:
         parts = [config[key] for key in ("model", "num_classes", "options", "widths")]
         fields = config["preprocessing"]
-        if fields is not None and not isinstance(fields, dict):
+        nobody_said = fields is None and "program" in config
+        if not nobody_said and not isinstance(fields, dict):
             raise InputError("preprocessing is no object")
         named = dict(zip(Description._fields, parts, strict=False))
         checked({**(fields or {}), **named})

@@ -307,8 +307,8 @@ BAD = {
         "from 1 to 4; got 5",
     ),
     "no kernel": (
-        lambda: criteria.l2()(Problem(producer={"linear/w": jnp.ones((3, 4))}), 2),
-        r"no kernel makes its channels \(linear/w\)",
+        lambda: criteria.l2()(Problem(producer={"norm/scale": jnp.ones(4)}), 2),
+        r"no kernel makes its channels \(norm/scale\)",
     ),
 }
 

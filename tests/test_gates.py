@@ -31,7 +31,9 @@ class Stream(nn.Module):
 
 def found(network, variables, images, labels, mesh=None, names=None):
     """By group's name, as the walk asks for them where nothing is cut."""
-    traced = ispasp_jax.trace(network, variables, images[0])
+    count = streams.examples(images[0], mesh)  # of a padded batch
+    shape = jax.ShapeDtypeStruct((count, *images[0].shape[1:]), images[0].dtype)
+    traced = ispasp_jax.trace(network, variables, shape)
     program = flat.flatten(traced)
     weights = flat.arrays(program, variables)
     start = streams.start(program, weights, images, mesh)

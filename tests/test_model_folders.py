@@ -18,7 +18,16 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 import ispasp_jax
-from ispasp_jax import InputError, checkpoints, data, graph, models, tensors, weights
+from ispasp_jax import (
+    InputError,
+    checkpoints,
+    data,
+    graph,
+    models,
+    stablehlo,
+    tensors,
+    weights,
+)
 from ispasp_jax.commands import prune
 from ispasp_jax.data import Preprocessing
 from ispasp_jax.graph.check import random_plan
@@ -184,6 +193,11 @@ def test_an_architecture_that_the_caller_names_is_used(folder, tmp_path, monkeyp
     )
     own = make("own_net:make", sizes=[4])
     checkpoints.save(folder, own)
+    monkeypatch.delitem(sys.modules, "own_net")
+    program = checkpoints.load(folder)  # beside it, which needs no code
+    assert isinstance(program.network, stablehlo.Stored)
+    assert "own_net" not in sys.modules
+    configure(folder, lambda c: c.pop("program"))
     refuse(lambda: checkpoints.load(folder), "'own_net:make'", "architecture=")
     refuse(lambda: checkpoints.load(folder, "mlp"), "holds a own_net:make, not a mlp")
     assert_same(checkpoints.load(folder, "own_net:make"), own)

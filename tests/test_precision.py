@@ -54,7 +54,7 @@ def test_a_step_leaves_variables_and_optimizer_in_float32(name):
     weight, label = np.ones(6, np.float32), np.arange(6, dtype=np.int32) % 4
     images, losses, moved = images_of(6), {}, {}
     for dtype in (jnp.float32, HALF):
-        state = training.start(recipe, transformation, variables)
+        state = training.start(network, recipe, transformation, variables)
         state = jax.tree.map(jnp.array, state)
         batch = Batch(images.astype(dtype), label, weight)
         state, losses[dtype] = training.train_step(

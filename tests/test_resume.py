@@ -161,7 +161,7 @@ def test_steps_that_are_damaged_are_made_again(tmp_path):
     store, _ = walk_store.open_store(tmp_path / "walk", resumed=False)
     whole = walked(store)
     steps = sorted((tmp_path / "walk").glob("step-*"))
-    assert len(steps) == len(sizes)
+    assert len(steps) == sum(size < traced[name].width for name, size in sizes.items())
     steps[1].write_bytes(steps[1].read_bytes()[:-8])
     # The network of a later step cannot serve for step 0, so all is made again.
     store, count = walk_store.open_store(tmp_path / "walk", resumed=True)

@@ -89,14 +89,14 @@ def make(num_classes):
 """
 
 
-def test_a_folder_of_ones_own_network_runs_without_its_code(tmp_path, monkeypatch):
-    (tmp_path / "own_net.py").write_text(OWN)
+def test_a_folder_of_ones_own_programwork_runs_without_its_code(tmp_path, monkeypatch):
+    (tmp_path / "own_program.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
-    network = ispasp_jax.models.create("own_net:make", 3)
+    network = ispasp_jax.models.create("own_program:make", 3)
     x = models.images(2)
     variables = network.init(jax.random.key(0), x)
     preprocessing = ispasp_jax.data.Preprocessing(8, None, (0.5,) * 3, (0.5,) * 3)
-    model = ispasp_jax.Model("own_net:make", network, variables, preprocessing)
+    model = ispasp_jax.Model("own_program:make", network, variables, preprocessing)
     ispasp_jax.save(tmp_path / "model", model)
     np.save(tmp_path / "x.npy", x)
     np.save(tmp_path / "y.npy", model(x))
@@ -105,9 +105,9 @@ def test_a_folder_of_ones_own_network_runs_without_its_code(tmp_path, monkeypatc
     import numpy as np, ispasp_jax
     loaded = ispasp_jax.load("model")
     np.testing.assert_allclose(loaded(np.load("x.npy")), np.load("y.npy"), rtol=1e-5)
-    assert "own_net" not in sys.modules
+    assert "own_program" not in sys.modules
     """
-    own = tmp_path / "own_net.py"
+    own = tmp_path / "own_program.py"
     shutil.move(own, tmp_path / "away.txt")
     root = str(ispasp_jax.__path__[0]).rpartition("/")[0]
     subprocess.run(
@@ -117,7 +117,7 @@ def test_a_folder_of_ones_own_network_runs_without_its_code(tmp_path, monkeypatc
         env={"PYTHONPATH": root, "JAX_PLATFORMS": "cpu", "PATH": "/usr/bin:/bin"},
         timeout=120,
     )
-    named = ispasp_jax.load(tmp_path / "model", "own_net:make")
+    named = ispasp_jax.load(tmp_path / "model", "own_program:make")
     assert isinstance(named.network, nn.Module) and "Conv_0" in named.traced
 
 

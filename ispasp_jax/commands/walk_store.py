@@ -50,6 +50,7 @@ def open_store(folder: Path, resumed: bool) -> tuple[Store, int]:
                 {**g._asdict(), "cut": [g.cut.width, g.cut.kept.tolist()]}
                 for g in done.results
             ],
+            "drifts": done.drifts,
             "missed": done.missed,
             "seconds": dict(done.seconds),
             "tuned": done.tuned is not None,
@@ -112,6 +113,7 @@ def _done(folder: Path, index: int, record: dict) -> Done:
     return Done(
         tuple(groups),
         load_file(_step(folder, index)),
+        tuple((name, layer, drift) for name, layer, drift in record["drifts"]),
         record["missed"],
         record["seconds"],
         jax.device_put(load_file(path)) if tuned else None,

@@ -155,7 +155,10 @@ def kernel(site: Site, weights: Weights) -> Float[Array, "*taps D o"]:
     step = piece(site.flat, [site.kernel])
     key = "kernel", step.text, sites.form(site)
     run = compiled(
-        key, lambda: lambda given: sites.as_kernel(site, step.run([], given)[0])
+        key,
+        lambda: (
+            lambda given: sites.as_kernel(site, step.run([], given, raised=True)[0])
+        ),
     )
     return run(weights_of(step, weights))
 

@@ -108,6 +108,7 @@ def measure_curves(
     widths = {group.name: group for group in traced.groups}
     ordered = sorted(ends, key=lambda site: site.place)
     following = [site.place for site in ordered[1:]] + [len(program.equations)]
+    following = following[: len(ordered)]
     for site, next_place in zip(progress(ordered), following, strict=True):
         here = here.named(site.name).hidden(site.place, watch)
         passes = site.end <= next_place  # else a branch beside comes first

@@ -421,8 +421,13 @@ class _Walk:
             if array is not before.get(value)
         }
         results = tuple(self.found[key] for key in keys)
+        drifts = tuple(
+            (*key, result.drift)
+            for key, result in self.found.items()
+            if result.drift is not None
+        )
         seconds = self.clocks.so_far()
-        done = Done(results, changed, self.missed, seconds, tuned)
+        done = Done(results, changed, drifts, self.missed, seconds, tuned)
         store.write(self.count, done)
 
     def _replay(self, step: Step | None, done: Done) -> None:
@@ -437,6 +442,8 @@ class _Walk:
         }
         weights = {**self.pruned.weights, **changed}
         self.pruned = self.pruned._replace(weights=weights)
+        for name, layer, drift in done.drifts:
+            self.found[name, layer] = self.found[name, layer]._replace(drift=drift)
         self.missed = done.missed
         self.clocks.seconds.clear()
         self.clocks.seconds.update(done.seconds)

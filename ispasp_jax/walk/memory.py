@@ -25,7 +25,12 @@ def estimate(
     """
     program = flat.flatten(traced)
     batch = program.inputs[0].shape[0]
-    found = [site for site in sites.sites(program) if sites.is_suited(site)]
+    found = [
+        site
+        for site in sites.sites(program)
+        if sites.is_suited(site)
+        and any(next(sites.of_leaf([site], g.atom), None) for g in traced.groups)
+    ]
     alive = max((program.size(site.place) for site in found), default=0)
     activations = math.ceil(alive / batch) * count * (2 if least_squares else 1)
     if limit is not None:

@@ -130,7 +130,8 @@ def _mean_size(site, hidden, weights, kernel, scale) -> float:
 
     def make():
         def function(h, weight, kernel, scale):
-            u = sites.linear(site, sites.as_hidden(site, h), kernel) * scale
+            h = sites.as_hidden(site, h).astype(jnp.float32)
+            u = sites.linear(site, h, kernel) * scale
             sizes = jnp.sqrt(jnp.square(u).sum(tuple(range(1, u.ndim))))
             return (sizes * weight).sum(), weight.sum()
 

@@ -19,6 +19,7 @@ class Done(NamedTuple):
     Attributes:
       results: what became of the groups that were selected in it.
       changed: the variables that are others after it, by key path, at full width.
+      drifts: of groups before, by name and layer, as far as they are known.
       missed: whether least squares did not reach a consumer since it last did.
       seconds: of the walk so far, by what they were spent on.
       tuned: the variables that `tune` gave, by key path. None where nothing was tuned;
@@ -27,6 +28,7 @@ class Done(NamedTuple):
 
     results: tuple[GroupResult, ...]
     changed: Mapping[str, np.ndarray]
+    drifts: tuple[tuple[str, int | None, float], ...]
     missed: bool
     seconds: Mapping[str, float]
     tuned: Mapping[str, np.ndarray] | None = None
