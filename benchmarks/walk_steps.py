@@ -91,7 +91,8 @@ def measure(settings: Settings) -> dict[str, Any]:
 
 def columns(result: dict[str, Any]) -> list[list[str]]:
     """Seconds of each step."""
-    lines = [["network", "images", "dense", "walk", *STEPS, "rest"]]
+    steps = result["rows"][0]["steps"]
+    lines = [["network", "images", "dense", "walk", *steps, "rest"]]
     for row in result["rows"]:
         seconds = [*row["steps"].values()]
         seconds.append(row["waited_for"] - sum(seconds))
