@@ -55,7 +55,7 @@ def test_selection_cost_and_that_the_naive_loop_agrees():
         measured, far = loop["measured_seconds"], loop["extrapolated"]["seconds"]
         assert far == {k: 10 * v for k, v in measured.items() if k in far}
         assert far.keys() == {"naive", "naive_to_fixed_point"}
-    assert "equal in 3 of 3 groups" in selection_cost.tables(result)
+    assert "equal in 4 of 4 groups" in selection_cost.tables(result)
 
 
 def test_core():

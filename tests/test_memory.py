@@ -149,7 +149,9 @@ def test_what_is_alive_before_a_consumer_is_kept_as_long_as_there_is_room():
         lazy[BATCHES]
 
 
-@pytest.mark.parametrize("name", ["basic", "mlp", "bottleneck"])
+@pytest.mark.parametrize(
+    "name", ["basic", "mlp", pytest.param("bottleneck", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("repair", ["none", "lsq"])
 def test_the_estimate_is_what_a_walk_holds(name, repair, monkeypatch):
     """Within a factor of two: live arrays of activations, at every selection."""
@@ -178,7 +180,9 @@ def test_the_estimate_is_what_a_walk_holds(name, repair, monkeypatch):
     assert activations() == before
 
 
-@pytest.mark.parametrize("repair", ["none", "lsq"])
+@pytest.mark.parametrize(
+    "repair", ["none", pytest.param("lsq", marks=pytest.mark.slow)]
+)
 def test_the_walk_lets_go_of_what_it_has_passed(repair):
     """Between two steps it holds what is alive at the one before, and nothing of what
     came earlier."""
