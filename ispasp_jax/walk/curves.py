@@ -8,6 +8,7 @@ curves know nothing of a budget, so any number of budgets can be solved from the
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -101,7 +102,9 @@ def measure_curves(
     sums = {v: _Sums() for end in ends.values() if end for v in (end.out, end.target)}
     watch = {value: one.add for value, one in sums.items()}
     memory = streams.share(memory, mesh, 1)
-    here = streams.start(program, weights, _chained(first, batches), mesh, memory)
+    here = streams.start(
+        program, weights, itertools.chain([first], batches), mesh, memory
+    )
     for one in sums.values():
         one.weight = here.weight
     seen: dict[str, list[_Seen]] = {name: [] for name in readers}
@@ -132,11 +135,6 @@ def measure_curves(
         name: _curve(name, widths[name].width, found, shares, repaired)
         for name, found in seen.items()
     }
-
-
-def _chained(first, rest):
-    yield first
-    yield from rest
 
 
 def _reached(traced, every, names, weights) -> dict[str, list[Site]]:

@@ -10,6 +10,7 @@ iterates. Groups that several consumers read are selected before it, from the de
 network, in a pass of their own.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -152,7 +153,7 @@ def walk(
         inputs.check_variables(variables)
         asked = Asked(sizes, criterion or ispasp(), key, residual_images, plan)
         whole = _Walk(traced, variables, asked, repair, carry_dense, clocks)
-        whole.start(_chain(first, batches), labels, mesh, memory)
+        whole.start(itertools.chain([first], batches), labels, mesh, memory)
         whole.select_shared(store)
         if not tune:
             whole.entry = None  # of no use any more
@@ -160,11 +161,6 @@ def walk(
             whole.do(step, store, tune)
         whole.finish()
         return whole.result(clocks)
-
-
-def _chain(first, rest):
-    yield first
-    yield from rest
 
 
 class _Walk:

@@ -78,7 +78,7 @@ class Flat:
         """Bytes that are alive at every place."""
         changes = [0] * (len(self.equations) + 2)
         for value, last in self._last.items():
-            size = _bytes(value)
+            size = nbytes(value)
             changes[self.made.get(value, -1) + 1] += size
             changes[last + 1] -= size
         sizes, now = [], 0
@@ -98,7 +98,8 @@ class Flat:
         return min(between, key=lambda p: self._sizes[p], default=place)
 
 
-def _bytes(value: Value) -> int:
+def nbytes(value: Value) -> int:
+    """Bytes of a value."""
     return math.prod(value.shape) * value.aval.dtype.itemsize
 
 

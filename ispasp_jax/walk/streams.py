@@ -9,7 +9,6 @@ what that is computed from lies on the host. The same functions run on the same 
 so the results are the same, bit for bit.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ from jaxtyping import Array, Float
 from ispasp_jax import devices
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph.program import Value
-from ispasp_jax.walk.flat import Flat
+from ispasp_jax.walk.flat import Flat, nbytes
 from ispasp_jax.walk.pieces import Piece, forward, piece
 
 #: Calibration batches, preprocessed: an array each, or a tuple where the model takes
@@ -179,7 +178,7 @@ class Stream(NamedTuple):
 
     def _has_room(self, values: Iterable[Value]) -> bool:
         there = {v for v, a in self.live.items() if not isinstance(a, Lazy)}
-        size = sum(map(_bytes, {*there, *values}))
+        size = sum(map(nbytes, {*there, *values}))
         return size * len(self.weight) <= self.memory
 
 
@@ -251,10 +250,6 @@ def share(memory: int | None, mesh: jax.sharding.Mesh | None, count: int) -> int
     if memory is None:
         return None
     return memory * (1 if mesh is None else mesh.size) // count
-
-
-def _bytes(value: Value) -> int:
-    return math.prod(value.shape) * value.aval.dtype.itemsize
 
 
 def _to_host(array: Array) -> Callable[[], Array]:
