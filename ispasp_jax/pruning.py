@@ -10,9 +10,10 @@ from jaxtyping import Array
 
 from ispasp_jax import budget, cost, graph, timing
 from ispasp_jax.errors import InputError
-from ispasp_jax.graph import Group, Plan, Traced, adapters, modules, narrow, scope
+from ispasp_jax.graph import Group, Plan, Traced, adapters, modules, narrow
 from ispasp_jax.problem import Criterion
 from ispasp_jax.targets import Budget
+from ispasp_jax.trees import leaves
 from ispasp_jax.walk import gates, probe, unselectable
 from ispasp_jax.walk import inputs as inputs_
 from ispasp_jax.walk.clocks import Clocks
@@ -65,8 +66,7 @@ class Pruned(NamedTuple):
         from ispasp_jax import checkpoints, stablehlo  # which know of models
 
         program = stablehlo.stored(self.apply, self.variables, *self.traced.inputs)
-        leaves = jax.tree_util.tree_leaves_with_path(self.variables)
-        arrays = {graph.key_path(path): leaf for path, leaf in leaves}
+        arrays = dict(leaves(self.variables))
         model = checkpoints.Model("function", program, arrays, None)
         checkpoints.save(folder, model, self.plan)
 
@@ -147,7 +147,7 @@ def prune(
         raise InputError("no calibration images: expected at least one batch.")
     traced = inputs_.traced_at(function, variables, batches[0])
     clocks, sizes = Clocks(), {}
-    groups = _scope(traced, scope, ignore)
+    groups = graph.scope(traced.groups, scope, ignore)
     why = unselectable(traced)
     left = {group.name: why[group.name] for group in groups if group.name in why}
     groups = tuple(group for group in groups if group.name not in left)
@@ -192,10 +192,6 @@ def prune(
         unfit,
         left,
     )
-
-
-def _scope(traced: Traced, name: str, ignore: str | Iterable[str]) -> tuple[Group, ...]:
-    return scope(traced.groups, name, ignore)
 
 
 def _solved(

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ispasp_jax.graph.program import Value
+from ispasp_jax.graph.program import Equation, Value
 from ispasp_jax.walk import sites
 from ispasp_jax.walk.flat import Flat
 from ispasp_jax.walk.pieces import Piece, compiled, evaluate, piece
@@ -199,9 +199,9 @@ def _places(found: Chain) -> Iterator[Place]:
     if not found.step.equations:
         return
     o = found.features
-    names = {value: path for path, value in found.flat.variables.items()}
+    known = {*found.flat.variables.values()}
     for value in found.step.weights:
-        if value not in names or not jnp.issubdtype(value.aval.dtype, jnp.floating):
+        if value not in known or not jnp.issubdtype(value.aval.dtype, jnp.floating):
             continue
         layer = found.layer
         sliced = layer is not None and value.aval.size != o
@@ -220,15 +220,13 @@ def _is_own(flat: Flat, value: Value, sliced: bool = False) -> bool:
 
 def _roles(found: Chain, places: list[Place]) -> tuple[int | None, ...]:
     draw = np.random.default_rng(0)
-    drawn: Mapping[Value, Any] = {}
-    for value in found.step.weights:
-        drawn = {**drawn, value: draw.uniform(0.5, 1.5, value.shape)}
-    scale, shift = found.ends(_like(found, drawn))
+    drawn = {v: draw.uniform(0.5, 1.5, v.shape) for v in found.step.weights}
+    scale, shift = found.ends(_like(drawn))
     roles: dict[str, int] = {}
 
     def moved(place: Place, times: float, more: float):
         values = place.get(drawn) * times + more
-        return found.ends(_like(found, place.put(drawn, values)))
+        return found.ends(_like(place.put(drawn, values)))
 
     for number, place in enumerate(places):
         four, one = moved(place, 4, 0), moved(place, 1, 1)
@@ -253,7 +251,7 @@ def _roles(found: Chain, places: list[Place]) -> tuple[int | None, ...]:
     return tuple(roles.get(name) for name in Roles._fields)
 
 
-def _like(found: Chain, values: Mapping[Value, Any]) -> dict[Value, Array]:
+def _like(values: Mapping[Value, Any]) -> dict[Value, Array]:
     return {v: jnp.asarray(a, v.aval.dtype) for v, a in values.items()}
 
 
@@ -266,11 +264,25 @@ class Kernel(NamedTuple):
 
     Attributes:
       variable: which.
-      index: of every number of the contraction's operand, in the flat variable.
+      operand: what the contraction reads.
+      steps: how that follows from the variable.
     """
 
     variable: Value
-    index: Int[np.ndarray, "..."]
+    operand: Value
+    steps: tuple[Equation, ...]
+
+    @property
+    def index(self) -> Int[np.ndarray, "..."]:
+        """Of every number of the operand, in the flat variable."""
+        numbers = jnp.arange(self.variable.aval.size).reshape(self.variable.shape)
+        env = {self.variable: numbers}
+        for eqn in self.steps:
+            if eqn.name == "convert_element_type":
+                env[eqn.outputs[0]] = env[eqn.inputs[0]]
+            else:
+                evaluate([eqn], [], env)
+        return np.asarray(env[self.operand])
 
     def put(self, weights: Weights, operand: Array) -> dict[Value, Array]:
         """The weights with another operand."""
@@ -299,14 +311,7 @@ def stored_kernel(site: Site) -> Kernel:
         value = eqn.inputs[0]
     if not _is_own(flat, value, site.layer is not None):
         raise Unreached(f"{value.origin} is read at several places")
-    numbers = jnp.arange(value.aval.size).reshape(value.shape)
-    env = {value: numbers}
-    for eqn in reversed(back):
-        if eqn.name == "convert_element_type":
-            env[eqn.outputs[0]] = env[eqn.inputs[0]]
-        else:
-            evaluate([eqn], [], env)
-    return Kernel(value, np.asarray(env[site.kernel]))
+    return Kernel(value, site.kernel, tuple(reversed(back)))
 
 
 def store(
@@ -326,7 +331,7 @@ def store(
     Raises:
       Unreached: the consumer's arrays cannot hold the fit.
     """
-    place, link = stored_kernel(site), chain(site)
+    own, link = stored_kernel(site), chain(site)
     found = roles(link)
     _, before = link.ends(weights)
     if found.is_norm:
@@ -342,15 +347,13 @@ def store(
         weights = found.scale.put(weights, 1 / scale)
     written = matrix if found.is_norm else matrix / scale
     operand = sites.from_kernel(site, jnp.asarray(written, jnp.float32))
-    weights = place.put(weights, operand)
-    turned = knob(site, weights)
-    shift = before
+    weights = own.put(weights, operand)
+    turned, shift = _turned(link, weights), before
     if turned:
+        place, at_zero, gain = turned
         shift = output - mean
-        at = [link.ends(turned.put(weights, value))[1] for value in (0.0, 1.0)]
-        gain = at[1] - at[0]
-        needed = (shift - at[0]) / np.where(gain, gain, 1)
-        weights = turned.put(weights, needed)
+        needed = (shift - at_zero) / np.where(gain, gain, 1)
+        weights = place.put(weights, needed)
     scale, found_shift = link.ends(weights)
     real = np.asarray(kernel(site, weights), np.float64).reshape(matrix.shape)
     expected = matrix * alive
@@ -364,14 +367,21 @@ def store(
 
 def knob(site: Site, weights: Weights) -> Place | None:
     """The array that moves the consumer's output alone; None where it has none."""
-    link = chain(site)
+    turned = _turned(chain(site), weights)
+    return turned and turned[0]
+
+
+def _turned(
+    link: Chain, weights: Weights
+) -> tuple[Place, Float[np.ndarray, " o"], Float[np.ndarray, " o"]] | None:
+    """A chain's knob, its output with zeros there, and what a one adds."""
     found = roles(link)
     for place in (found.bias, found.before, found.mean):
         if place is None:
             continue
         at_one, at_zero = (link.ends(place.put(weights, v))[1] for v in (1.0, 0.0))
         if at_one.shape == at_zero.shape and (at_one != at_zero).any():
-            return place
+            return place, at_zero, at_one - at_zero
     return None
 
 

@@ -8,7 +8,6 @@ curves know nothing of a budget, so any number of budgets can be solved from the
 """
 
 import functools
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -87,14 +86,10 @@ def measure_curves(
       InputError: the images are no batches that the model takes.
     """
     inputs.check_variables(variables)
-    batches = inputs.checked_images(images)
-    first = next(batches, None)
-    if first is None:
-        raise InputError("no calibration images: expected at least one batch.")
-    traced = inputs.traced_at(traced, None, first, streams.examples(first, mesh))
+    traced, batches = inputs.opened(traced, images, mesh)
     program = flat.flatten(traced)
     weights = flat.arrays(program, jax.device_put(variables))
-    every = [site for site in sites.sites(program) if sites.is_suited(site)]
+    every = sites.suited(program)
     readers = _reached(traced, every, {group.name for group in groups}, weights)
     ends = {
         site: _branch_end(site, every) for found in readers.values() for site in found
@@ -102,9 +97,7 @@ def measure_curves(
     sums = {v: _Sums() for end in ends.values() if end for v in (end.out, end.target)}
     watch = {value: one.add for value, one in sums.items()}
     memory = streams.share(memory, mesh, 1)
-    here = streams.start(
-        program, weights, itertools.chain([first], batches), mesh, memory
-    )
+    here = streams.start(program, weights, batches, mesh, memory)
     for one in sums.values():
         one.weight = here.weight
     seen: dict[str, list[_Seen]] = {name: [] for name in readers}
@@ -184,10 +177,7 @@ def _share(end: Site | None, sums: Mapping[Value, "_Sums"]) -> float:
 def _curve(name, width, found: Sequence[_Seen], shares, repaired) -> Curve:
     factors = [shares[one.site] / one.variance for one in found]
     problems = tuple(
-        one.problem._replace(
-            xy=one.problem.xy * np.sqrt(factor),
-            start=one.problem.start * np.sqrt(factor),
-        )
+        _scaled(one.problem, np.sqrt(factor))
         for one, factor in zip(found, factors, strict=True)
     )
     path = jax.device_get(_path(problems, width, repaired))

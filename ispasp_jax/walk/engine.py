@@ -10,7 +10,6 @@ iterates. Groups that several consumers read are selected before it, from the de
 network, in a pass of their own.
 """
 
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -139,11 +138,7 @@ def walk(
     clocks = Clocks()
     with clocks.on("selection"):
         key = jax.random.key(0) if key is None else key
-        batches = inputs.checked_images(images)
-        first = next(batches, None)
-        if first is None:
-            raise InputError("no calibration images: expected at least one batch.")
-        traced = inputs.traced_at(traced, None, first, streams.examples(first, mesh))
+        traced, batches = inputs.opened(traced, images, mesh)
         if plan is not None:
             traced.masks(plan)
             plan = {n: Cut(w, np.asarray(kept)) for n, (w, kept) in plan.items()}
@@ -153,7 +148,7 @@ def walk(
         inputs.check_variables(variables)
         asked = Asked(sizes, criterion or ispasp(), key, residual_images, plan)
         whole = _Walk(traced, variables, asked, repair, carry_dense, clocks)
-        whole.start(itertools.chain([first], batches), labels, mesh, memory)
+        whole.start(batches, labels, mesh, memory)
         whole.select_shared(store)
         if not tune:
             whole.entry = None  # of no use any more
@@ -171,7 +166,7 @@ class _Walk:
         self.clocks = clocks
         self.tree = jax.tree.structure(variables)
         self.flat = flat.flatten(traced)
-        self.sites = [site for site in sites.sites(self.flat) if sites.is_suited(site)]
+        self.sites = sites.suited(self.flat)
         self.original = flat.arrays(self.flat, jax.device_put(variables))
         self.needs_dense = (
             "least_squares" in asked.needs or repair == "lsq" or carry_dense
@@ -278,7 +273,8 @@ class _Walk:
     def _concerns(self, step: Step) -> bool:
         """Whether there is anything to do."""
         if step.norm:
-            return self.differs and (self.repair == "bn" or self.missed)
+            asked = self.differs and (self.repair == "bn" or self.missed)
+            return asked and step.norm.is_running
         return bool(step.groups) or (self.repair == "lsq" and self.differs)
 
     def _decide(self, step: Step) -> None:
@@ -322,8 +318,8 @@ class _Walk:
         if not self.needs_dense:
             return
         with self.clocks.on("repair" if self.repair == "lsq" else "selection"):
-            dense = self.dense or self.pruned._replace(weights=self.original)
-            if dense.place < site.end:
+            self.dense = self.dense or self.pruned._replace(weights=self.original)
+            if self.dense.place < site.end:
                 ahead = [
                     step.site.target
                     for step in self.steps
@@ -331,9 +327,7 @@ class _Walk:
                     and step.site.place >= site.place
                     and self.flat.made[step.site.target] < site.end
                 ]
-                self.dense = dense.named(site.name).to(site.end, ahead)
-            else:
-                self.dense = dense
+                self.dense = self.dense.named(site.name).to(site.end, ahead)
 
     def _select(self, step: Step):
         """Selects the groups of a consumer, one after the other; the moments, if any

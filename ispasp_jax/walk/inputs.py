@@ -2,6 +2,7 @@
 calibration images and their labels.
 """
 
+import itertools
 import operator
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph import Traced, adapters, key_path, trace
+from ispasp_jax.walk import streams
 
 #: Linen's errors where variables are not there, and where it learns.
 _MISSING = (
@@ -92,6 +94,22 @@ def checked_images(images: Any) -> Iterator[Any]:
 
 def _shown(shapes) -> str:
     return ", ".join(f"{shape} {dtype}" for shape, dtype in shapes)
+
+
+def opened(
+    traced: Traced, images: Any, mesh: jax.sharding.Mesh | None
+) -> tuple[Traced, Iterator[Any]]:
+    """The model traced on what the images' batches will be, and the batches.
+
+    Raises:
+      InputError: there are none, or the model does not take the first.
+    """
+    batches = checked_images(images)
+    first = next(batches, None)
+    if first is None:
+        raise InputError("no calibration images: expected at least one batch.")
+    traced = traced_at(traced, None, first, streams.examples(first, mesh))
+    return traced, itertools.chain([first], batches)
 
 
 def checked_labels(labels: Any, classes: int) -> Iterator[jax.Array | np.ndarray]:

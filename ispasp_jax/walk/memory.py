@@ -27,9 +27,8 @@ def estimate(
     batch = program.inputs[0].shape[0]
     found = [
         site
-        for site in sites.sites(program)
-        if sites.is_suited(site)
-        and any(next(sites.of_leaf([site], g.atom), None) for g in traced.groups)
+        for site in sites.suited(program)
+        if any(next(sites.of_leaf([site], g.atom), None) for g in traced.groups)
     ]
     alive = max((program.size(site.place) for site in found), default=0)
     activations = math.ceil(alive / batch) * count * (2 if least_squares else 1)

@@ -25,17 +25,32 @@ class Norm(NamedTuple):
       value: what it normalises.
       place: where that is alive.
       axis: of its features.
-      roles: its variables.
+      chain: its equations.
     """
 
     value: Value
     place: int
     axis: int
-    roles: Roles
+    chain: Chain
+
+    @property
+    def roles(self) -> Roles:
+        """Its variables, found by evaluating it."""
+        return consumers.roles(self.chain)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether there is a running mean and variance."""
+        return None not in (self.roles.mean, self.roles.var)
 
 
 def norms(flat: Flat) -> list[Norm]:
     """Every norm with a running mean and variance, in order."""
+    return [norm for norm in candidates(flat) if norm.is_running]
+
+
+def candidates(flat: Flat) -> list[Norm]:
+    """What reads like a norm: evaluating it tells whether it is one."""
     found = (_norm(flat, place) for place in range(len(flat.equations)))
     return [norm for norm in found if norm]
 
@@ -66,10 +81,7 @@ def _norm(flat: Flat, place: int) -> Norm | None:
         flat,
         flat.layers.get(chain[0]),
     )
-    roles = consumers.roles(link)
-    if roles.mean is None or roles.var is None:
-        return None
-    return Norm(start, place + 1, axis, roles)
+    return Norm(start, place + 1, axis, link)
 
 
 def _goes_on(flat: Flat, place: int) -> bool:

@@ -28,9 +28,8 @@ def probe(traced: Traced, variables: Any, *inputs: Any) -> dict[str, float]:
     program = flat.flatten(traced)
     weights = flat.arrays(program, jax.device_put(variables))
     found: dict[str, Site] = {}
-    for site in sites.sites(program):
-        if sites.is_suited(site):
-            found.setdefault(sites.text(site), site)
+    for site in sites.suited(program):
+        found.setdefault(sites.text(site), site)
     wanted = [value for s in found.values() for value in (s.hidden, s.out)]
     step = piece(program, wanted)
     given = dict(zip(program.inputs, inputs, strict=True))

@@ -49,6 +49,8 @@ class Read(NamedTuple):
 
     Attributes:
       site: the consumer.
+      kernel: the consumer's.
+      scale: of its outputs.
       index: the places of H that belong to each channel.
       size: what its share of a stack is divided by.
       total: the sum of H over the images, a batch of one; None where nobody asks.
@@ -58,6 +60,8 @@ class Read(NamedTuple):
     """
 
     site: Site
+    kernel: Float[Array, "*taps D o"]
+    scale: Float[np.ndarray, "*positions o"]
     index: Int[np.ndarray, "d m"]
     size: float
     total: Float[Array, "1 *positions D"] | None
@@ -96,15 +100,13 @@ def gather(
         if "hidden" in asked.needs:
             total = _summed(site, hidden, stream.weight)
         size = 1.0
-        link = consumers.chain(site)
-        scale, _ = link.ends(stream.weights)
-        kernel = consumers.kernel(site, stream.weights)
+        kernel, scale, _ = consumers.consumer(site, stream.weights)
         if stacked:
             size = max(_mean_size(site, hidden, stream.weight, kernel, scale), 1e-30)
         kept = _first(hidden, stream.weight, asked.residual_images)
         squares = functools.partial(_squares, site, index, kept, kernel, scale)
         squares = squares if kept else None
-        return Read(site, index, size, total, squares, folds, places)
+        return Read(site, kernel, scale, index, size, total, squares, folds, places)
     except sites.Unsuited as why:
         raise InputError(
             f"group {group.name!r} cannot be selected: of {site.name}, {why}; ignore "
@@ -236,7 +238,9 @@ def _squares(site, index, batches, kernel, scale, support) -> tuple[float, float
     gone[index[~support].ravel()] = 1
     found = []
     for h, weight, count in batches:
-        run = compiled(("squares", sites.text(site), count), lambda n=count: make(n))
+        run = compiled(
+            ("squares", sites.text(site), count), functools.partial(make, count)
+        )
         found.append(run(h, weight, gone, kernel, scale))
     lost, whole = np.sum(jax.device_get(found), axis=0)
     return float(lost), float(whole)

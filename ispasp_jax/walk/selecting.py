@@ -29,7 +29,7 @@ from ispasp_jax.problem import (
     Unsuited,
     checked,
 )
-from ispasp_jax.walk import consumers, sites
+from ispasp_jax.walk import sites
 from ispasp_jax.walk.flat import Flat
 from ispasp_jax.walk.pieces import compiled
 from ispasp_jax.walk.reads import Asked, Read, regression_of
@@ -107,8 +107,8 @@ def _answer(group, layer, reads, weights, asked, labelled) -> Selection:
     if "hidden" in needs:
         arrays = {
             "totals": [read.total for read in reads],
-            "kernels": [consumers.kernel(read.site, weights) for read in reads],
-            "scales": [consumers.chain(r.site).ends(weights)[0] for r in reads],
+            "kernels": [read.kernel for read in reads],
+            "scales": [read.scale for read in reads],
             "indices": [read.index for read in reads],
             "sizes": [np.float32(read.size) for read in reads],
         }
@@ -174,10 +174,7 @@ def _consume(found, plain, arrays, hidden):
 
 def _is_plain(read: Read) -> bool:
     """Whether the group's channels are all that the consumer reads, in order."""
-    d, m = read.index.shape
-    return (
-        m == 1 and d == read.site.width and bool((read.index[:, 0] == range(d)).all())
-    )
+    return np.array_equal(read.index[:, 0], np.arange(read.site.width))
 
 
 def _channels(h: Array, index: Array) -> Float[Array, "1 *positions m d"]:
@@ -212,11 +209,9 @@ def producer(
         if name in found or size % group.width:
             continue
         array = jnp.moveaxis(weights[variable], axis, -1)
-        dims = [d for place, d in enumerate(variable.dims) if place != axis]
-        index = sites.labels(variable.dims[axis], group.atom)
-        order = np.argsort(index, kind="stable")[(index < 0).sum() :]
-        array = array[..., order.reshape(group.width, -1)]
-        if layer is not None and len(dims) and array.ndim > 2:
+        labels = sites.labels(variable.dims[axis], group.atom)
+        array = array[..., sites.by_channel(labels, group.width)]
+        if layer is not None and array.ndim > 2:
             array = array[layer]
         array = jnp.moveaxis(array, -1, -2)
         found[name] = array[..., 0, :] if array.shape[-2] == 1 else array

@@ -144,6 +144,11 @@ def sites(flat: Flat) -> list[Site]:
     ]
 
 
+def suited(flat: Flat) -> list[Site]:
+    """Those whose form selection can ask."""
+    return [site for site in sites(flat) if is_suited(site)]
+
+
 def _site(flat: Flat, place: int) -> Site:
     eqn = flat.equations[place]
     side = 0 if eqn.inputs[0].live else 1
@@ -261,15 +266,11 @@ def _inner(site: Site, dim: int) -> int:
 
 def is_suited(site: Site) -> bool:
     """Whether a site has the form that selection needs."""
-    try:
-        form(site)
-    except Unsuited:
-        return False
-    return True
+    return not why(site)
 
 
 def why(site: Site) -> str:
-    """Why it has not."""
+    """Why it has not; "" where it has."""
     try:
         form(site)
     except Unsuited as error:
@@ -456,8 +457,15 @@ def index(site: Site, leaf: Atom) -> Int[np.ndarray, "d m"]:
     found = labels(site.contracted, leaf)
     if len({*np.bincount(found[found >= 0], minlength=leaf.size)}) != 1:
         raise Unsuited("it reads some channels more often than others")
+    return by_channel(found, leaf.size)
+
+
+def by_channel(
+    found: Int[np.ndarray, " size"], width: int
+) -> Int[np.ndarray, "width m"]:
+    """The places that `labels` gives to each of so many channels."""
     ordered = np.argsort(found, kind="stable")
-    return ordered[(found < 0).sum() :].reshape(leaf.size, -1)
+    return ordered[(found < 0).sum() :].reshape(width, -1)
 
 
 def of_leaf(found: Sequence[Site], leaf: Atom) -> Iterator[Site]:

@@ -83,7 +83,7 @@ def unselectable(traced: Traced) -> dict[str, str]:
     """The groups that no criterion can be asked of, and why."""
     program = flatten(traced)
     every = sites.sites(program)
-    blind = readers([s for s in every if sites.is_suited(s)], traced.groups).blind
+    blind = readers(sites.suited(program), traced.groups).blind
     reasons = {}
     for group in blind:
         said = {
@@ -133,7 +133,7 @@ def steps(
         if own or site in refitted:
             stops.append(Step(site.place, site, own))
     if repair != "none":
-        stops += [Step(norm.place, norm=norm) for norm in norms.norms(program)]
+        stops += [Step(norm.place, norm=norm) for norm in norms.candidates(program)]
     return sorted(stops, key=lambda step: step.place)
 
 
