@@ -4,7 +4,7 @@ python prune.py --model resnet34            digits; trains the dense network fir
 python prune.py --model tf_mobilenetv2 --weights FILE --data folder:DIR --preset paper
 """
 
-from ispasp_jax.commands.prune import main
+from ispasp_jax.cli.prune import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

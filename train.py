@@ -4,7 +4,7 @@ python train.py --model resnet34            digits, 10 epochs
 python train.py --model resnet20 --data npz:cifar10.npz --epochs 90
 """
 
-from ispasp_jax.commands.train import main
+from ispasp_jax.cli.train import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

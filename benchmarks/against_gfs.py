@@ -39,7 +39,8 @@ import rows
 import timing
 from gfs_report import DRAWS, FEW
 
-from ispasp_jax import algorithm_1, batch_sum, cost, data, report
+from ispasp_jax import algorithm_1, batch_sum, data, report
+from ispasp_jax.budget import cost
 
 SEED, CALIBRATION, T = 0, 1280, 20
 

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 import timing
 
-from ispasp_jax import algorithm_1, batch_sum, cost, report
+from ispasp_jax import algorithm_1, batch_sum, report
+from ispasp_jax.budget import cost
 
 T = 20
 #: Multiply-adds of one call of the consumer; a selection makes tens of them.

@@ -7,7 +7,7 @@ import methods
 import numpy as np
 import rows
 
-from ispasp_jax import criteria
+from ispasp_jax.selection import criteria
 
 #: What has the strong colours; the others are compared with it.
 FIRST = ("ispasp", "cosamp", "obs", "gfs")

@@ -20,8 +20,8 @@ import numpy as np
 import ispasp_jax
 from ispasp_jax import data
 from ispasp_jax.graph.program import Value
-from ispasp_jax.problem import LeastSquares
-from ispasp_jax.problem import gram as gram_of
+from ispasp_jax.selection.problem import LeastSquares
+from ispasp_jax.selection.problem import gram as gram_of
 from ispasp_jax.walk import consumers, flat, pieces, sites
 from ispasp_jax.walk.streams import weights_of
 

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 import timing
 
-from ispasp_jax import budget, cost, graph, models, report, training
+from ispasp_jax import budget, graph, models, report, training
+from ispasp_jax.budget import cost
 from ispasp_jax.data import Batch
 from ispasp_jax.graph.adapters import learner
 from ispasp_jax.models import layers

@@ -22,7 +22,8 @@ from typing import NamedTuple
 import rows
 from after_pruning import CIFAR, IMAGENET, target
 
-from ispasp_jax import criteria, report
+from ispasp_jax import report
+from ispasp_jax.selection import criteria
 
 FILE = "methods.jsonl"
 

@@ -81,7 +81,7 @@ def prune(
     """
     import jax
 
-    from ispasp_jax.commands import prune as command
+    from ispasp_jax.cli import prune as command
 
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"

@@ -35,8 +35,8 @@ import naive
 import timing
 
 from ispasp_jax import budget, devices, graph, models, report
-from ispasp_jax.ispasp import ispasp
-from ispasp_jax.problem import Criterion
+from ispasp_jax.selection.algorithm_1 import ispasp
+from ispasp_jax.selection.criterion import Criterion
 from ispasp_jax.walk import walk
 
 KEEP, T = 0.4, 20

@@ -14,7 +14,8 @@ import jax
 import numpy as np
 import rows
 
-from ispasp_jax import obs, report
+from ispasp_jax import report
+from ispasp_jax.selection import obs
 from ispasp_jax.walk import consumers, moments, repair
 from ispasp_jax.walk.moments import rows as rows_of
 from ispasp_jax.walk.reads import regression

@@ -29,7 +29,7 @@ import numpy as np
 import rows
 
 from ispasp_jax import algorithm_1, batch_sum, report
-from ispasp_jax.problem import largest
+from ispasp_jax.selection.problem import largest
 
 FACTORS, WIDTHS, EXAMPLES, SEEDS = (0.3, 0.5, 0.7, 0.9), (100, 200), 10, 10
 

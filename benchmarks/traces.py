@@ -17,7 +17,7 @@ import numpy as np
 import rows
 
 from ispasp_jax import algorithm_1, report
-from ispasp_jax.ispasp import μ
+from ispasp_jax.selection.algorithm_1 import μ
 from ispasp_jax.walk import consumers, sites
 
 MODEL, IMAGES, T = "resnet56", 250, 20

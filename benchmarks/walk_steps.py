@@ -24,7 +24,7 @@ import timing
 from selection_cost import Case
 
 from ispasp_jax import report
-from ispasp_jax.ispasp import ispasp
+from ispasp_jax.selection.algorithm_1 import ispasp
 from ispasp_jax.walk import engine, streams
 
 #: Column -> the functions that it times.

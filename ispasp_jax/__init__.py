@@ -5,62 +5,48 @@ command for --help, costs nothing.
 """
 
 import importlib
-import sys
-import types
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
+#: Where every public name lies; of a module, the module.
 _WHERE = {
-    "prune": "pruning",
-    "Pruned": "pruning",
-    "algorithm_1": "ispasp",
-    "ispasp": "ispasp",
-    "Criterion": "problem",
-    "Problem": "problem",
-    "Selection": "problem",
-    "batch_sum": "problem",
-    "Budget": "targets",
-    "Group": "groups",
-    "take": "groups",
-    "mask": "groups",
-    "take_optimizer": "optimizers",
-    "trace": "graph",
-    "narrow": "graph",
-    "check": "pruning",
-    "load": "checkpoints",
-    "save": "checkpoints",
-    "Model": "checkpoints",
-    "InputError": "errors",
+    "prune": "pruning:prune",
+    "Pruned": "pruning:Pruned",
+    "check": "pruning:check",
+    "algorithm_1": "selection:algorithm_1",
+    "ispasp": "selection:ispasp",
+    "criterion": "selection:criterion",
+    "Criterion": "selection:Criterion",
+    "Problem": "selection:Problem",
+    "Selection": "selection:Selection",
+    "batch_sum": "selection:batch_sum",
+    "Budget": "budget:Budget",
+    "trace": "graph:trace",
+    "narrow": "graph:narrow",
+    "Group": "graph.by_hand:Group",
+    "take": "graph.by_hand:take",
+    "mask": "graph.by_hand:mask",
+    "take_optimizer": "graph.optimizers:take_optimizer",
+    "load": "weights:load",
+    "save": "weights:save",
+    "Model": "weights:Model",
+    "InputError": "errors:InputError",
+    **{name: name for name in ("budget", "data", "devices", "graph", "models")},
+    **{name: name for name in ("selection", "training", "walk", "weights")},
+    "criteria": "selection.criteria",
+    "plan": "graph.plans",
 }
 
-_MODULES = (
-    *("budget", "criteria", "data", "devices", "graph", "models", "plan"),
-    *("training", "walk", "weights"),
-)
-
-__all__ = ["__version__", *_WHERE, *_MODULES]
+__all__ = ["__version__", *_WHERE]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
-
-
-class _Package(types.ModuleType):
-    """The package, in which a public name is one object for good: importing the module
-    `ispasp_jax.ispasp` does not put itself in the place of the function.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _WHERE and isinstance(value, types.ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
+    module, _, thing = _WHERE[name].partition(":")
+    found = importlib.import_module(f"{__name__}.{module}")
+    return getattr(found, thing) if thing else found
 
 
 def __dir__() -> list[str]:

@@ -39,7 +39,7 @@ def initialise() -> None:
     Raises:
       InputError: not enough is known about the other processes. (Where they do not
         answer for five minutes, or are lost later, jaxlib itself ends the process: the
-        commands say it in a sentence, commands/peers.py.)
+        commands say it in a sentence, cli/peers.py.)
     """
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
     if address is not None and not address.rpartition(":")[2].isdecimal():

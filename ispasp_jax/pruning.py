@@ -8,12 +8,13 @@ from typing import Any, Literal, NamedTuple
 import jax
 from jaxtyping import Array
 
-from ispasp_jax import budget, cost, graph, timing
+from ispasp_jax import budget, graph
+from ispasp_jax.budget import Budget, cost, latency
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph import Group, Plan, Traced, adapters, modules, narrow
-from ispasp_jax.problem import Criterion
-from ispasp_jax.targets import Budget
-from ispasp_jax.trees import leaves
+from ispasp_jax.graph.trees import leaves
+from ispasp_jax.selection import criteria
+from ispasp_jax.selection.criterion import Criterion, Factory
 from ispasp_jax.walk import gates, probe, unselectable
 from ispasp_jax.walk import inputs as inputs_
 from ispasp_jax.walk.clocks import Clocks
@@ -63,12 +64,12 @@ class Pruned(NamedTuple):
           InputError: the folder holds other files, or the function cannot be written
             for a batch of any size.
         """
-        from ispasp_jax import checkpoints, stablehlo  # which know of models
+        from ispasp_jax.weights import folders, stablehlo
 
         program = stablehlo.stored(self.apply, self.variables, *self.traced.inputs)
         arrays = dict(leaves(self.variables))
-        model = checkpoints.Model("function", program, arrays, None)
-        checkpoints.save(folder, model, self.plan)
+        model = folders.Model("function", program, arrays, None)
+        folders.save(folder, model, self.plan)
 
     @property
     def unrepaired(self) -> dict[str, str]:
@@ -84,7 +85,7 @@ def prune(
     images: Images | None = None,
     keep: budget.Keep | Budget = 0.4,
     *,
-    criterion: Criterion | None = None,
+    criterion: Criterion | Factory | str | None = None,
     repair: Repair = "lsq",
     scope: Literal["inner", "all"] = "inner",
     ignore: str | Iterable[str] = (),
@@ -110,7 +111,8 @@ def prune(
       keep: the fraction of each group's channels that stays, fractions by glob over
         group names (`trace` prints them), or a `Budget` of what the model may cost:
         groups then lose as much as hurts least (see `walk.curves`).
-      criterion: how to select (see `criteria`); i-SpaSP with T = 20 if None.
+      criterion: how to select, or its name (see `criteria`); i-SpaSP with T = 20 if
+        None.
       repair: "lsq" refits what reads a group by least squares, "bn" measures batch
         norms' moments again, "none".
       scope: "inner", the paper's: hidden channels that one layer makes and one reads;
@@ -166,7 +168,7 @@ def prune(
         variables,
         batches,
         sizes,
-        criterion,
+        criteria.of(criterion),
         labels=labels,
         plan=plan,
         key=key,
@@ -204,7 +206,7 @@ def _solved(
     }
     if asked.latency_ms is not None:
         batch = traced.program.inputs[len(traced.dims)].shape[0]
-        costs["latency"] = timing.latency_by_size(traced, batch, groups)
+        costs["latency"] = latency.latency_by_size(traced, batch, groups)
     return budget.solve(curves, costs, budget.widths_of(groups), asked.asked)
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ispasp_jax.groups import leaves
+from ispasp_jax.graph.by_hand import leaves
 from ispasp_jax.models.mlp import MLP
 from ispasp_jax.models.mobilenetv2 import MobileNetV2
 from ispasp_jax.models.resnet import ResNet

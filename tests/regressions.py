@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from ispasp_jax.problem import LeastSquares
+from ispasp_jax.selection.problem import LeastSquares
 
 
 def draw(seed, d, taps, n=400, o=6, dead=(), noise=0.3):

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import ispasp_jax
-from ispasp_jax import budget, cost
-from ispasp_jax.commands import budgets, prune, train
+from ispasp_jax import budget
+from ispasp_jax.budget import cost
+from ispasp_jax.cli import budgets, prune, train
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph import Group
 from ispasp_jax.graph.atoms import Atom

@@ -23,7 +23,7 @@ import real_networks  # noqa: E402
 import rows  # noqa: E402
 import synthetic_decay  # noqa: E402
 
-from ispasp_jax import data, models  # noqa: E402
+from ispasp_jax import data, models
 
 
 @pytest.mark.parametrize("benchmark", [after_pruning, methods, real_networks])

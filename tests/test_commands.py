@@ -12,9 +12,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import ispasp_jax
-from ispasp_jax import checkpoints, criteria, data, plan, training
-from ispasp_jax.commands import prune, train
-from ispasp_jax.groups import leaves
+from ispasp_jax import data, training
+from ispasp_jax.cli import prune, train
+from ispasp_jax.graph import plans
+from ispasp_jax.graph.by_hand import leaves
+from ispasp_jax.selection import criteria
 
 ROOT = Path(__file__).parents[1]
 
@@ -74,10 +76,10 @@ def test_prune_leaves_a_model_a_plan_and_a_report(trained, here, capsys):
     assert right.mean() == pytest.approx(report["stages"][-1]["top1"], abs=1e-6)
 
     # The plan applied to the dense network gives the very arrays that were saved.
-    name, cuts = plan.from_json(json.loads(Path("out/plan.json").read_text()))
+    name, cuts = plans.from_json(json.loads(Path("out/plan.json").read_text()))
     dense = ispasp_jax.load(trained)
     assert name == "mlp"
-    variables = plan.apply(cuts, dense.traced, dense.variables)
+    variables = plans.apply(cuts, dense.traced, dense.variables)
     assert model.widths == {"hidden.0": 102}
     for (path, ours), (_, saved) in zip(
         leaves(variables), leaves(model.variables), strict=True
@@ -152,7 +154,7 @@ def stop_after(monkeypatch, epochs):
 
 @pytest.fixture
 def every_epoch(monkeypatch):
-    monkeypatch.setattr("ispasp_jax.commands.dense.SECONDS_BETWEEN_STATES", 0)
+    monkeypatch.setattr("ispasp_jax.cli.dense.SECONDS_BETWEEN_STATES", 0)
 
 
 def arrays(folder):
@@ -474,7 +476,7 @@ def test_dry_run_touches_neither_weights_nor_images(here, monkeypatch, capsys):
 def test_help_needs_no_jax():
     code = (
         "import sys\n"
-        "from ispasp_jax.commands.prune import main\n"
+        "from ispasp_jax.cli.prune import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
         "assert not {'jax', 'numpy', 'flax'} & set(sys.modules)\n"

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from ispasp_jax import models
-from ispasp_jax.checkpoints import Model
-from ispasp_jax.commands import doubts, prune, train
+from ispasp_jax.cli import doubts, prune, train
 from ispasp_jax.data import Preprocessing
+from ispasp_jax.weights.folders import Model
 
 ROOT = Path(__file__).parents[1]
 

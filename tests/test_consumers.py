@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from networks import images_of, randomised
 
-from ispasp_jax import InputError, criteria, graph, prune
+from ispasp_jax import InputError, graph, prune
+from ispasp_jax.selection import criteria
 from ispasp_jax.walk import measure_curves, walk
 
 SHAPE = (4, 4, 6)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import regressions
 
-from ispasp_jax.cosamp import cosamp, cosamp_selection
-from ispasp_jax.problem import Problem
+from ispasp_jax.selection.cosamp import cosamp, cosamp_selection
+from ispasp_jax.selection.problem import Problem
 
 pytestmark = pytest.mark.usefixtures("strict")
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ispasp_jax import cost, graph, models, timing
+from ispasp_jax import graph, models
+from ispasp_jax.budget import cost, latency
 from ispasp_jax.graph.check import random_plan
 
 
@@ -192,7 +193,7 @@ def test_equal_pieces_are_timed_once(monkeypatch):
         timing, "seconds", lambda function, *a, **k: seen.append(function) or 1e-3
     )
     traced = shipped("resnet32", 32)
-    found = timing.latency_by_size(traced, 4, graph.scope(traced.groups))
+    found = latency.latency_by_size(traced, 4, graph.scope(traced.groups))
     assert len(found.widths) == 15
     assert len({id(function) for function in seen}) == 2 + 2 * 5
 
@@ -202,7 +203,7 @@ def test_latencies_by_size_are_times_however_noisy_the_clock(seed, monkeypatch):
     rng = np.random.default_rng(seed)
     monkeypatch.setattr(timing, "seconds", lambda *_, **__: rng.exponential())
     traced = linen(graph_models.Flatten)
-    found = timing.latency_by_size(traced, 2)
+    found = latency.latency_by_size(traced, 2)
     widths = {group.name: group.width for group in traced.groups}
     assert found.total(widths) == found.full > 0
     ones = found.total(dict.fromkeys(widths, 1))
@@ -218,7 +219,7 @@ def test_latencies_by_size_are_exact_where_times_are(monkeypatch):
 
     monkeypatch.setattr(timing, "seconds", counted)
     traced = shipped("resnet20", 16)
-    found = timing.latency_by_size(traced, 4, graph.scope(traced.groups))
+    found = latency.latency_by_size(traced, 4, graph.scope(traced.groups))
     macs, rng = cost.macs_by_size(traced), np.random.default_rng(0)
     for low in (1, 8):
         sizes = {n: int(rng.integers(low, w + 1)) for n, w in found.widths.items()}
@@ -228,5 +229,5 @@ def test_latencies_by_size_are_exact_where_times_are(monkeypatch):
 def test_latencies_take_turns():
     apply = lambda v, x: x @ v  # noqa: E731
     pairs = [(apply, jnp.ones((3, 4))), (apply, jnp.ones((3, 2)))]
-    times = timing.latencies(pairs, (8, 8, 3), 2, repeats=3)
+    times = latency.latencies(pairs, (8, 8, 3), 2, repeats=3)
     assert len(times) == 2 and all(each > 0 for each in times)

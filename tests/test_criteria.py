@@ -10,12 +10,14 @@ import pytest
 import regressions
 from networks import NETWORKS, images_of, variables_of
 
-from ispasp_jax import criteria, graph
+from ispasp_jax import graph, selection
 from ispasp_jax import prune as prune_model
-from ispasp_jax.commands import prune
+from ispasp_jax.cli import methods, prune
 from ispasp_jax.errors import InputError
 from ispasp_jax.models.mlp import MLP
-from ispasp_jax.problem import Criterion, Problem, Unsuited, by_score
+from ispasp_jax.selection import criteria
+from ispasp_jax.selection.criterion import Criterion, criterion
+from ispasp_jax.selection.problem import Problem, Unsuited, by_score
 from ispasp_jax.walk import walk
 
 pytestmark = pytest.mark.usefixtures("strict")
@@ -102,12 +104,12 @@ def test_a_producer_is_the_arrays_that_make_the_channels(name, group, expected):
     network = NETWORKS[name]
     variables, seen = variables_of(network), {}
 
-    def select(problem, size):
-        seen.update(problem.producer)
-        d = next(iter(problem.producer.values())).shape[-1]
+    def select(producer, size):
+        seen.update(producer)
+        d = next(iter(producer.values())).shape[-1]
         return by_score(jnp.arange(d, dtype=jnp.float32), size)
 
-    criterion = Criterion(select, needs=frozenset({"producer"}))
+    criterion = Criterion(select)
     traced = graph.trace(network, variables, images_of(1))
     walk(traced, variables, [images_of(2)], {group: 2}, criterion)
     assert [*seen][0] == expected[0] and {*expected} <= {*seen}
@@ -229,15 +231,18 @@ def test_the_walk_gathers_what_is_needed_and_nothing_else(needs, residual_images
     variables = network.init(jax.random.key(0), jnp.asarray(images))
     seen = []
 
-    def select(problem, size):
-        given = {k for k, v in problem._asdict().items() if v is not None}
-        seen.append(given)
-        d = 7 if problem.hidden is None else problem.hidden.shape[-1]
-        if problem.producer is not None:
-            d = next(iter(problem.producer.values())).shape[-1]
-        return by_score(jnp.arange(min(d, 6), dtype=jnp.float32), size)
+    class Recording(Criterion):
+        needs = frozenset(needs)
 
-    criterion = Criterion(select, needs=frozenset(needs))
+        def __call__(self, problem, size):
+            given = {k for k, v in problem._asdict().items() if v is not None}
+            seen.append(given)
+            d = 7 if problem.hidden is None else problem.hidden.shape[-1]
+            if problem.producer is not None:
+                d = next(iter(problem.producer.values())).shape[-1]
+            return by_score(jnp.arange(min(d, 6), dtype=jnp.float32), size)
+
+    criterion = Recording(lambda size: None)
     walk(
         graph.trace(network, variables, images),
         variables,
@@ -258,11 +263,22 @@ SAME = {
 
 
 @pytest.mark.parametrize("name", criteria.CRITERIA)
-def test_equal_criteria_are_one_object(name):
+def test_equal_criteria_are_equal(name):
     factory = criteria.CRITERIA[name]
     ways = SAME.get(name, [lambda f: f(), lambda f: criteria.create(name)])
-    assert len({id(way(factory)) for way in ways}) == 1
-    assert factory.__doc__ and (name in SAME) == bool(criteria.options(name))
+    assert len({way(factory) for way in (*ways, criteria.of)}) == 1
+    assert factory.__doc__ and (name in SAME) == bool(factory.defaults)
+    assert criteria.of(name) == factory() and str(factory()).startswith(name)
+    assert len({make() for make in criteria.CRITERIA.values()}) == len(
+        criteria.CRITERIA
+    )
+
+
+def test_the_command_lists_every_criterion():
+    """Without importing them."""
+    expected = {name: make().labels for name, make in criteria.CRITERIA.items()}
+    assert methods.named() == expected and [*methods.named()] == [*expected]
+    assert all(name in methods.listed() for name in expected)
 
 
 def test_equal_criteria_compile_once():
@@ -273,8 +289,8 @@ def test_equal_criteria_compile_once():
         traces.append(criterion)
         return criterion(Problem(hidden=hidden, consumer=lambda h: h @ h[0]), 2)
 
-    for criterion in (criteria.ispasp(), criteria.ispasp(20), criteria.ispasp(20)):
-        select(criterion, jnp.ones((2, 6)))
+    for equal in (criteria.ispasp(), criteria.ispasp(20), criteria.ispasp(20)):
+        select(equal, jnp.ones((2, 6)))
     assert len(traces) == 1
     select(criteria.ispasp(3), jnp.ones((2, 6)))
     assert len(traces) == 2
@@ -291,11 +307,12 @@ BAD = {
     "ridge": (lambda: criteria.obs(-1), "ridge must be a finite number of 0 or more"),
     "nan": (lambda: criteria.cosamp(ridge=np.nan), "ridge must be.*got nan"),
     "needs": (
-        lambda: Criterion(print, needs=frozenset({"hiden", "producer"})),
-        "cannot need 'hiden'; a problem has consumer, hidden, producer",
+        lambda: Criterion(lambda hiden, producer, size: None),
+        "cannot ask for 'hiden'; a problem has consumer, hidden, producer",
     ),
-    "needs a text": (lambda: Criterion(print, needs="hiden"), "cannot need 'hiden'"),
-    "select": (lambda: Criterion(3, needs=frozenset()), "is a function of.*got 3"),
+    "no size": (lambda: criterion(lambda hidden: None), "has to take size"),
+    "function": (lambda: Criterion(3), "is a function of.*got 3"),
+    "no criterion": (lambda: criteria.of(3), "expected a criterion.*got 3"),
     "no problem": (
         lambda: criteria.ispasp()(HIDDEN, 2),
         "needs consumer, hidden; the problem has no consumer",
@@ -321,5 +338,26 @@ def test_what_is_no_criterion_is_refused(make, words, unchecked):
     assert "\n" not in str(caught.value) and "--" not in str(caught.value)
 
 
-def test_needs_may_be_any_set():
-    assert hash(Criterion(print, needs=frozenset({"key"}))) is not None
+def test_a_criterion_is_written_as_one_function(tmp_path, monkeypatch):
+    """What it takes says what it needs; a file of the package is found by name."""
+
+    @criterion
+    def least(hidden, size, *, power: int = 1):
+        """The smallest sums of powers."""
+        return by_score(-(hidden**power).sum(0), size)
+
+    assert least().needs == {"hidden"} and least(2) != least() == least(power=1)
+    hidden = Problem(hidden=jnp.asarray([[3.0, -4, 1, 2]]))
+    assert np.flatnonzero(least()(hidden, 2).support).tolist() == [1, 2]
+    assert np.flatnonzero(least(2)(hidden, 2).support).tolist() == [2, 3]
+    (tmp_path / "another.py").write_text(
+        "from ispasp_jax.selection import by_score, criterion\n"
+        "@criterion\n"
+        "def loudest(hidden, size):\n"
+        "    return by_score(abs(hidden).sum(0), size)\n"
+    )
+    path = [*selection.__path__, str(tmp_path)]
+    monkeypatch.setattr(selection, "__path__", path)
+    found = criteria._found()
+    assert {*found} - {*criteria.CRITERIA} == {"loudest"}
+    assert np.flatnonzero(found["loudest"]()(hidden, 1).support).tolist() == [1]

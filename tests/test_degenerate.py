@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from networks import images_of, variables_of
 
-from ispasp_jax import criteria, obs, prune
-from ispasp_jax.criteria import CRITERIA
+from ispasp_jax import prune
 from ispasp_jax.models.mlp import MLP
 from ispasp_jax.models.resnet import ResNet
-from ispasp_jax.problem import LeastSquares, Problem
+from ispasp_jax.selection import criteria, obs
+from ispasp_jax.selection.criteria import CRITERIA
+from ispasp_jax.selection.problem import LeastSquares, Problem
 from ispasp_jax.walk import repair
 from ispasp_jax.walk.moments import Moments
 

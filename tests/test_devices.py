@@ -20,10 +20,10 @@ from safetensors.numpy import load_file
 
 import ispasp_jax
 from ispasp_jax import budget, devices, training
-from ispasp_jax.commands import peers, prune, train
+from ispasp_jax.cli import peers, prune, train
 from ispasp_jax.data import Batch
 from ispasp_jax.graph import scope
-from ispasp_jax.groups import leaves
+from ispasp_jax.graph.by_hand import leaves
 from ispasp_jax.walk import flat, streams, walk
 from ispasp_jax.walk.sites import sites as walk_sites
 

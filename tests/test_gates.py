@@ -11,9 +11,10 @@ import pytest
 from networks import NETWORKS, images_of, variables_of
 
 import ispasp_jax
-from ispasp_jax import criteria, devices, walk
+from ispasp_jax import devices, walk
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph import Cut
+from ispasp_jax.selection import criteria
 from ispasp_jax.walk import flat, gates, sites, streams
 
 pytestmark = pytest.mark.usefixtures("strict")

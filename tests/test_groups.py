@@ -8,8 +8,8 @@ import optax
 import pytest
 from flax import nnx
 
-from ispasp_jax import groups
-from ispasp_jax.groups import Group
+from ispasp_jax.graph import by_hand
+from ispasp_jax.graph.by_hand import Group
 
 GROUP = Group(
     "block",
@@ -46,7 +46,7 @@ AXES = {
 
 
 def flat(nested):
-    return dict(groups.leaves(nested))
+    return dict(by_hand.leaves(nested))
 
 
 def assert_cut(cut, full):
@@ -59,33 +59,33 @@ def assert_cut(cut, full):
 
 
 def test_width_counts_channels():
-    assert groups.width(tree(), GROUP) == 6
-    assert groups.width(groups.take(tree(), GROUP, KEPT), GROUP) == 3
+    assert by_hand.width(tree(), GROUP) == 6
+    assert by_hand.width(by_hand.take(tree(), GROUP, KEPT), GROUP) == 3
 
 
 def test_width_names_a_pattern_without_an_array():
     lost = GROUP._replace(axes=(*GROUP.axes, ("block/bn7/*", -1)))
     with pytest.raises(ValueError, match=r"'block'.*'block/bn7/\*'.*block/bn1/scale"):
-        groups.width(tree(), lost)
+        by_hand.width(tree(), lost)
 
 
 def test_width_shows_arrays_that_disagree():
     torn = tree()
     torn["block"]["bn1"]["scale"] = jnp.zeros(5)
     with pytest.raises(ValueError, match="disagree.*'block/bn1/scale': 5"):
-        groups.width(torn, GROUP)
+        by_hand.width(torn, GROUP)
 
 
 def test_take_cuts_these_arrays_and_no_others():
     full = tree()
-    cut = groups.take(full, GROUP, KEPT)
+    cut = by_hand.take(full, GROUP, KEPT)
     assert_cut(cut, full)
     assert cut["fc"]["kernel"] is full["fc"]["kernel"]
 
 
 def test_take_keeps_numpy_numpy_and_contiguous():
     full = jax.tree.map(np.asarray, tree())
-    cut = groups.take(full, GROUP, KEPT)
+    cut = by_hand.take(full, GROUP, KEPT)
     assert_cut(cut, full)
     for leaf in flat(cut).values():
         assert isinstance(leaf, np.ndarray) and leaf.flags.c_contiguous
@@ -93,7 +93,7 @@ def test_take_keeps_numpy_numpy_and_contiguous():
 
 def test_mask_zeroes_what_take_cuts():
     full = tree()
-    masked = groups.mask(full, GROUP, KEPT)
+    masked = by_hand.mask(full, GROUP, KEPT)
     for path, leaf in flat(full).items():
         expected = np.array(leaf)
         if path in AXES:
@@ -101,7 +101,7 @@ def test_mask_zeroes_what_take_cuts():
             expected[[1, 3, 4]] = 0
             expected = np.moveaxis(expected, 0, AXES[path])
         np.testing.assert_array_equal(flat(masked)[path], expected)
-    assert_cut(groups.take(masked, GROUP, KEPT), full)
+    assert_cut(by_hand.take(masked, GROUP, KEPT), full)
 
 
 def test_linen_variables_are_cut_in_every_collection():
@@ -111,12 +111,12 @@ def test_linen_variables_are_cut_in_every_collection():
             "block": {"bn1": {"mean": jnp.arange(6.0), "var": jnp.ones(6)}}
         },
     }
-    assert groups.width(full, GROUP) == 6
-    cut = groups.take(full, GROUP, KEPT)
+    assert by_hand.width(full, GROUP) == 6
+    cut = by_hand.take(full, GROUP, KEPT)
     assert cut.keys() == full.keys()
     assert_cut(cut["params"], full["params"])
     np.testing.assert_array_equal(cut["batch_stats"]["block"]["bn1"]["mean"], KEPT)
-    masked = groups.mask(full, GROUP, KEPT)
+    masked = by_hand.mask(full, GROUP, KEPT)
     np.testing.assert_array_equal(
         masked["batch_stats"]["block"]["bn1"]["mean"], [0, 0, 2, 0, 0, 5]
     )
@@ -140,19 +140,19 @@ def test_nnx_states():
     )
     model = Perceptron(6, nnx.Rngs(0))
     full = networks.randomised(nnx.to_pure_dict(nnx.state(model)))
-    assert groups.width(full, group) == 6
+    assert by_hand.width(full, group) == 6
 
     def logits(model, pure):
         graph, state = nnx.split(model)
         nnx.replace_by_pure_dict(state, pure)
         return nnx.merge(graph, state)(jnp.asarray(networks.images_of(5, (3,))))
 
-    cut = logits(Perceptron(3, nnx.Rngs(0)), groups.take(full, group, KEPT))
-    masked = logits(model, groups.mask(full, group, KEPT))
+    cut = logits(Perceptron(3, nnx.Rngs(0)), by_hand.take(full, group, KEPT))
+    masked = logits(model, by_hand.mask(full, group, KEPT))
     np.testing.assert_allclose(cut, masked, rtol=1e-5, atol=1e-6)
     assert np.abs(cut - logits(model, full)).max() > 1e-3
 
 
 def test_averaged_weights_are_a_tree_like_any_other():
     average = optax.incremental_update(tree(1), tree(0), 0.1)
-    assert_cut(groups.take(average, GROUP, KEPT), average)
+    assert_cut(by_hand.take(average, GROUP, KEPT), average)

@@ -7,8 +7,9 @@ import pytest
 from networks import NETWORKS, images_of, variables_of
 
 import ispasp_jax
-from ispasp_jax import budget, criteria
+from ispasp_jax import budget
 from ispasp_jax.errors import InputError
+from ispasp_jax.selection import criteria
 from ispasp_jax.walk import inputs, measure_curves, walk
 
 NETWORK = NETWORKS["basic"]  # 8 x 7 images of 3 channels

@@ -13,8 +13,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from numpy_algorithm import MARGIN
 
 from ispasp_jax.errors import InputError
-from ispasp_jax.ispasp import algorithm_1, ispasp, μ
-from ispasp_jax.problem import Problem, Selection, batch_sum, checked, largest
+from ispasp_jax.selection.algorithm_1 import algorithm_1, ispasp, μ
+from ispasp_jax.selection.problem import Problem, Selection, batch_sum, checked, largest
 
 pytestmark = pytest.mark.usefixtures("strict")
 

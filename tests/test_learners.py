@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ispasp_jax import checkpoints, graph, models, training
-from ispasp_jax.commands import train
+from ispasp_jax import graph, models, training
+from ispasp_jax.cli import train
 from ispasp_jax.data import Batch, Preprocessing
 from ispasp_jax.graph import adapters
 from ispasp_jax.graph.adapters import learner
 from ispasp_jax.graph.check import random_plan
 from ispasp_jax.training import Recipe
+from ispasp_jax.weights import folders
 
 PREP = Preprocessing(8, None, (0.0,), (1.0,))
 
@@ -106,7 +107,7 @@ FRAMEWORKS = {
 
 def made(kind):
     name = f"{__name__}:{FRAMEWORKS[kind].__name__}"
-    model = checkpoints.of(name, models.create(name, 3), PREP, {})
+    model = folders.of(name, models.create(name, 3), PREP, {})
     if isinstance(model.network, nn.Module):
         x = jnp.ones((1, *PREP.shape))
         variables = adapters.initialise(model.network, jax.random.key(0), x)
@@ -169,8 +170,8 @@ def test_a_model_of_any_framework_learns(kind, tmp_path):
     again = model.variables  # the caller's copy is valid still
     assert all(np.array_equal(a, before[p]) for p, a in arrays(again).items())
 
-    checkpoints.save(tmp_path / "model", after)
-    found = checkpoints.load(tmp_path / "model", model.name)
+    folders.save(tmp_path / "model", after)
+    found = folders.load(tmp_path / "model", model.name)
     np.testing.assert_allclose(found(x), after(x), rtol=1e-5, atol=1e-6)
     score = training.evaluate(found.network, found.variables, batches())
     assert 0 <= score.top1 <= 1 and np.isfinite(score.loss)
@@ -197,8 +198,8 @@ def test_training_goes_on_across_a_cut(kind, tmp_path):
     small, loss = training.train_step(network, transformation, recipe, small, data[1])
     assert np.isfinite(loss) and int(small.step) == 2
     after = model.replace(network, small.variables)
-    checkpoints.save(tmp_path / "model", after)
-    loaded = checkpoints.load(tmp_path / "model", model.name)
+    folders.save(tmp_path / "model", after)
+    loaded = folders.load(tmp_path / "model", model.name)
     np.testing.assert_allclose(
         loaded(data[0].image), after(data[0].image), rtol=1e-5, atol=1e-6
     )
@@ -210,7 +211,7 @@ def test_the_command_trains_any_model(kind, tmp_path, monkeypatch, capsys):
     name = f"{__name__}:{FRAMEWORKS[kind].__name__}"
     flags = [f"--model={name}", "--epochs=1", "--out=a"]
     assert train.main(flags) == 0, capsys.readouterr().err
-    found = checkpoints.load("a", name)
+    found = folders.load("a", name)
     assert found.num_classes == 10
     again = [f"--model={name}", "--weights=a", "--epochs=1", "--out=b"]
     assert train.main(again) == 0, capsys.readouterr().err

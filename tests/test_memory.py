@@ -10,8 +10,9 @@ import pytest
 from networks import NETWORKS, images_of, variables_of
 
 import ispasp_jax
-from ispasp_jax import budget, criteria, devices, walk
-from ispasp_jax.commands import prune
+from ispasp_jax import budget, devices, walk
+from ispasp_jax.cli import prune
+from ispasp_jax.selection import criteria
 from ispasp_jax.walk import engine, flat, streams
 from ispasp_jax.walk.streams import Lazy
 

@@ -18,21 +18,13 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 import ispasp_jax
-from ispasp_jax import (
-    InputError,
-    checkpoints,
-    data,
-    graph,
-    models,
-    stablehlo,
-    tensors,
-    weights,
-)
-from ispasp_jax.commands import prune
+from ispasp_jax import InputError, data, graph, models, weights
+from ispasp_jax.cli import prune
 from ispasp_jax.data import Preprocessing
+from ispasp_jax.graph.by_hand import leaves
+from ispasp_jax.graph.by_hand import nested as tree_of
 from ispasp_jax.graph.check import random_plan
-from ispasp_jax.groups import leaves
-from ispasp_jax.groups import nested as tree_of
+from ispasp_jax.weights import folders, stablehlo, tensors
 
 PREP = Preprocessing(4, None, (0.5,), (0.25,))
 
@@ -40,7 +32,7 @@ PREP = Preprocessing(4, None, (0.5,), (0.25,))
 def make(name="mlp", prep=PREP, **options):
     network = models.create(name, 3, **options)
     variables = jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, *prep.shape)))
-    return checkpoints.Model(name, network, variables, prep, options)
+    return folders.Model(name, network, variables, prep, options)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +43,7 @@ def model():
 @pytest.fixture
 def folder(tmp_path, model):
     """A model folder that was written well."""
-    checkpoints.save(tmp_path / "model", model)
+    folders.save(tmp_path / "model", model)
     return tmp_path / "model"
 
 
@@ -100,8 +92,8 @@ def test_a_narrower_network_comes_back(name, kinds, tmp_path):
     prep = Preprocessing(4, None, (0.5,) * 3, (0.25,) * 3)
     model = make(name, prep, **({"hidden": [6, 9]} if name == "mlp" else {}))
     small, masked = cut(model, kinds)
-    checkpoints.save(tmp_path / "model", small)
-    found = checkpoints.load(tmp_path / "model")
+    folders.save(tmp_path / "model", small)
+    found = folders.load(tmp_path / "model")
     assert_same(found, small)
     assert found.dense_widths != model.dense_widths and found.num_classes == 3
     x = np.random.default_rng(0).normal(size=(2, *prep.shape)).astype(np.float32)
@@ -110,8 +102,8 @@ def test_a_narrower_network_comes_back(name, kinds, tmp_path):
     if kinds == {"inner"}:
         assert found.network == small.network
         again, _ = cut(found, kinds)  # from the widths that it has
-        checkpoints.save(tmp_path / "again", again)
-        assert_same(checkpoints.load(tmp_path / "again"), again)
+        folders.save(tmp_path / "again", again)
+        assert_same(folders.load(tmp_path / "again"), again)
         assert sum(again.dense_widths.values()) < sum(found.dense_widths.values())
 
 
@@ -122,8 +114,8 @@ def test_a_group_of_one_channel_is_one_of_the_architecture_still(tmp_path, model
     small = model.resize(small)
     assert "hidden.0" not in small.widths
     assert small.dense_widths == {"hidden.0": 1, "hidden.1": 2}
-    checkpoints.save(tmp_path / "model", small)
-    assert_same(checkpoints.load(tmp_path / "model"), small)
+    folders.save(tmp_path / "model", small)
+    assert_same(folders.load(tmp_path / "model"), small)
 
 
 def test_a_folder_of_the_first_version(folder, model):
@@ -138,14 +130,14 @@ def test_a_folder_of_the_first_version(folder, model):
 
     arrays = earlier(load_file(folder / "model.safetensors"))
     save_file(arrays, folder / "model.safetensors")
-    refuse(lambda: checkpoints.load(folder), "is not as it was written")
+    refuse(lambda: folders.load(folder), "is not as it was written")
     config = json.loads((folder / "config.json").read_text())
     config["sums"]["arrays"] = tensors.fingerprint(tree_of(arrays))
     (folder / "config.json").write_text(json.dumps(config))
-    assert_same(checkpoints.load(folder), model)
+    assert_same(folders.load(folder), model)
     both = {**arrays, "params/hidden.0/bias": arrays["params/dense.0/bias"]}
     save_file(both, folder / "model.safetensors")
-    refuse(lambda: checkpoints.load(folder), "does not hold the arrays")
+    refuse(lambda: folders.load(folder), "does not hold the arrays")
 
 
 EVIL = "open('ran', 'w')\ndef make(num_classes, **more): open('ran', 'w')\n"
@@ -169,7 +161,7 @@ def test_code_that_a_folder_names_does_not_run(
     configure(folder, lambda c: c.update(model=name, options=options))
     before = set(sys.modules)
     if by == "load":
-        refuse(lambda: checkpoints.load(folder), "config.json")
+        refuse(lambda: folders.load(folder), "config.json")
     elif by == "read":
         _, about = weights.read(folder / "model.safetensors")
         assert about["model"] == name
@@ -192,17 +184,17 @@ def test_an_architecture_that_the_caller_names_is_used(folder, tmp_path, monkeyp
         "    return MLP(num_classes, hidden=sizes)\n"
     )
     own = make("own_net:make", sizes=[4])
-    checkpoints.save(folder, own)
+    folders.save(folder, own)
     monkeypatch.delitem(sys.modules, "own_net")
-    program = checkpoints.load(folder)  # beside it, which needs no code
+    program = folders.load(folder)  # beside it, which needs no code
     assert isinstance(program.network, stablehlo.Stored)
     assert "own_net" not in sys.modules
     configure(folder, lambda c: c.pop("program"))
-    refuse(lambda: checkpoints.load(folder), "'own_net:make'", "architecture=")
-    refuse(lambda: checkpoints.load(folder, "mlp"), "holds a own_net:make, not a mlp")
-    assert_same(checkpoints.load(folder, "own_net:make"), own)
+    refuse(lambda: folders.load(folder), "'own_net:make'", "architecture=")
+    refuse(lambda: folders.load(folder, "mlp"), "holds a own_net:make, not a mlp")
+    assert_same(folders.load(folder, "own_net:make"), own)
     configure(folder, lambda c: c.update(options={"parent": 3}))
-    refuse(lambda: checkpoints.load(folder, "own_net:make"), "no option parent")
+    refuse(lambda: folders.load(folder, "own_net:make"), "no option parent")
 
 
 class Counted(nn.Module):
@@ -228,17 +220,15 @@ def test_arrays_come_back_in_their_own_types(kind, tmp_path):
     model = make(f"{__name__}:Odd")
     as_kind = lambda a: a.astype(kind) if a.dtype == jnp.float32 else a  # noqa: E731
     model = model.replace(model.network, jax.tree.map(as_kind, model.variables))
-    checkpoints.save(tmp_path / "odd", model)
-    found = checkpoints.load(tmp_path / "odd", model.name)
+    folders.save(tmp_path / "odd", model)
+    found = folders.load(tmp_path / "odd", model.name)
     assert_same(found, model)
     types = [jax.tree.map(jnp.result_type, m.variables) for m in (found, model)]
     assert types[0] == types[1]
     arrays = load_file(tmp_path / "odd/model.safetensors")
     arrays["batch_stats/first/count"] = np.zeros((), np.float32)
     save_file(arrays, tmp_path / "odd/model.safetensors")
-    refuse(
-        lambda: checkpoints.load(tmp_path / "odd", model.name), "count of another type"
-    )
+    refuse(lambda: folders.load(tmp_path / "odd", model.name), "count of another type")
 
 
 def nested(depth):
@@ -313,7 +303,7 @@ def test_a_config_that_cannot_be(new, words, folder):
             config[key] = {**config[key], **value} if both else value
 
     configure(folder, change)
-    refuse(lambda: checkpoints.load(folder), "config", words)
+    refuse(lambda: folders.load(folder), "config", words)
 
 
 TEXTS = {
@@ -332,44 +322,42 @@ TEXTS = {
 @pytest.mark.parametrize("text, words", TEXTS.values(), ids=TEXTS)
 def test_a_config_that_is_none(text, words, folder):
     (folder / "config.json").write_text(text)
-    refuse(lambda: checkpoints.load(folder), "config.json", words)
+    refuse(lambda: folders.load(folder), "config.json", words)
 
 
 def test_a_config_that_is_no_text(folder, tmp_path):
     config = folder / "config.json"
     config.write_bytes(b"\xff\xfe{}")
-    refuse(lambda: checkpoints.load(folder), "not even text")
+    refuse(lambda: folders.load(folder), "not even text")
     config.write_bytes(b" " * (2**24 + 1))
-    refuse(lambda: checkpoints.load(folder), "longer than")
+    refuse(lambda: folders.load(folder), "longer than")
     config.unlink()
     os.mkfifo(config)  # reading it would never end
-    refuse(lambda: checkpoints.load(folder), "it is no file")
+    refuse(lambda: folders.load(folder), "it is no file")
     for name in ("none", "no\0name", "x" * 500):
-        refuse(
-            lambda name=name: checkpoints.load(tmp_path / name), "not a model folder"
-        )
+        refuse(lambda name=name: folders.load(tmp_path / name), "not a model folder")
 
 
 def test_checksums(folder, model):
     config, file = folder / "config.json", folder / "model.safetensors"
     configure(folder, lambda c: c["preprocessing"].update(mean=[0.4]), sums=True)
-    refuse(lambda: checkpoints.load(folder), "config.json is not as it was written")
+    refuse(lambda: folders.load(folder), "config.json is not as it was written")
     configure(folder, lambda c: None)
-    assert checkpoints.load(folder).preprocessing.mean == (0.4,)
-    assert_same(checkpoints.load(folder), model)  # as folders from before
+    assert folders.load(folder).preprocessing.mean == (0.4,)
+    assert_same(folders.load(folder), model)  # as folders from before
 
-    checkpoints.save(folder, model)
+    folders.save(folder, model)
     content = bytearray(file.read_bytes())
     content[-2] ^= 1
     file.write_bytes(content)
-    refuse(lambda: checkpoints.load(folder), "model.safetensors is not as it was")
+    refuse(lambda: folders.load(folder), "model.safetensors is not as it was")
     configure(folder, lambda c: c.update(sums=3), sums=True)
-    refuse(lambda: checkpoints.load(folder), str(config))
+    refuse(lambda: folders.load(folder), str(config))
 
 
 @pytest.mark.parametrize("place", ["", "..", "model.safetensors"])
 def test_a_folder_by_any_of_its_names(folder, model, place):
-    assert_same(checkpoints.load((folder / place).resolve()), model)
+    assert_same(folders.load((folder / place).resolve()), model)
 
 
 def test_a_file_in_a_model_folder_has_its_preprocessing(folder, model, tmp_path):
@@ -392,9 +380,7 @@ def test_the_commands_take_the_file_for_its_folder(tmp_path, monkeypatch):
     network = models.create("mlp", 10, hidden=[4])
     variables = jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     options = {"hidden": [4]}
-    checkpoints.save(
-        "dense", checkpoints.Model("mlp", network, variables, prep, options)
-    )
+    folders.save("dense", folders.Model("mlp", network, variables, prep, options))
     flags = ["--model=mlp", "--weights=dense/model.safetensors", "--keep=1"]
     assert prune.main([*flags, "--repair=none", "--out=out"]) == 0
     assert ispasp_jax.load("out").preprocessing == prep
@@ -436,7 +422,7 @@ def test_arrays_that_are_no_weights(change, words, folder, model):
     arrays = change(load_file(file))
     save_file(arrays, file)
     name = "params/hidden.0/kernel"
-    refuse(lambda: checkpoints.load(folder), str(file), words, name)
+    refuse(lambda: folders.load(folder), str(file), words, name)
     refuse(lambda: weights.read(file), str(file), words, name)
     shape = model.input_shape
     refuse(lambda: weights.to_variables(arrays, model.network, shape), words, name)
@@ -516,7 +502,7 @@ def test_places_that_cannot_be_written(make_target, words, kind, tmp_path, model
         make_target(target)
     before = sorted(tmp_path.rglob("*"))
     if kind == "folder":
-        refuse(lambda: checkpoints.save(target, model), words)
+        refuse(lambda: folders.save(target, model), words)
     else:
         # A command that could not write keeps its work: not the user's input.
         wanted = (OSError, InputError)[words != "cannot be written"]
@@ -535,7 +521,7 @@ def test_a_full_disk(folder, model, tmp_path, monkeypatch):
 
     monkeypatch.setattr("safetensors.numpy.save_file", fill)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    refuse(lambda: checkpoints.save(folder, model), "cannot be written", "No space")
+    refuse(lambda: folders.save(folder, model), "cannot be written", "No space")
     new = tmp_path / "a.safetensors"
     with pytest.raises(OSError, match="cannot be written .*No space"):
         weights.save_safetensors(new, model.variables, {})
@@ -545,7 +531,7 @@ def test_a_full_disk(folder, model, tmp_path, monkeypatch):
 def test_no_folder_is_written_that_cannot_be_loaded(tmp_path, model):
     broken = jax.tree.map(lambda leaf: leaf.at[0].set(jnp.nan), model.variables)
     broken = model.replace(model.network, broken)
-    refuse(lambda: checkpoints.save(tmp_path / "a", broken), "NaN or infinity")
+    refuse(lambda: folders.save(tmp_path / "a", broken), "NaN or infinity")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -573,7 +559,7 @@ def load_or_sentence(call):
 def written(tmp_path_factory, model):
     """A model folder whose files are put back before every change."""
     folder = tmp_path_factory.mktemp("fuzz") / "model"
-    checkpoints.save(folder, model)
+    folders.save(folder, model)
     return folder, {path: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -600,7 +586,7 @@ def test_flipped_and_cut_bytes(name, data_, written, model):
         case "insert":
             content[place:place] = data_.draw(st.binary(min_size=1, max_size=9))
     path.write_bytes(content)
-    found = load_or_sentence(lambda: checkpoints.load(path.parent))
+    found = load_or_sentence(lambda: folders.load(path.parent))
     if found is not None:
         assert_same(found, model)
         assert found.preprocessing == PREP
@@ -626,7 +612,7 @@ def test_any_json_in_a_config(data_, written, model):
             config[key] = data_.draw(JSON)
 
     configure(folder, change)
-    found = load_or_sentence(lambda: checkpoints.load(folder))
+    found = load_or_sentence(lambda: folders.load(folder))
     if found is not None:
         assert found.name == "mlp" and found.input_shape == model.input_shape
         assert data.checked(found.preprocessing)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import regressions
 
-from ispasp_jax import obs
-from ispasp_jax.criteria import CRITERIA
-from ispasp_jax.problem import Problem
+from ispasp_jax.selection import obs
+from ispasp_jax.selection.criteria import CRITERIA
+from ispasp_jax.selection.problem import Problem
 
 pytestmark = pytest.mark.usefixtures("strict")
 

@@ -9,10 +9,10 @@ import pytest
 from flax import nnx
 from test_groups import GROUP, KEPT, assert_cut, tree
 
-from ispasp_jax import groups
 from ispasp_jax.errors import InputError
-from ispasp_jax.groups import Group
-from ispasp_jax.optimizers import take_optimizer
+from ispasp_jax.graph import by_hand
+from ispasp_jax.graph.by_hand import Group
+from ispasp_jax.graph.optimizers import take_optimizer
 
 
 def only_kernels(params):
@@ -62,24 +62,24 @@ def step(optimizer, params, state, gradients):
 def test_optimizer_states(name):
     """Cut, then a step, is a masked step, then a cut; the moments are the slices."""
     optimizer = OPTIMIZERS[name]
-    params = groups.mask(tree(0), GROUP, KEPT)
+    params = by_hand.mask(tree(0), GROUP, KEPT)
     state = optimizer.init(params)
     for seed in (1, 2, 3):
-        gradients = groups.mask(tree(seed), GROUP, KEPT)
+        gradients = by_hand.mask(tree(seed), GROUP, KEPT)
         params, state = step(optimizer, params, state, gradients)
-    cut_params = groups.take(params, GROUP, KEPT)
+    cut_params = by_hand.take(params, GROUP, KEPT)
     cut_state = take_optimizer(optimizer, state, params, GROUP, KEPT)
     fresh = optimizer.init(cut_params)
     assert jax.tree.structure(cut_state) == jax.tree.structure(fresh)
     assert jax.tree.map(jnp.shape, cut_state) == jax.tree.map(jnp.shape, fresh)
 
-    gradients = groups.mask(tree(4), GROUP, KEPT)
+    gradients = by_hand.mask(tree(4), GROUP, KEPT)
     then_params, then_state = step(optimizer, params, state, gradients)
     cut_then, cut_then_state = step(
-        optimizer, cut_params, cut_state, groups.take(gradients, GROUP, KEPT)
+        optimizer, cut_params, cut_state, by_hand.take(gradients, GROUP, KEPT)
     )
     close = dict(rtol=1e-5, atol=1e-6)
-    expected = groups.take(then_params, GROUP, KEPT)
+    expected = by_hand.take(then_params, GROUP, KEPT)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, **close), cut_then, expected
     )
@@ -130,7 +130,7 @@ def adam(params):
     return optax.adam(1e-2).init(params)
 
 
-NARROW = groups.take(FULL, WIDE, HALF)
+NARROW = by_hand.take(FULL, WIDE, HALF)
 BAD = {
     "another optimizer": (
         optax.sgd(0.1, 0.9).init(FULL),
@@ -176,5 +176,5 @@ def test_states_of_nnx_parameters():
     group = Group("g", axes=(("*/value", -1),))
     optimizer = optax.adam(1e-2)
     cut = take_optimizer(optimizer, optimizer.init(params), params, group, KEPT)
-    fresh = optimizer.init(groups.take(params, group, KEPT))
+    fresh = optimizer.init(by_hand.take(params, group, KEPT))
     assert jax.tree.map(jnp.shape, cut) == jax.tree.map(jnp.shape, fresh)

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 import ispasp_jax
-from ispasp_jax import graph, plan
-from ispasp_jax.commands import prune, train
+from ispasp_jax import graph
+from ispasp_jax.cli import prune, train
 from ispasp_jax.errors import InputError
+from ispasp_jax.graph import plans
 from ispasp_jax.graph.check import random_plan
 
 #: Ordinary groups, concatenated ones, and layers of a scan, each with its own.
@@ -47,22 +48,22 @@ def test_plans_compose(name):
     """Cutting twice is cutting once by the composed plan; three compose either way."""
     traced, variables, x = a_model(name)
     one = a_plan(traced, 1, leave_out=[*traced][0])
-    variables_1 = plan.apply(one, traced, variables)
+    variables_1 = plans.apply(one, traced, variables)
     traced_1 = graph.trace(graph.narrow(traced.function, traced, one), variables_1, x)
     two = a_plan(traced_1, 2, leave_out=[*traced][-1])
-    variables_2 = plan.apply(two, traced_1, variables_1)
-    composed = plan.compose(one, two)
-    plan.check(composed, traced)
+    variables_2 = plans.apply(two, traced_1, variables_1)
+    composed = plans.compose(one, two)
+    plans.check(composed, traced)
     jax.tree.map(
         np.testing.assert_array_equal,
-        plan.apply(composed, traced, variables),
+        plans.apply(composed, traced, variables),
         variables_2,
     )
     left = graph.narrow(traced.function, traced, composed)
     three = a_plan(graph.trace(left, variables_2, x), 3)
     assert_same_plan(
-        plan.compose(plan.compose(one, two), three),
-        plan.compose(one, plan.compose(two, three)),
+        plans.compose(plans.compose(one, two), three),
+        plans.compose(one, plans.compose(two, three)),
     )
 
 
@@ -70,33 +71,33 @@ def test_plans_compose(name):
 def test_plans_survive_json(name):
     traced, variables, _ = a_model(name)
     known = a_plan(traced, 3)
-    text = json.dumps(plan.to_json(known, "a model"))
-    model, again = plan.from_json(json.loads(text))
+    text = json.dumps(plans.to_json(known, "a model"))
+    model, again = plans.from_json(json.loads(text))
     assert model == "a model"
     assert_same_plan(again, known)
     jax.tree.map(
         np.testing.assert_array_equal,
-        plan.mask(again, traced, variables),
-        plan.mask(known, traced, variables),
+        plans.mask(again, traced, variables),
+        plans.mask(known, traced, variables),
     )
 
 
 def test_plans_that_do_not_follow_each_other_are_refused():
-    first = {"a": plan.Cut(6, np.array([0, 1, 5]))}
-    second = {"a": plan.Cut(4, np.array([0]))}
+    first = {"a": plans.Cut(6, np.array([0, 1, 5]))}
+    second = {"a": plans.Cut(4, np.array([0]))}
     with pytest.raises(InputError, match="expects 4 channels in group 'a'.*leaves 3"):
-        plan.compose(first, second)
-    assert_same_plan(plan.compose(first, {}), first)
-    assert_same_plan(plan.compose({}, second), second)
+        plans.compose(first, second)
+    assert_same_plan(plans.compose(first, {}), first)
+    assert_same_plan(plans.compose({}, second), second)
 
 
 def test_plans_of_layers_and_of_none_do_not_follow_each_other():
-    layers = {"a": plan.Cut(6, np.array([[0, 1, 5], [1, 2, 3]]))}
-    one = {"a": plan.Cut(3, np.array([0, 2]))}
+    layers = {"a": plans.Cut(6, np.array([[0, 1, 5], [1, 2, 3]]))}
+    one = {"a": plans.Cut(3, np.array([0, 2]))}
     with pytest.raises(InputError, match="of no layers in group 'a', .* of 2 layers"):
-        plan.compose(layers, one)
-    (cut,) = plan.compose(
-        layers, {"a": plan.Cut(3, np.array([[0, 2], [0, 1]]))}
+        plans.compose(layers, one)
+    (cut,) = plans.compose(
+        layers, {"a": plans.Cut(3, np.array([[0, 2], [0, 1]]))}
     ).values()
     np.testing.assert_array_equal(cut.kept, [[0, 5], [1, 2]])
 
@@ -121,7 +122,7 @@ def test_plans_of_layers_and_of_none_do_not_follow_each_other():
 )
 def test_a_plan_with_odd_numbers_is_refused(groups):
     with pytest.raises(InputError, match="not a plan of format 1"):
-        plan.from_json({"format": 1, "model": "x", "groups": groups})
+        plans.from_json({"format": 1, "model": "x", "groups": groups})
 
 
 SOUND = {"format": 1, "model": "x", "groups": [{"name": "a", "width": 4, "kept": [0]}]}
@@ -153,7 +154,7 @@ def test_any_json_is_a_plan_or_refused(value, place, leave_out):
         holder[place] = value
     for anything in (data, value):
         try:
-            _, read = plan.from_json(anything)
+            _, read = plans.from_json(anything)
         except InputError as error:
             assert "not a plan of format 1" in str(error) and "\n" not in str(error)
             continue
@@ -174,32 +175,32 @@ def two_layers():
 def test_a_plan_is_verified_on_a_few_examples():
     traced, variables, x = two_layers()
     known = a_plan(traced, 0)
-    assert plan.verify(known, traced, variables, x) < 1e-5
+    assert plans.verify(known, traced, variables, x) < 1e-5
     with pytest.raises(AssertionError, match="cut and masked outputs differ by"):
-        plan.verify(known, traced, variables, x, tolerance=-1.0)
+        plans.verify(known, traced, variables, x, tolerance=-1.0)
 
 
 @pytest.mark.parametrize(
     "cut, words",
     {
         "a list": ([0, 1], "must be a Cut"),
-        "a mask": (plan.Cut(24, np.ones(24, bool)), "must be a Cut"),
-        "none kept": (plan.Cut(24, np.array([], int)), "at least one"),
-        "descending": (plan.Cut(24, np.array([3, 1])), "must be ascending"),
-        "twice": (plan.Cut(24, np.array([1, 1])), "must be ascending"),
-        "negative": (plan.Cut(24, np.array([-1, 1])), "must be ascending"),
-        "too many": (plan.Cut(24, np.array([0, 24])), r"in \[0, 24\)"),
-        "rounded": (plan.Cut(24, np.array([0.0, 1.0])), "must be ascending"),
-        "width": (plan.Cut(25, np.array([0])), "expects 25 channels"),
+        "a mask": (plans.Cut(24, np.ones(24, bool)), "must be a Cut"),
+        "none kept": (plans.Cut(24, np.array([], int)), "at least one"),
+        "descending": (plans.Cut(24, np.array([3, 1])), "must be ascending"),
+        "twice": (plans.Cut(24, np.array([1, 1])), "must be ascending"),
+        "negative": (plans.Cut(24, np.array([-1, 1])), "must be ascending"),
+        "too many": (plans.Cut(24, np.array([0, 24])), r"in \[0, 24\)"),
+        "rounded": (plans.Cut(24, np.array([0.0, 1.0])), "must be ascending"),
+        "width": (plans.Cut(25, np.array([0])), "expects 25 channels"),
     }.values(),
 )
 def test_plans_made_by_hand_are_checked(cut, words, unchecked):
     traced, variables, _ = two_layers()
-    for use in (plan.apply, plan.mask):
+    for use in (plans.apply, plans.mask):
         with pytest.raises(InputError, match=words):
             use({"a": cut}, traced, variables)
     with pytest.raises(InputError, match=words):
-        plan.check({"a": cut}, traced)
+        plans.check({"a": cut}, traced)
 
 
 # The command.
@@ -231,7 +232,7 @@ def arrays(folder):
 
 
 def read_plan(path):
-    return plan.from_json(json.loads(Path(path).read_text()))[1]
+    return plans.from_json(json.loads(Path(path).read_text()))[1]
 
 
 def test_the_command_applies_a_plan_to_any_weights(weights, here, capsys):
@@ -249,7 +250,7 @@ def test_the_command_applies_a_plan_to_any_weights(weights, here, capsys):
 
     assert run(f"--weights={weights / 'b'}", given, "--repair=none", out="other") == 0
     other = ispasp_jax.load(weights / "b")
-    expected = plan.apply(
+    expected = plans.apply(
         read_plan("selected/plan.json"), other.traced, other.variables
     )
     found = ispasp_jax.load("other").variables
@@ -272,7 +273,7 @@ def test_pruning_again_leaves_the_plan_from_the_dense_network(weights, here):
     for out, width in (("two", 91), ("three/below", 54)):
         whole = read_plan(f"{out}/plan_from_dense.json")
         assert whole["hidden.0"].width == 256 and len(whole["hidden.0"].kept) == width
-        variables = plan.apply(whole, dense.traced, dense.variables)
+        variables = plans.apply(whole, dense.traced, dense.variables)
         model = ispasp_jax.load(out)
         jax.tree.map(np.testing.assert_array_equal, variables, model.variables)
     assert read_plan("two/plan.json")["hidden.0"].width == 153
@@ -295,8 +296,8 @@ def test_a_plan_that_does_not_lead_to_the_weights_is_left_out(text, weights, her
 
 def written(model="mlp", **groups):
     return json.dumps(
-        plan.to_json(
-            {n: plan.Cut(w, np.array(kept)) for n, (w, kept) in groups.items()}, model
+        plans.to_json(
+            {n: plans.Cut(w, np.array(kept)) for n, (w, kept) in groups.items()}, model
         )
     )
 
@@ -328,7 +329,7 @@ def test_plans_are_refused_in_one_sentence(
     before = sorted(here.rglob("*"))
     if own_weights:
         flags = [*flags, f"--weights={weights / 'a'}"]
-    assert prune.main(["--model=mlp", "--plan=plan.json", *flags]) == 2
+    assert prune.main(["--model=mlp", "--plan=plans.json", *flags]) == 2
     said = capsys.readouterr()
     assert sentence in said.err and said.out == ""
     told = [line for line in said.err.splitlines() if "dense network:" not in line]
@@ -353,9 +354,9 @@ def test_resuming_with_another_plan_in_the_file_is_refused(
     weights, here, monkeypatch, capsys
 ):
     Path("plan.json").write_text(written(**HIDDEN))
-    flags = [f"--weights={weights / 'a'}", "--plan=plan.json"]
+    flags = [f"--weights={weights / 'a'}", "--plan=plans.json"]
     with monkeypatch.context() as patch:
-        patch.setattr("ispasp_jax.commands.run.Run.finish", stopped)
+        patch.setattr("ispasp_jax.cli.run.Run.finish", stopped)
         assert run(*flags, out="out") == 130
     Path("plan.json").write_text(written(**{"hidden.0": (256, [5])}))
     assert run(*flags, "--resume", out="out") == 2
@@ -363,7 +364,7 @@ def test_resuming_with_another_plan_in_the_file_is_refused(
     Path("plan.json").write_text(written(**HIDDEN))
     assert run(*flags, "--resume", out="out") == 0
     assert_same_plan(
-        read_plan("out/plan.json"), {"hidden.0": plan.Cut(256, np.array([0, 3]))}
+        read_plan("out/plan.json"), {"hidden.0": plans.Cut(256, np.array([0, 3]))}
     )
 
 

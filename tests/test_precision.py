@@ -11,7 +11,7 @@ from networks import NETWORKS, images_of, variables_of
 
 import ispasp_jax
 from ispasp_jax import budget, training
-from ispasp_jax.commands import prune
+from ispasp_jax.cli import prune
 from ispasp_jax.data import Batch
 from ispasp_jax.graph import narrow, scope
 from ispasp_jax.walk import flat, walk

@@ -16,10 +16,12 @@ from conftest import FLAGS
 from networks import NETWORKS, images_of, variables_of
 
 import ispasp_jax
-from ispasp_jax import budget, checkpoints, criteria
-from ispasp_jax.commands import prune, train, walk_store
+from ispasp_jax import budget
+from ispasp_jax.cli import prune, train, walk_store
 from ispasp_jax.graph import scope
+from ispasp_jax.selection import criteria
 from ispasp_jax.walk import engine, walk
+from ispasp_jax.weights import folders
 
 ROOT = Path(__file__).parents[1]
 
@@ -190,11 +192,11 @@ def test_curves_and_sizes_are_kept(trained, tmp_path, monkeypatch, capsys):
     held = json.loads(Path(".a.partial/curves.json").read_text())
     assert not Path(".a.partial/sizes.json").exists()
     with monkeypatch.context() as patch:
-        patch.setattr("ispasp_jax.commands.budgets.measure_curves", None)
-        patch.setattr("ispasp_jax.commands.run.walk", stop_walk)
+        patch.setattr("ispasp_jax.cli.budgets.measure_curves", None)
+        patch.setattr("ispasp_jax.cli.run.walk", stop_walk)
         assert prune.main([*flags, "--resume"]) == 130
     with monkeypatch.context() as patch:
-        patch.setattr("ispasp_jax.commands.budgets.measure_curves", None)
+        patch.setattr("ispasp_jax.cli.budgets.measure_curves", None)
         patch.setattr(budget, "solve", None)
         assert prune.main([*flags, "--resume"]) == 0
     assert json.loads(Path("a/curves.json").read_text()) == held
@@ -211,12 +213,12 @@ def test_another_networks_parts_are_left_alone(trained, tmp_path, monkeypatch, c
     shutil.copytree(trained, "weights")
     flags = ["--model=mlp", "--weights=weights", "--out=a"]
     with monkeypatch.context() as patch:
-        patch.setattr("ispasp_jax.plan.verify", stop_walk)
+        patch.setattr("ispasp_jax.graph.plans.verify", stop_walk)
         assert prune.main(flags) == 130
     assert list(Path(".a.partial/walk").iterdir())
-    model = checkpoints.load(trained)
+    model = folders.load(trained)
     changed = jax.tree.map(lambda a: a * 1.1, model.variables)
-    checkpoints.save("weights", model.replace(model.network, changed))
+    folders.save("weights", model.replace(model.network, changed))
     assert prune.main([*flags, "--resume"]) == 0
     assert "the weights are not the stopped run's" in capsys.readouterr().err
     assert prune.main([*flags[:-1], "--out=b"]) == 0
@@ -340,11 +342,11 @@ import os, shutil, signal, sys
 from pathlib import Path
 import jax
 from ispasp_jax import checkpoints
-from ispasp_jax.commands.workspace import Workspace
+from ispasp_jax.cli.workspace import Workspace
 
 jax.devices()
 if sys.argv[1] == "renaming":
-    checkpoints._swap = lambda a, b: False
+    folders._swap = lambda a, b: False
 OUT, FILES = Path("out"), {"report.json": "{}", "model/config.json": "[]"}
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "ctypes.dlsym", "shutil")
 
@@ -403,7 +405,7 @@ def test_a_kill_while_delivering_leaves_the_old_or_the_new(how, tmp_path):
     if how == "swapping":
         for name in "ab":
             (tmp_path / name).mkdir()
-        if not checkpoints._swap(tmp_path / "a", tmp_path / "b"):
+        if not folders._swap(tmp_path / "a", tmp_path / "b"):
             pytest.skip("this disk cannot exchange two folders")
     command = [sys.executable, "-W", "ignore", "-c", DELIVERY, how]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}

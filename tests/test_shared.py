@@ -12,7 +12,8 @@ from naive_walk import Read, View
 from networks import NETWORKS, images_of, variables_of
 from programs import draw
 
-from ispasp_jax import InputError, criteria, graph, obs, prune
+from ispasp_jax import InputError, graph, prune
+from ispasp_jax.selection import criteria, obs
 from ispasp_jax.walk import walk
 
 #: The ResNet's first stream is read by three blocks and a projection.

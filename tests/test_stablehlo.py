@@ -15,8 +15,8 @@ import pytest
 from jax import export
 
 import ispasp_jax
-from ispasp_jax import stablehlo
 from ispasp_jax.errors import InputError
+from ispasp_jax.weights import stablehlo
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from networks import NETWORKS, images_of, variables_of
 from PIL import Image
 
 import ispasp_jax
-from ispasp_jax import budget, checkpoints, criteria, data, plan
-from ispasp_jax.commands import (
+from ispasp_jax import budget, data
+from ispasp_jax.cli import (
     budgets,
     content,
     curve_files,
@@ -31,8 +31,12 @@ from ispasp_jax.commands import (
     workspace,
 )
 from ispasp_jax.errors import InputError
-from ispasp_jax.groups import leaves
+from ispasp_jax.graph import plans
+from ispasp_jax.graph.by_hand import leaves
+from ispasp_jax.selection import criteria
+from ispasp_jax.training import States
 from ispasp_jax.walk import curves, walk
+from ispasp_jax.weights import folders
 
 
 @pytest.fixture
@@ -58,9 +62,9 @@ def stop(*_, **__):
 
 def shake(folder):
     """Other weights under the same path."""
-    model = checkpoints.load(folder)
+    model = folders.load(folder)
     changed = jax.tree.map(lambda a: a * 1.1 + 0.01, model.variables)
-    checkpoints.write(folder, model.replace(model.network, changed))
+    folders.write(folder, model.replace(model.network, changed))
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +172,7 @@ def test_the_dense_network_is_kept_for_these_images_and_settings(here, capsys):
 
 
 def test_training_goes_on_with_the_same_images_alone(here, monkeypatch, capsys):
-    monkeypatch.setattr("ispasp_jax.commands.dense.SECONDS_BETWEEN_STATES", 0)
+    monkeypatch.setattr("ispasp_jax.cli.dense.SECONDS_BETWEEN_STATES", 0)
     npz("d.npz")
     flags = ["--model=mlp", "--data=npz:d.npz", "--batch-size=64", "--epochs=2"]
     with monkeypatch.context() as patch:
@@ -332,17 +336,17 @@ def test_what_is_no_curve_is_one_sentence(key, value, words):
         curves.from_json(groups)
 
 
-PLAN = {"a": plan.Cut(5, np.array([0, 2, 3])), "b": plan.Cut(4, np.array([1]))}
+PLAN = {"a": plans.Cut(5, np.array([0, 2, 3])), "b": plans.Cut(4, np.array([1]))}
 
 
 @settings(max_examples=150)
-@given(damaged(json.dumps(plan.to_json(PLAN, "mlp"))))
+@given(damaged(json.dumps(plans.to_json(PLAN, "mlp"))))
 def test_a_damaged_plan_is_a_plan_or_an_error(text):
     try:
-        model, found = plan.from_json(json_files.parse(text))
+        model, found = plans.from_json(json_files.parse(text))
     except InputError:
         return
-    assert plan.from_json(plan.to_json(found, model))[0] == model
+    assert plans.from_json(plans.to_json(found, model))[0] == model
     for cut in found.values():
         assert cut.kept.dtype == np.int64 and type(cut.width) is int
 
@@ -453,7 +457,7 @@ def state(tmp_path_factory):
     """A training's state, and the file that it is kept in."""
     found = {"step": np.int32(7), "w": np.arange(12.0, dtype=np.float32).reshape(3, 4)}
     folder = tmp_path_factory.mktemp("states")
-    checkpoints.States(folder).save(3, found)
+    States(folder).save(3, found)
     return found, folder, (folder / "3").read_bytes()
 
 
@@ -468,7 +472,7 @@ def test_a_damaged_state_is_the_same_or_an_error(state, chosen):
         del data[place : place + chosen.draw(st.integers(0, 50))]
     (folder / "3").write_bytes(bytes(data))
     try:
-        found = checkpoints.States(folder).latest(expected)
+        found = States(folder).latest(expected)
     except InputError:
         return
     jax.tree.map(np.testing.assert_array_equal, found, expected)
@@ -479,9 +483,9 @@ def test_a_state_of_another_training_is_not_taken(state):
     (folder / "3").write_bytes(good)
     for change in ({"w": np.zeros((4, 4), np.float32)}, {"step": np.float32(0)}):
         with pytest.raises(InputError, match="of another training"):
-            checkpoints.States(folder).latest({**expected, **change})
+            States(folder).latest({**expected, **change})
     with pytest.raises(InputError, match="of another training"):
-        checkpoints.States(folder).latest({"step": expected["step"]})
+        States(folder).latest({"step": expected["step"]})
 
 
 def test_no_curves_of_other_widths_are_read(tmp_path):
@@ -489,7 +493,7 @@ def test_no_curves_of_other_widths_are_read(tmp_path):
     network = NETWORKS["mlp"]
     prep = data.Preprocessing(8, None, (0.5,), (0.5,))
     variables = variables_of(network, prep.shape)
-    model = checkpoints.Model("mlp", network, variables, prep)
+    model = folders.Model("mlp", network, variables, prep)
     args = prune.parser().parse_args(["--model=mlp"])
     held = good_curves()
     held["identity"]["widths"] = widths.scoped(args, model)

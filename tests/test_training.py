@@ -11,13 +11,13 @@ import optax
 import pytest
 from safetensors.numpy import load_file
 
-from ispasp_jax import checkpoints, graph, training
-from ispasp_jax.commands import prune, train
+from ispasp_jax import graph, training
+from ispasp_jax.cli import prune, train
 from ispasp_jax.data import Batch
 from ispasp_jax.errors import InputError
+from ispasp_jax.graph.by_hand import leaves, nested
 from ispasp_jax.graph.check import random_plan
-from ispasp_jax.groups import leaves, nested
-from ispasp_jax.training import Recipe, Teacher, TrainState
+from ispasp_jax.training import Recipe, States, Teacher, TrainState
 
 NETWORKS = networks.NETWORKS
 STEPS, SIZE = 4, 6
@@ -207,7 +207,7 @@ def test_states_come_back_from_disk(ema, tmp_path):
         network, recipe, transformation, networks.variables_of(network)
     )
     state = trained(network, transformation, recipe, start)
-    states = checkpoints.States(tmp_path / "states")
+    states = States(tmp_path / "states")
     states.save(0, state)
     found = states.latest(start)
     states.close()
@@ -324,7 +324,7 @@ def test_the_teachers_variables_are_arguments():
 def here(tmp_path, monkeypatch):
     """An empty present folder; training states are kept after every epoch."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ispasp_jax.commands.dense.SECONDS_BETWEEN_STATES", 0)
+    monkeypatch.setattr("ispasp_jax.cli.dense.SECONDS_BETWEEN_STATES", 0)
     return tmp_path
 
 

@@ -10,9 +10,9 @@ import pytest
 from flax import nnx
 from flax.core import FrozenDict
 
-from ispasp_jax import groups, trees
 from ispasp_jax.errors import InputError
-from ispasp_jax.groups import Group
+from ispasp_jax.graph import by_hand, trees
+from ispasp_jax.graph.by_hand import Group
 
 KEPT = np.array([0, 2, 5])
 
@@ -136,12 +136,12 @@ def test_any_tree_is_cut_and_masked(name, on_device, kept):
         )
     alive = np.isin(np.arange(6), KEPT)
     given = {"list": [0, 2, 5], "mask": alive, "jax": jnp.asarray(KEPT)}.get(kept, KEPT)
-    assert groups.width(tree, group) == 6
-    taken, masked = groups.take(tree, group, given), groups.mask(tree, group, given)
+    assert by_hand.width(tree, group) == 6
+    taken, masked = by_hand.take(tree, group, given), by_hand.mask(tree, group, given)
     assert_same(taken, expected(tree, cuts, masked=False))
     assert_same(masked, expected(tree, cuts, masked=True))
     if name != "abstract":
-        assert_same(groups.take(masked, group, given), taken)
+        assert_same(by_hand.take(masked, group, given), taken)
     kinds = [type(leaf) for leaf in jax.tree.leaves(tree)]
     assert [type(leaf) for leaf in jax.tree.leaves(taken)] == kinds
     assert [type(leaf) for leaf in jax.tree.leaves(masked)] == kinds
@@ -150,14 +150,14 @@ def test_any_tree_is_cut_and_masked(name, on_device, kept):
 def test_nan_is_masked():
     tree = {"w": np.array([1.0, np.nan, 2.0])}
     group = Group("g", axes=(("w", 0),))
-    np.testing.assert_array_equal(groups.mask(tree, group, [0, 2])["w"], [1, 0, 2])
+    np.testing.assert_array_equal(by_hand.mask(tree, group, [0, 2])["w"], [1, 0, 2])
 
 
 def test_states_and_modules_of_nnx():
     module = nnx.Linear(3, 6, rngs=nnx.Rngs(0))
     group = Group("g", axes=(("*/value", -1),))
     for tree in (nnx.state(module), module):
-        cut = groups.take(tree, group, KEPT)
+        cut = by_hand.take(tree, group, KEPT)
         assert type(cut) is type(tree)
         np.testing.assert_array_equal(cut.kernel[...], module.kernel[...][:, KEPT])
         np.testing.assert_array_equal(cut.bias[...], module.bias[...][KEPT])
@@ -168,10 +168,10 @@ def test_frozen_variables_stay_frozen():
     layers = {"a": {"kernel": dense(3, 6), "bias": vector()}, "b": {"w": dense(6, 2)}}
     variables = FrozenDict({"params": layers, "batch_stats": {"a": {"mean": vector()}}})
     group = Group("a", axes=(("a/*", -1), ("b/w", -2)))
-    cut = groups.take(variables, group, KEPT)
-    assert isinstance(cut, FrozenDict) and groups.width(cut, group) == len(KEPT)
+    cut = by_hand.take(variables, group, KEPT)
+    assert isinstance(cut, FrozenDict) and by_hand.width(cut, group) == len(KEPT)
     assert cut["batch_stats"]["a"]["mean"].shape == (len(KEPT),)
-    assert_same(cut.unfreeze(), groups.take(variables.unfreeze(), group, KEPT))
+    assert_same(cut.unfreeze(), by_hand.take(variables.unfreeze(), group, KEPT))
 
 
 W = {"w": dense(3, 6), "b": vector(), "n": np.int32(3), "f": print}
@@ -217,7 +217,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("change", [groups.take, groups.mask])
+@pytest.mark.parametrize("change", [by_hand.take, by_hand.mask])
 @pytest.mark.parametrize("tree, axes, kept, words", BAD.values(), ids=BAD)
 def test_both_refuse_in_the_same_words(tree, axes, kept, words, change):
     group = Group("hidden.0", axes=axes)
@@ -227,7 +227,7 @@ def test_both_refuse_in_the_same_words(tree, axes, kept, words, change):
     assert "\n" not in said and ("hidden.0" in said or "pytree" in said)
 
 
-@pytest.mark.parametrize("change", [groups.take, groups.mask])
+@pytest.mark.parametrize("change", [by_hand.take, by_hand.mask])
 def test_what_is_kept_is_known_outside_jit(change):
     group = Group("g", axes=AXES)
     tree = {"w": W["w"], "b": W["b"]}

@@ -12,11 +12,12 @@ from naive_walk import Read, View
 from networks import NETWORKS, images_of, variables_of
 
 import ispasp_jax
-from ispasp_jax import criteria, graph, plan
-from ispasp_jax.graph import Cut
+from ispasp_jax import graph
+from ispasp_jax.graph import Cut, plans
 from ispasp_jax.graph.check import random_plan
-from ispasp_jax.ispasp import ispasp
-from ispasp_jax.problem import Criterion
+from ispasp_jax.selection import criteria
+from ispasp_jax.selection.algorithm_1 import ispasp
+from ispasp_jax.selection.criterion import Criterion
 from ispasp_jax.walk import pieces, walk
 
 #: By group its width and who reads it; written down by hand, in order.
@@ -323,10 +324,10 @@ def test_a_plan_that_is_given_is_cut_and_nothing_is_selected(make):
     decided = {name: cut for name, cut in drawn.items() if cut.size < cut.width}
     assert len(decided) >= len(traced) - 1
 
-    def select(problem, size):
+    def select(hidden, least_squares, size):
         raise AssertionError("nothing is to be selected")
 
-    criterion = Criterion(select, needs=frozenset({"hidden", "least_squares"}))
+    criterion = Criterion(select)
     for repair in ("none", "lsq"):
         found = ispasp_jax.prune(
             model,
@@ -356,7 +357,7 @@ def test_pruning_twice_composes():
     for name, cut in two.plan.items():
         width = int(0.6 * traced[name].width)
         assert (cut.width, cut.size) == (width, width // 2)
-    at_once = plan.apply(plan.compose(one.plan, two.plan), traced, variables)
+    at_once = plans.apply(plans.compose(one.plan, two.plan), traced, variables)
     assert_equal(at_once, two.variables)
 
 

@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from ispasp_jax import graph, hub, models, weight_files, weights
-from ispasp_jax.commands import dense
+from ispasp_jax import graph, models, weights
+from ispasp_jax.cli import dense
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph.check import random_plan
+from ispasp_jax.weights import hub
 
 SIZE, CLASSES = 64, 7
 DEPTHS = {"18": (2, 2, 2, 2), "34": (3, 4, 6, 3), "50": (3, 4, 6, 3), "20": (3, 3, 3)}

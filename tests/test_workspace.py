@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 
 import ispasp_jax
-from ispasp_jax import checkpoints, plan, training
-from ispasp_jax.commands import dense, locks, prune, train, walk_store, workspace
+from ispasp_jax import training
+from ispasp_jax.cli import dense, locks, prune, train, walk_store, workspace
+from ispasp_jax.training import States
+from ispasp_jax.weights import folders
 
 ROOT = Path(__file__).parents[1]
 PARTIAL = Path(".out.partial")
@@ -171,7 +173,7 @@ def test_a_place_that_is_no_new_folder_is_left_alone(
         assert words in said(capsys)
     assert {p.name: os.lstat(p).st_mtime_ns for p in here.iterdir()} == before
     if Path("out").is_symlink():
-        model = checkpoints.load(trained)
+        model = folders.load(trained)
         with pytest.raises(ispasp_jax.InputError, match="symbolic link"):
             ispasp_jax.save("out", model)
         assert Path("out").is_symlink()
@@ -196,7 +198,7 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
         ((walk_store, "_save"), False),
         slow((plan, "verify"), True, id="plan"),
         slow((checkpoints, "write"), True, id="network"),
-        ((checkpoints.States, "save"), True),
+        ((States, "save"), True),
         slow((workspace.Workspace, "deliver"), True, id="result"),
     ],
 )
@@ -278,7 +280,7 @@ def test_a_run_says_what_it_replaces_and_all_that_it_saves(trained, here, capsys
     assert prune.main([*flags_of(trained), "--keep=0.3", "--method=l1"]) == 0
     text = capsys.readouterr().err
     assert "out holds a run of ispasp on digits, seed 0, 9,610 parameters" in text
-    assert "saved in out: model, plan.json, report.json" in text
+    assert "saved in out: model, plans.json, report.json" in text
     assert listing(Path("out")) == ["model", "plan.json", "report.json"]
 
 

@@ -15,7 +15,7 @@ from ispasp_jax.graph.narrowing import narrow
 from ispasp_jax.graph.pieces import Piece, pieces
 from ispasp_jax.graph.rules import RULES, rule
 from ispasp_jax.graph.traced import Traced, trace
-from ispasp_jax.trees import key_path
+from ispasp_jax.graph.trees import key_path
 
 __all__ = [
     "RULES",

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int
 
-from ispasp_jax import trees
 from ispasp_jax.errors import InputError
+from ispasp_jax.graph import trees
 from ispasp_jax.graph.atoms import Atom, root
 
 _KEYS = jax.dtypes.prng_key

@@ -23,7 +23,7 @@ from ispasp_jax.graph.cut import Masks, Plan
 from ispasp_jax.graph.program import CALLS, Equation, Program, Value, program
 from ispasp_jax.graph.rules import RULES
 from ispasp_jax.graph.traced import Traced
-from ispasp_jax.trees import key_path
+from ispasp_jax.graph.trees import key_path
 
 
 def narrow(function: Callable[..., Any], traced: Traced, plan: Plan):

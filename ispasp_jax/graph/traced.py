@@ -14,7 +14,7 @@ from ispasp_jax.graph.cut import Masks, Plan
 from ispasp_jax.graph.groups import Group, Whole
 from ispasp_jax.graph.names import Names, rename
 from ispasp_jax.graph.program import ClosedJaxpr, Program, Value, program
-from ispasp_jax.trees import key_path
+from ispasp_jax.graph.trees import key_path
 
 #: First keys of Linen's and Haiku's trees that name a collection, not a module.
 COLLECTIONS = ("params", "batch_stats", "0", "1")

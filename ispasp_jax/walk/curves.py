@@ -17,11 +17,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from ispasp_jax import obs
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph import Group, Traced
 from ispasp_jax.graph.program import Value
-from ispasp_jax.problem import LeastSquares
+from ispasp_jax.selection import obs
+from ispasp_jax.selection.problem import LeastSquares
 from ispasp_jax.walk import consumers, flat, inputs, repair, sites, streams
 from ispasp_jax.walk.consumers import Unreached
 from ispasp_jax.walk.moments import measure

@@ -23,8 +23,9 @@ from ispasp_jax.errors import InputError
 from ispasp_jax.graph import Cut, Group, Plan, Traced, cut, key_path
 from ispasp_jax.graph.atoms import Atom
 from ispasp_jax.graph.program import Value
-from ispasp_jax.ispasp import ispasp
-from ispasp_jax.problem import LABELLED, Criterion
+from ispasp_jax.selection.algorithm_1 import ispasp
+from ispasp_jax.selection.criterion import Criterion
+from ispasp_jax.selection.problem import LABELLED
 from ispasp_jax.walk import (
     consumers,
     flat,

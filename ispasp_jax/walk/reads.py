@@ -13,7 +13,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph import Group, Plan
-from ispasp_jax.problem import Criterion, LeastSquares, batch_sum
+from ispasp_jax.selection.criterion import Criterion
+from ispasp_jax.selection.problem import LeastSquares, batch_sum
 from ispasp_jax.walk import consumers, repair, sites
 from ispasp_jax.walk.moments import Folds, Moments, rows
 from ispasp_jax.walk.pieces import compiled

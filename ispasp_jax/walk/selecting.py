@@ -23,12 +23,7 @@ from jaxtyping import Array, Float
 from ispasp_jax import devices
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph import Cut, Group
-from ispasp_jax.problem import (
-    Problem,
-    Selection,
-    Unsuited,
-    checked,
-)
+from ispasp_jax.selection.problem import Problem, Selection, Unsuited, checked
 from ispasp_jax.walk import sites
 from ispasp_jax.walk.flat import Flat
 from ispasp_jax.walk.pieces import compiled

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pictures import noise
 
-from ispasp_jax.commands import prune, train
+from ispasp_jax.cli import prune, train
 
 
 @pytest.fixture

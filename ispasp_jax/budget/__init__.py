@@ -1,0 +1,28 @@
+"""Budgets: from what a user asks to a number of channels for every group.
+
+cost     multiply-adds and parameters, as polynomials of the groups' sizes
+latency  the same for milliseconds, measured on the present device
+ratios   keep ratios to sizes
+targets  what a budget asks
+solve    targets to sizes that differ by group, by the curves of the walk
+"""
+
+from ispasp_jax.budget.ratios import Keep, rounded, sizes, widths_of
+from ispasp_jax.budget.solve import candidates, feasible, solve
+from ispasp_jax.budget.targets import KINDS, ROUND_TO, Asked, Budget, Target, target
+
+__all__ = [
+    "KINDS",
+    "ROUND_TO",
+    "Asked",
+    "Budget",
+    "Keep",
+    "Target",
+    "candidates",
+    "feasible",
+    "rounded",
+    "sizes",
+    "solve",
+    "target",
+    "widths_of",
+]

@@ -1,0 +1,138 @@
+"""What a model costs in time, measured on the present device."""
+
+import functools
+import math
+import operator
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+
+from ispasp_jax.budget.cost import BySize
+from ispasp_jax.graph import Group, Piece, Traced, pieces, widths
+
+#: How often a program is timed, each time a pass behind one that warms up; and how
+#: often that again where a half of the channels seems to take longer than all.
+_ROUNDS, _TRIES = 12, 4
+
+
+def seconds(function: Callable, *arguments, repeats: int = 5) -> float:
+    """Median seconds of a call after one that warms up, results waited for."""
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def latencies(
+    models: Sequence[tuple[Callable[..., Any], Any]],
+    input_shape: tuple[int, ...],
+    batch_size: int = 1,
+    repeats: int = 9,
+) -> list[float]:
+    """Median milliseconds of a forward pass of each model on the present device.
+
+    The models take turns, so that what else the machine does slows all of them alike.
+
+    Args:
+      models: functions of (variables, images), and their variables.
+      input_shape: (height, width, channels) of an image.
+      batch_size: images a pass.
+      repeats: how many passes are timed, after one that compiles.
+    """
+    images = jax.device_put(np.zeros((batch_size, *input_shape), np.float32))
+    passes = [
+        functools.partial(jax.jit(function), jax.device_put(variables), images)
+        for function, variables in models
+    ]
+    times = [
+        [seconds(forward, repeats=1) for forward in passes] for _ in range(repeats)
+    ]
+    return [1e3 * statistics.median(column) for column in zip(*times, strict=True)]
+
+
+def latency_by_size(
+    traced: Traced, batch_size: int, groups: Iterable[Group] | None = None
+) -> BySize:
+    """Milliseconds of a forward pass on the present device by the groups' sizes, linear
+    between two points that are measured: the whole model, and the model with a half of
+    every group. What each group has of the difference is timed on the equations that
+    its channels go through, with them and with a half of them; equal ones once.
+
+    Args:
+      traced: the model.
+      batch_size: examples a pass.
+      groups: that may be cut; None: all.
+    """
+    groups = [g for g in (traced.groups if groups is None else groups) if g.width > 1]
+    plan = widths.first(traced, {g.name: g.width - g.width // 2 for g in groups})
+    whole, own = pieces(traced, plan, *_batches(traced, batch_size))
+    timed = _Timed()
+    full, half = timed(whole)
+    # Fewer channels that take longer are noise, or do not pay.
+    saved = {name: max(operator.sub(*timed(own[name])), 0.0) for name in plan}
+    total = sum(saved.values())
+    slope = {n: saved[n] / (cut.width - cut.size) for n, cut in plan.items()}
+    all_of_it = sum(slope[n] * cut.width for n, cut in plan.items())
+    # No channels take some time, never less than none.
+    share = min(max(full - half, 0.0) / total, full / all_of_it) if total else 0.0
+    terms = {(name,): share * each for name, each in slope.items()}
+    constant = max(full - share * all_of_it, 0.0)
+    return BySize({g.name: g.width for g in groups}, {(): constant, **terms})
+
+
+def _batches(traced: Traced, size: int) -> list[jax.ShapeDtypeStruct]:
+    """Shapes of the model's inputs for a batch of this size."""
+    traced_at = next(x.shape[0] for x in jax.tree.leaves(traced.inputs) if x.shape)
+
+    def sized(x):
+        if x.shape[:1] != (traced_at,):
+            return x
+        return jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype)
+
+    return jax.tree.map(sized, list(traced.inputs))
+
+
+class _Timed:
+    """Milliseconds of pieces, full and cut; equal ones are timed once."""
+
+    def __init__(self):
+        self._known: dict[tuple[str, str], tuple[float, float]] = {}
+
+    def __call__(self, piece: Piece) -> tuple[float, float]:
+        texts = str(piece.full.jaxpr), str(piece.cut.jaxpr)
+        if texts not in self._known:
+            passes = [_forward(closed) for closed in piece]
+            # In turns, and the least: what else the machine does makes a pass slower,
+            # never faster. Fewer channels that take longer are timed again.
+            full = cut = math.inf
+            for done in range(_TRIES * _ROUNDS):
+                if done % _ROUNDS == 0 and cut < full:
+                    break
+                full, cut = (
+                    min(least, 1e3 * seconds(forward, repeats=1))
+                    for least, forward in zip((full, cut), passes, strict=True)
+                )
+            self._known[texts] = full, cut
+        return self._known[texts]
+
+
+def _forward(closed: ClosedJaxpr) -> Callable[[], Any]:
+    arrays = [filled(value.aval) for value in closed.jaxpr.invars]
+    return functools.partial(jax.jit(jaxpr_as_fun(closed)), *arrays)
+
+
+def filled(like: Any) -> jax.Array:
+    """An array to time with: small numbers, indices that are there, keys."""
+    if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+        keys = jax.random.split(jax.random.key(0), like.shape or 1)
+        return keys if like.shape else jax.random.key(0)
+    value = 0.01 if jnp.issubdtype(like.dtype, jnp.inexact) else 0
+    return jnp.full(like.shape, value, like.dtype)

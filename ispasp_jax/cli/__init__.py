@@ -1,0 +1,1 @@
+"""The commands: flags, runs that can be stopped, and what they leave behind."""

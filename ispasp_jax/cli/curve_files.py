@@ -1,0 +1,176 @@
+"""curves.json as the commands read and write it: curves, and what they were measured
+on, so that they answer for that network and those images alone.
+"""
+
+import json
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ispasp_jax.budget.cost import BySize
+from ispasp_jax.cli import content, json_files, widths
+from ispasp_jax.errors import InputError
+from ispasp_jax.walk import curves
+from ispasp_jax.weights.folders import Model, fingerprint
+
+#: What a run calls its curves.
+CURVES = "curves.json"
+_EXPECTED = f"the {CURVES} of a run of prune.py with --target or --tolerance"
+
+
+def identity(
+    args: Namespace, model: Model, batches: list[np.ndarray]
+) -> dict[str, Any]:
+    """What curves depend on, by content.
+
+    Args:
+      args: the flags.
+      model: the network.
+      batches: calibration images, preprocessed.
+    """
+    found = {
+        "model": model.name,
+        "options": dict(model.options),
+        "widths": widths.scoped(args, model),
+        "weights": fingerprint(model.variables),
+        "images": content.of_batches(batches),
+        "precision": args.precision,
+        "repaired": args.repair == "lsq",
+    }
+    return json.loads(json.dumps(found))
+
+
+def given(args: Namespace, model: Model) -> dict[str, Any] | None:
+    """The curves of --curves, or None without it: what curves.json holds, with "curves"
+    as Curves.
+
+    Raises:
+      InputError: they cannot be read, or are of another network.
+    """
+    if args.curves is None:
+        return None
+    try:
+        return _fitting(args, args.curves, model)
+    except InputError as error:
+        raise InputError(f"--curves {args.curves} cannot be used: {error}") from error
+
+
+def fingerprint_of(path: Path) -> str:
+    """Of the file of --curves, whatever it holds.
+
+    Raises:
+      InputError: it cannot be read.
+    """
+    try:
+        return content.of_arrays([np.frombuffer(path.read_bytes(), np.uint8)])
+    except OSError as error:
+        raise InputError(
+            f"--curves {path} cannot be used ({error.strerror}); expected {_EXPECTED}."
+        ) from error
+
+
+def beside(args: Namespace, folder: Path, model: Model) -> dict[str, Any] | None:
+    """The curves in a run's folder, whatever they were measured on; None if none are.
+
+    Raises:
+      InputError: they are damaged, or of another network.
+    """
+    path = folder / CURVES
+    return _fitting(args, path, model) if path.exists() else None
+
+
+def answers(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether curves of the one identity do for the other: all is equal, and they are
+    of all groups of the other, at least.
+    """
+    groups = wanted["widths"].items() <= there.get("widths", {}).items()
+    return groups and {**there, "widths": wanted["widths"]} == wanted
+
+
+def _fitting(args: Namespace, path: Path, model: Model) -> dict[str, Any]:
+    held = json_files.read(path, _EXPECTED, from_json)
+    there, lengths = (
+        held["identity"],
+        {name: len(curve.order) for name, curve in held["curves"].items()},
+    )
+    before, wanted = there.get("widths"), widths.scoped(args, model)
+    fits = isinstance(before, dict) and wanted.items() <= before.items()
+    if there.get("model") != model.name or not fits:
+        raise InputError(
+            f"{path} holds curves of {there.get('model')!r} with other groups or "
+            f"widths than this {model.name} is to be cut in; give curves of this "
+            "network, or measure them again."
+        )
+    unknown = [name for name, d in lengths.items() if model.widths.get(name) != d]
+    if unknown:
+        raise InputError(
+            f"{path} holds a curve of group {unknown[0]!r} with {lengths[unknown[0]]} "
+            f"channels, which {model.name} does not have; measure them again."
+        )
+    return held
+
+
+def to_json(held: Mapping[str, Any]) -> dict[str, Any]:
+    """What curves.json holds, for JSON."""
+    kept = {key: held[key] for key in held if key not in ("curves", "sum")}
+    found = {**kept, "groups": curves.to_json(held["curves"])}
+    return {**found, "sum": _sum(found)}
+
+
+def from_json(data: Any) -> dict[str, Any]:
+    """What curves.json holds, with "curves" as Curves.
+
+    Raises:
+      InputError: it does not hold curves, or a byte of it has changed.
+    """
+    if not isinstance(data, dict) or data.get("format") != 1:
+        raise InputError("not curves of format 1")
+    if not isinstance(data.get("identity"), dict):
+        raise InputError("not curves: it does not say what they were measured on")
+    if "sum" in data and data["sum"] != _sum(data):
+        raise InputError("damaged: its content does not have the sum that it names")
+    found = {key: data[key] for key in data if key not in ("groups", "sum")}
+    found["curves"] = curves.from_json(data.get("groups"))
+    if "latency" in found:
+        if "slope" in (found["latency"] or {}):  # of an earlier version: timed again
+            del found["latency"]
+        else:
+            _check_latency(found["latency"])
+    return found
+
+
+def _sum(data: Mapping[str, Any]) -> str:
+    text = json.dumps({k: data[k] for k in data if k != "sum"}, sort_keys=True)
+    return content.of_text(text)
+
+
+def latency(held: Mapping[str, Any], here: Mapping[str, Any]) -> BySize | None:
+    """Latencies that were timed before, where they agree with `here`: device, batch
+    size and widths.
+    """
+    there = held.get("latency")
+    if not there or any(there.get(key) != value for key, value in here.items()):
+        return None
+    terms = {tuple(names): milliseconds for names, milliseconds in there["terms"]}
+    return BySize(there["widths"], terms)
+
+
+def latency_to_json(found: BySize, here: Mapping[str, Any]) -> dict[str, Any]:
+    """Timed latencies as curves.json has them, with what they were timed on."""
+    terms = [[list(names), value] for names, value in found.terms.items()]
+    return {**here, "widths": found.widths, "terms": terms}
+
+
+def _check_latency(there: Any) -> None:
+    """Raises InputError where they are none."""
+    try:
+        for names, value in there["terms"]:
+            if not all(type(there["widths"][name]) is int for name in names):
+                raise ValueError
+            if type(value) not in (int, float) or not np.isfinite(value):
+                raise ValueError
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise InputError("not curves: its latencies are damaged") from None

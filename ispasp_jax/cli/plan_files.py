@@ -1,0 +1,103 @@
+"""plan.json as the commands read and write it.
+
+A run writes plan.json, in coordinates of the network that it pruned. If that network
+was itself left by a run of prune.py, it also writes plan_from_dense.json: all cuts so
+far as one plan, in coordinates of the network at the architecture's own widths.
+"""
+
+from argparse import Namespace
+from pathlib import Path
+
+from ispasp_jax.cli import json_files, widths
+from ispasp_jax.cli.workspace import Workspace
+from ispasp_jax.errors import InputError
+from ispasp_jax.graph import plans
+from ispasp_jax.graph.plans import Plan
+from ispasp_jax.weights import folders
+from ispasp_jax.weights.folders import CONFIG, Model
+
+#: What a run calls its plans.
+PLAN, FROM_DENSE = "plan.json", "plan_from_dense.json"
+
+
+def given(args: Namespace) -> Plan | None:
+    """The plan of --plan, for the model of --model; None without --plan.
+
+    Raises:
+      InputError: the file cannot be read, is no plan, or is for another model.
+    """
+    return None if args.plan is None else _read(args.plan, args.model, "--plan ")
+
+
+def sizes(args: Namespace, plan: Plan, model: Model) -> dict[str, int]:
+    """Channels that the plan of --plan keeps in every group that it cuts, or that the
+    flags would let be cut.
+
+    Raises:
+      InputError: it does not fit the model.
+    """
+    try:
+        plans.check(plan, model.traced)
+    except InputError as error:
+        raise InputError(f"--plan {args.plan}: {error}") from error
+    kept = {name: cut.size for name, cut in plan.items()}
+    found = {**widths.scoped(args, model), **kept}
+    return {name: found[name] for name in model.widths if name in found}
+
+
+def write(work: Workspace, weights: str | None, model: Model, plan: Plan) -> str | None:
+    """Writes a run's plans.
+
+    Args:
+      work: where to.
+      weights: --weights.
+      model: the network that was pruned.
+      plan: what was cut.
+
+    Returns:
+      Why plan_from_dense.json could not be written, if so.
+    """
+    work.write(PLAN, plans.to_json(plan, model.name))
+    try:
+        before = _before(weights, model) if weights else None
+    except InputError as error:
+        return f"{FROM_DENSE} is left out: {error}"
+    if before is not None:
+        whole = plans.compose(before, plan)
+        work.write(FROM_DENSE, plans.to_json(whole, model.name))
+    return None
+
+
+def _before(weights: str, model: Model) -> Plan | None:
+    """The plan that led from the architecture's own widths to these weights; None if
+    they are not in a folder that prune.py left.
+    """
+    folder = folders.folder_of(weights) or Path(weights)
+    folder = folder.parent if folder.name == "model" else folder
+    found = [folder / n for n in (FROM_DENSE, PLAN) if (folder / n).is_file()]
+    if not found or not (folder / "model" / CONFIG).is_file():
+        return None
+    plan = _read(found[0], model.name)
+    plans.check(plan, model.dense)
+    dense = {group.name: group.width for group in model.dense.groups}
+    left = dense | {name: cut.size for name, cut in plan.items()}
+    if left != model.dense_widths:
+        raise InputError(
+            f"{found[0]} does not lead from a dense {model.name} to the network beside "
+            "it."
+        )
+    return plan
+
+
+def _read(path: Path, model: str, what: str = "") -> Plan:
+    expected = "the plan.json of a run of prune.py"
+    try:
+        name, plan = json_files.read(path, expected, plans.from_json)
+    except InputError as error:
+        raise InputError(f"{what}{error}") from error
+    if name != model:
+        raise InputError(
+            f"{what}{path} is a plan for {name}, not for {model}; give a plan for that "
+            "model, or another --model."
+        )
+    return plan

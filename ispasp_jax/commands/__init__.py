@@ -1,1 +1,0 @@
-"""The commands train.py and prune.py: flags -> functions."""

@@ -1,0 +1,30 @@
+"""What a run says: progress while it runs, a report for machines, tables for people.
+Plots (report.plots) need the [plots] extra.
+"""
+
+from ispasp_jax.report.progress import say, track
+from ispasp_jax.report.tables import (
+    budget_table,
+    cost_table,
+    device,
+    groups,
+    plan_table,
+    stage_table,
+    summary,
+    table,
+    versions,
+)
+
+__all__ = [
+    "budget_table",
+    "cost_table",
+    "device",
+    "groups",
+    "plan_table",
+    "say",
+    "stage_table",
+    "summary",
+    "table",
+    "track",
+    "versions",
+]

@@ -1,0 +1,37 @@
+"""Training: recipes, steps, epochs, and the states that a stopped run goes on from."""
+
+from ispasp_jax.training.loop import (
+    AfterEpoch,
+    Recipe,
+    Score,
+    Teacher,
+    TrainState,
+    cross_entropy,
+    cut_state,
+    distillation,
+    evaluate,
+    evaluation_step,
+    fit,
+    optimizer,
+    start,
+    train_step,
+)
+from ispasp_jax.training.states import States
+
+__all__ = [
+    "AfterEpoch",
+    "Recipe",
+    "Score",
+    "States",
+    "Teacher",
+    "TrainState",
+    "cross_entropy",
+    "cut_state",
+    "distillation",
+    "evaluate",
+    "evaluation_step",
+    "fit",
+    "optimizer",
+    "start",
+    "train_step",
+]

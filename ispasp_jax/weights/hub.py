@@ -1,0 +1,152 @@
+"""The Hugging Face Hub, which is used only where weights are given as hf:REPO."""
+
+import math
+import os
+import socket
+import urllib.parse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ispasp_jax import json_text
+from ispasp_jax.errors import InputError
+from ispasp_jax.weights import descriptions
+
+#: Seconds to wait for the Hub to answer before it is taken to be out of reach; the
+#: package's own attempts take 23 s to fail.
+PATIENCE = 3.0
+
+
+def fetch(source: str) -> tuple[Path, dict[str, Any]]:
+    """The Hub's model.safetensors as a local file, and what its config.json says.
+
+    Args:
+      source: hf:REPO[@REVISION]. Without a revision, what the cache has is used.
+
+    Raises:
+      InputError: no huggingface_hub, no network, or no such file on the Hub.
+    """
+    repo, _, revision = source.removeprefix("hf:").partition("@")
+    try:
+        import huggingface_hub
+        from huggingface_hub import constants, errors
+    except ImportError as error:
+        raise InputError(
+            f"weights {source}: the package huggingface_hub is not installed; "
+            "pip install 'ispasp_jax[hub]', or download model.safetensors yourself and "
+            "give its path."
+        ) from error
+
+    def download(name, **options):
+        found = huggingface_hub.hf_hub_download(
+            repo, name, revision=revision or None, **options
+        )
+        return Path(found)
+
+    def find(name):
+        """The file, or None where the repository has none of that name."""
+        try:
+            return download(name, local_files_only=True)
+        except errors.LocalEntryNotFoundError:
+            if constants.HF_HUB_OFFLINE or not _reachable(constants.ENDPOINT):
+                raise
+        try:
+            return download(name)
+        except errors.LocalEntryNotFoundError:
+            raise  # the connection failed
+        except errors.EntryNotFoundError:
+            return None
+
+    try:
+        path = find("model.safetensors")
+        try:
+            config = find("config.json") if path else None
+        except errors.LocalEntryNotFoundError:
+            config = None  # the weights can be used without it
+    except errors.HFValidationError as error:
+        raise InputError(
+            f"weights {source}: {repo!r} is no name of a repository; expected "
+            "hf:OWNER/NAME[@REVISION], such as hf:timm/resnet34.tv_in1k."
+        ) from error
+    except errors.LocalEntryNotFoundError as error:
+        raise InputError(
+            f"weights {source}: the Hub cannot be reached and its cache has no "
+            "model.safetensors of this repository; connect (and unset HF_HUB_OFFLINE), "
+            "or download the file elsewhere and give its path."
+        ) from error
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+        raise InputError(
+            f"weights {source}: the Hub has no such repository or revision, or it is "
+            "private; check the name, or log in with `hf auth login`."
+        ) from error
+    except Exception as error:  # of the HTTP library beneath, of any kind
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"weights {source}: the download failed ({reason}); try again, or download "
+            "model.safetensors yourself and give its path."
+        ) from error
+    if path is None:
+        raise InputError(
+            f"weights {source}: the repository has no model.safetensors; name one that "
+            "has, such as timm's, or download and convert its weights yourself."
+        )
+    try:
+        about = json_text.read(config) if config else {}
+    except (OSError, InputError) as error:
+        raise InputError(
+            f"weights {source}: its config.json is {error}; delete {config} so that it "
+            "is fetched again."
+        ) from error
+    return path, preprocessing(about, f"weights {source}")
+
+
+def _reachable(endpoint: str) -> bool:
+    proxies = ("https_proxy", "http_proxy", "all_proxy")
+    if any(os.environ.get(name) or os.environ.get(name.upper()) for name in proxies):
+        return True  # a direct connection would tell nothing
+    url = urllib.parse.urlsplit(endpoint)
+    port = url.port or (80 if url.scheme == "http" else 443)
+    try:
+        socket.create_connection((url.hostname, port), PATIENCE).close()
+        return True
+    except OSError:
+        return False
+
+
+def preprocessing(config: Any, source: str) -> dict[str, Any]:
+    """What timm's config.json says of inputs and outputs, in our words.
+
+    `resize`, the shorter side in pixels before the centre crop, is
+    floor(image_size / crop_pct), as timm computes it.
+
+    Raises:
+      InputError: it says what cannot be.
+    """
+    try:
+        found = _translated(config)
+        return descriptions.checked(found)
+    except (InputError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
+        why = str(e).removesuffix(".")
+    except (KeyError, IndexError):
+        why = "an input_size without numbers"
+    raise InputError(
+        f"{source}: its config.json cannot be followed ({why}); put that right, or "
+        "give the weights without it."
+    )
+
+
+def _translated(config: Mapping[str, Any]) -> dict[str, Any]:
+    given = {**config, **config.get("pretrained_cfg", {})}
+    # The top level is what was trained; pretrained_cfg may tell of an earlier training.
+    for key in ("num_classes", "architecture"):
+        given[key] = config.get(key, given.get(key))
+    found = {
+        key: given.get(key) for key in ("architecture", "num_classes", "interpolation")
+    }
+    for key in ("mean", "std"):
+        found[key] = None if given.get(key) is None else tuple(given[key])
+    if given.get("input_size") is not None:
+        found["image_size"] = given["input_size"][-1]
+        if given.get("crop_pct"):
+            found["resize"] = math.floor(found["image_size"] / given["crop_pct"])
+    return {key: value for key, value in found.items() if value is not None}

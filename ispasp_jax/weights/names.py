@@ -1,0 +1,291 @@
+"""Trained weights: others' into our trees, ours into files for PyTorch.
+
+Our trees are named so that torchvision's names follow: "layer1.0/conv1/kernel" of the
+params is "layer1.0.conv1.weight" with axes OIHW. Whatever names come in (torchvision's;
+those that `models.aliases` knows, such as timm's; "/"-joined paths of Flax)
+are turned into torchvision's, layout included, and compared with what is expected.
+
+PyTorch loads what `save_safetensors` wrote into layers as narrow as their tensors; here
+torchvision's network, whatever was pruned in it:
+
+    model = torchvision.models.resnet34()
+    for name, tensor in safetensors.torch.load_file("pruned.safetensors").items():
+        module, _, leaf = name.rpartition(".")
+        layer = model.get_submodule(module)
+        is_buffer = leaf.startswith("running_")
+        setattr(layer, leaf, tensor if is_buffer else torch.nn.Parameter(tensor))
+        if getattr(layer, "groups", 1) > 1:  # a depthwise convolution
+            layer.groups = len(tensor)
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Shaped
+
+from ispasp_jax.errors import InputError
+from ispasp_jax.graph.adapters import initialise
+from ispasp_jax.graph.by_hand import leaves
+from ispasp_jax.models import aliases as other_names
+from ispasp_jax.models import shapes
+from ispasp_jax.weights.files import HEADER, read, weights_of
+from ispasp_jax.weights.tensors import as_float32, some, write_whole
+
+__all__ = [
+    "classes",
+    "read",
+    "save_safetensors",
+    "to_torchvision",
+    "to_tree",
+    "to_variables",
+]
+
+Arrays = Mapping[str, Shaped[np.ndarray, "..."]]
+
+#: Flax's name of an array in its module -> torch's.
+LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+
+
+def to_variables(
+    arrays: Arrays,
+    network: nn.Module,
+    input_shape: tuple[int, ...],
+    *,
+    expected: Any = None,
+    aliases: Mapping[str, str] | None = None,
+    new_head: bool = False,
+    source: str = "the weights",
+) -> dict[str, Any]:
+    """The network's variables, filled with arrays of any known naming.
+
+    Args:
+      arrays: of `read`, or a torch state dict as numpy arrays.
+      network: the architecture, at its own widths.
+      input_shape: (height, width, channels) of one image.
+      expected: shapes of narrower variables, of `Traced.take`; None at full width.
+      aliases: names of layers besides those that `models.aliases` gives: theirs ->
+        torchvision's, both joined with dots.
+      new_head: the arrays' classifier, if any, is left out and a new one drawn.
+      source: what error messages call the arrays.
+
+    Raises:
+      InputError: names or shapes differ, all of them listed.
+    """
+    known = {**other_names(network), **(aliases or {})}
+    given = _torchvision_names(weights_of(arrays, source), known)
+    wanted = shapes(network, input_shape) if expected is None else expected
+    by_name = {
+        _name(path): tuple(leaf.shape[axis] for axis in _to_torch(leaf.shape))
+        for path, leaf in leaves(wanted)
+    }
+    head = {}
+    if new_head:
+        head = _new_head(network, input_shape, by_name)
+        given = {name: array for name, array in given.items() if name not in head}
+    _check(given, by_name, head, network, input_shape, source)
+    filled = {**head, **given}
+
+    def fill(keys, leaf):
+        array = filled[_name("/".join(key.key for key in keys))]
+        return jnp.asarray(array.transpose(_to_flax(array.shape)), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(fill, wanted)
+
+
+def to_tree(arrays: Arrays, like: Any, source: str = "the weights") -> Any:
+    """Variables of any framework, filled with arrays by their key paths.
+
+    Args:
+      arrays: of `read`; their names are key paths joined by "/".
+      like: the variables that are to be filled, at the widths of the arrays.
+      source: what error messages call the arrays.
+
+    Raises:
+      InputError: names or shapes differ.
+    """
+    given = weights_of(arrays, source)
+    expected = {path: tuple(leaf.shape) for path, leaf in leaves(like)}
+    found = {name: array.shape for name, array in given.items()}
+    if found != expected:
+        odd = sorted(set(found.items()) ^ set(expected.items()))
+        raise InputError(
+            f"{source}: not the weights of this model, for example "
+            f"{some(f'{name} {shape}' for name, shape in odd)}; give arrays under its "
+            'own key paths, joined by "/".'
+        )
+
+    def fill(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return jnp.asarray(given[name], leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(fill, like)
+
+
+def to_torchvision(variables: Any) -> dict[str, np.ndarray]:
+    """The arrays of Linen variables by torchvision's names, in torch's layout and
+    contiguous.
+    """
+    state = {}
+    for path, leaf in leaves(jax.device_get(variables)):
+        array = as_float32(np.asarray(leaf))
+        # safetensors writes wrong data, without a word, for arrays that are not.
+        state[_name(path)] = np.ascontiguousarray(
+            array.transpose(_to_torch(array.shape))
+        )
+    return state
+
+
+def save_safetensors(
+    path: str | os.PathLike, variables: Any, about: Mapping[str, Any]
+) -> None:
+    """Writes a network for PyTorch; `read`, `to_variables` bring it back bit by bit.
+
+    Args:
+      path: of the file; one that is there is replaced at once or not at all.
+      variables: the network's.
+      about: what goes into the header, as JSON under "ispasp_jax": the model's name,
+        num_classes, widths, options and preprocessing.
+
+    Raises:
+      InputError: the path is a folder or a symbolic link.
+      OSError: nothing can be written there.
+    """
+    # transformers and others look for the framework under "format".
+    metadata = {"format": "pt", HEADER: json.dumps(dict(about))}
+    write_whole(path, to_torchvision(variables), metadata)
+
+
+def _name(path: str) -> str:
+    """Torchvision's name: of params/fc/kernel, it is fc.weight."""
+    *module, leaf = path.split("/")[1:]
+    return ".".join((*module, LEAVES.get(leaf, leaf)))
+
+
+def _to_torch(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes, in torch's order: HWIO to OIHW (depthwise HW1C to C1HW), IO to OI."""
+    rank = len(shape)
+    return (rank - 1, rank - 2, *range(rank - 2)) if rank > 1 else tuple(range(rank))
+
+
+def _to_flax(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes, in Flax's order: the inverse of `_to_torch`."""
+    rank = len(shape)
+    return (*range(2, rank), 1, 0) if rank > 1 else tuple(range(rank))
+
+
+def _torchvision_names(arrays: Arrays, aliases: Mapping[str, str]) -> dict:
+    """The arrays in torch's layout, by torchvision's names where those are known."""
+    found = {}
+    for name, array in arrays.items():
+        ours, array = name, np.asarray(array)
+        if name.startswith(("params/", "batch_stats/")):
+            ours = _name(name)
+            array = array.transpose(_to_torch(array.shape))
+        module, _, leaf = ours.rpartition(".")
+        ours = f"{aliases.get(module, module)}.{leaf}"
+        # Two names for one array: the second is reported as unexpected.
+        found[name if ours in found else ours] = array
+    return found
+
+
+def _new_head(
+    network: nn.Module,
+    input_shape: tuple[int, ...],
+    expected: Mapping[str, tuple[int, ...]],
+) -> dict[str, np.ndarray]:
+    """The classifier as network.init draws it, by torchvision's names and layout; as
+    much of it as a narrower network has."""
+    names = _head_names(network, input_shape)
+
+    @jax.jit  # compiles the classifier's part of the initialisation alone
+    def draw(key):
+        variables = initialise(network, key, jnp.zeros((1, *input_shape)))
+        return {
+            _name(path): leaf
+            for path, leaf in leaves(variables)
+            if _name(path) in names
+        }
+
+    drawn = jax.device_get(draw(jax.random.key(0)))
+    return {
+        name: array.transpose(_to_torch(array.shape))[tuple(map(slice, expected[name]))]
+        for name, array in drawn.items()
+    }
+
+
+def classes(
+    arrays: Mapping[str, np.ndarray], network: nn.Module, input_shape: tuple[int, ...]
+) -> int:
+    """How many classes arrays of any known naming tell apart; 0 where their classifier
+    is not found.
+    """
+    given = _torchvision_names(arrays, other_names(network))
+    head = [given[n] for n in _head_names(network, input_shape) if n in given]
+    counts = {array.shape[0] for array in head if array.ndim}
+    return counts.pop() if len(counts) == 1 else 0
+
+
+def _head_names(network: nn.Module, input_shape: tuple[int, ...]) -> set[str]:
+    """The classifier's arrays: those whose shape goes with the number of classes; none
+    where the network does not say how many it has."""
+    if not (isinstance(network, nn.Module) and hasattr(network, "num_classes")):
+        return set()
+    other = network.clone(num_classes=network.num_classes + 1)
+    ours, theirs = (dict(leaves(shapes(n, input_shape))) for n in (network, other))
+    return {_name(p) for p, leaf in ours.items() if leaf.shape != theirs[p].shape}
+
+
+def _check(given, expected, head, network, input_shape, source) -> None:
+    """Raises InputError if names or shapes differ."""
+    missing = [name for name in expected if name not in given and name not in head]
+    unexpected = [name for name in given if name not in expected]
+    wrong = {
+        name: (array.shape, expected[name])
+        for name, array in given.items()
+        if name in expected and array.shape != expected[name]
+    }
+    if not (missing or unexpected or wrong):
+        return
+    classifier = _head_names(network, input_shape)
+    longer = all(
+        len(found) == len(right) and found[1:] == right[1:]
+        for found, right in wrong.values()
+    )
+    if wrong and longer and classifier >= wrong.keys() and not missing + unexpected:
+        (classes, *_), _ = next(iter(wrong.values()))
+        raise InputError(
+            f"{source}: trained for {classes} classes, but {network.num_classes} are "
+            f"wanted; give data with {classes} classes, or ask for a new, untrained "
+            "classifier (new_head)."
+        )
+    if missing and classifier >= set(missing) and not unexpected and not wrong:
+        raise InputError(
+            f"{source}: the classifier is missing ({some(missing)}); give weights with "
+            "one, or ask for a new, untrained one (new_head)."
+        )
+    faults = {
+        "missing": missing,
+        "unexpected": unexpected,
+        "of another shape": [
+            f"{name} {found} instead of {right}"
+            for name, (found, right) in wrong.items()
+        ],
+    }
+    listed = "; ".join(
+        f"{fault}: {some(names)}" for fault, names in faults.items() if names
+    )
+    raise InputError(
+        f"{source}: not the weights of this network, which has {len(expected)} arrays "
+        f"({listed}); give the model that they were trained as."
+    )
