@@ -15,7 +15,7 @@ import jax
 from jax import lax
 
 from ispasp_jax.graph import Traced
-from ispasp_jax.graph.program import Equation, Value
+from ispasp_jax.graph.program import Equation, Program, Value
 
 
 @dataclasses.dataclass(eq=False)
@@ -119,6 +119,14 @@ def flatten(traced: Traced) -> Flat:
         variables,
         opener.layers,
     )
+
+
+def unrolled(whole: Program) -> Program:
+    """A program whose live values are marked, with its scans opened."""
+    opener = _Opener()
+    opener.copy(whole.equations, {}, None)
+    outputs = tuple(opener.now(value) for value in whole.outputs)
+    return whole._replace(equations=tuple(opener.equations), outputs=outputs)
 
 
 class _Opener:

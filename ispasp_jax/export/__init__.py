@@ -1,0 +1,65 @@
+"""From a network to where it runs: each file is checked by running it against the
+network in JAX before it is put in its place.
+
+    stablehlo  a program of jax.export, any batch and platform
+    onnx       its equations as ONNX operators, one rule a primitive
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from ispasp_jax.errors import InputError
+from ispasp_jax.export.emission import EMITTERS, emits
+from ispasp_jax.export.onnx_file import Written, write
+from ispasp_jax.graph import adapters
+
+__all__ = ["EMITTERS", "Written", "emits", "onnx"]
+
+
+def onnx(
+    model: Any,
+    path: str | os.PathLike,
+    variables: Any = None,
+    inputs: Sequence[Any] | None = None,
+    *,
+    tolerance: float = 1e-5,
+) -> Written:
+    """Writes a network as an ONNX file, for any size of the batch.
+
+    Args:
+      model: what `load` or `prune` gave; or any model that `trace` takes.
+      path: of the file.
+      variables: of a model that does not carry its own.
+      inputs: examples or shapes, a batch of them each; of what `load` or `prune` gave
+        they are known.
+      tolerance: the largest difference to the network in JAX that is accepted, as a
+        share of its largest output.
+
+    Returns:
+      The path, the number of operators, and the largest difference that was found.
+
+    Raises:
+      InputError: inputs are missing, an equation cannot be written, the extra [onnx] is
+        not installed, or the file does not compute what the network does.
+    """
+    function, variables, inputs = _called(model, variables, inputs)
+    return write(function, variables, inputs, path, tolerance)
+
+
+def _called(model: Any, variables: Any, inputs: Sequence[Any] | None):
+    """A model as a function, its variables, and its inputs."""
+    traced = getattr(model, "traced", None)
+    if traced is not None and variables is None:
+        own = getattr(model, "apply", None) or traced.function
+        known = traced.inputs if inputs is None else inputs
+        return own, model.variables, tuple(known)
+    function, variables = adapters.function(model, variables)
+    if not inputs:
+        raise InputError(
+            "the inputs are not known: give examples or shapes of them, "
+            "inputs=[jax.ShapeDtypeStruct((1, 32, 32, 3), 'float32')] for example."
+        )
+    return function, jax.tree.map(jax.numpy.asarray, variables), tuple(inputs)

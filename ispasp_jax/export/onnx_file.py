@@ -1,0 +1,298 @@
+"""A network as an ONNX file: its equations, one rule a primitive, checked by running.
+
+What depends on the variables alone is computed here and written as a constant, under
+the variable's key path where it is one. The batch may have any size.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr
+from jax.interpreters import partial_eval
+
+from ispasp_jax.errors import InputError
+from ispasp_jax.export import contractions, rules
+from ispasp_jax.export.emission import (
+    Emission,
+    Node,
+    Size,
+    Step,
+    Tensor,
+    emit,
+    sizes,
+)
+from ispasp_jax.graph.program import Program, Value, program
+from ispasp_jax.graph.trees import key_path
+from ispasp_jax.walk.flat import unrolled
+
+#: Of the operators: ReduceSum and Pad take their axes and pads as inputs.
+OPSET = 18
+#: The version of the format that goes with it; older runtimes refuse newer ones.
+IR_VERSION = 8
+#: A message of protobuf holds no more; then the constants lie in a file beside it.
+LIMIT = 2**31 - 2**20
+
+_RULES = (contractions, rules)  # what fills the table
+
+
+class Written(NamedTuple):
+    """An ONNX file.
+
+    Attributes:
+      path: where it lies.
+      nodes: how many operators it has.
+      largest_difference: of its outputs to the network's in JAX, on random inputs, as a
+        share of the largest output.
+    """
+
+    path: Path
+    nodes: int
+    largest_difference: float
+
+
+def write(
+    function: Callable[..., Any],
+    variables: Any,
+    inputs: Sequence[Any],
+    path: str | os.PathLike,
+    tolerance: float = 1e-5,
+) -> Written:
+    """Writes a function of (variables, *inputs) as ONNX, and runs what it wrote.
+
+    Args:
+      function: the network, pure; its first output's first axis is the batch.
+      variables: arrays.
+      inputs: shapes and dtypes; the first axis of each is the batch.
+      path: of the file; one that is there is replaced, or stays as it is.
+      tolerance: the largest difference to the network in JAX that is accepted, as a
+        share of its largest output.
+
+    Raises:
+      InputError: a primitive has no rule, the extra [onnx] is missing, or the file does
+        not compute what the network does.
+    """
+    onnx, runtime = _libraries()
+    emission, names, outputs = _emitted(function, variables, inputs)
+    nodes = _needed(emission.nodes, outputs)
+    model = _model(onnx, emission, nodes, names, inputs, outputs)
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give the path of an .onnx file.")
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    data = path.with_name(f"{path.name}.data")
+    external = sum(a.nbytes for a in emission.initializers.values()) > LIMIT
+    try:
+        if external:
+            onnx.save_model(model, aside, save_as_external_data=True,
+                            location=data.name, convert_attribute=False)  # fmt: skip
+        else:
+            aside.write_bytes(model.SerializeToString())
+        onnx.checker.check_model(str(aside), full_check=True)
+        largest = _compared(runtime, aside, function, variables, inputs, names)
+        if not largest <= tolerance:
+            raise InputError(
+                f"the ONNX file gives other outputs than the network in JAX: they "
+                f"differ by {largest:.2g} of the largest output, and {tolerance:g} "
+                "is allowed; nothing was written."
+            )
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        if external:
+            data.unlink(missing_ok=True)
+        raise
+    return Written(path, len(nodes), largest)
+
+
+def _libraries():
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError as error:
+        raise InputError(
+            f"writing ONNX needs the package {error.name}; run pip install "
+            "'ispasp_jax[onnx]'."
+        ) from error
+    return onnx, onnxruntime
+
+
+def _emitted(function, variables, inputs):
+    """The equations written; names of the inputs, and of the outputs with what they
+    hold."""
+    two, three = (_program(function, variables, inputs, n) for n in (2, 3))
+    count = len(jax.tree.leaves(variables))
+    paths = [
+        key_path(where) for where, _ in jax.tree_util.tree_leaves_with_path(variables)
+    ]
+    names = _input_names(len(two.inputs) - count)
+    out = Emission(names[0])
+    for value, leaf, label in zip(
+        two.inputs[:count], jax.tree.leaves(variables), paths, strict=True
+    ):
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            out.set(value, out.constant(np.asarray(leaf), label))
+    for value, twin, name in zip(
+        two.inputs[count:], three.inputs[count:], names, strict=True
+    ):
+        shape = sizes(value.shape, twin.shape)
+        out.set(value, Tensor(name, shape, tuple(range(len(shape)))))
+    _walk(out, two, three)
+    found = {}
+    for place, (value, twin) in enumerate(zip(two.outputs, three.outputs, strict=True)):
+        label = "output" if len(two.outputs) == 1 else f"output_{place}"
+        out.nodes.append(
+            Node("Identity", (out.as_it_is(_held(out, value)),), label, {})
+        )
+        found[label] = value.aval.dtype, sizes(value.shape, twin.shape)
+    return out, names, found
+
+
+def _input_names(count: int) -> list[str]:
+    return ["input"] if count == 1 else [f"input_{place}" for place in range(count)]
+
+
+def _program(function, variables, inputs, batch: int) -> Program:
+    given = [jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype) for x in inputs]
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables)
+    closed = jax.make_jaxpr(function)(shapes, *given)
+    used = [True] * len(closed.jaxpr.outvars)
+    jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, used, instantiate=True)
+    whole = program(ClosedJaxpr(jaxpr, closed.consts))
+    live = set(whole.inputs[len(jax.tree.leaves(variables)) :])
+    for eqn in whole.equations:
+        if live & {*eqn.inputs}:
+            live |= {*eqn.outputs}
+    for value in live:
+        value.live = True
+    return unrolled(whole)
+
+
+def _walk(out: Emission, two: Program, three: Program) -> None:
+    """Every equation, once: computed where it depends on no input, or written."""
+    for constant in two.constants:
+        out.set(constant, out.constant(constant.constant))
+    for eqn, twin in zip(two.equations, three.equations, strict=True):
+        step = Step(eqn, twin)
+        tensors = [_held(out, value) for value in eqn.inputs]
+        fixed = all(value.shape == other.shape for value, other in zip(
+            (*eqn.inputs, *eqn.outputs), (*twin.inputs, *twin.outputs), strict=True
+        ))  # fmt: skip
+        known = all(t.array is not None and not t.thin for t in tensors)
+        if fixed and known and not any(value.live for value in eqn.outputs):
+            arrays = [out.straight(tensor).array for tensor in tensors]
+            for value, array in zip(eqn.outputs, _computed(eqn, arrays), strict=True):
+                out.set(value, out.constant(array))
+            continue
+        emit(out, step)
+
+
+def _held(out: Emission, value: Value) -> Tensor:
+    """A value's tensor; a literal becomes one when it is first read."""
+    if value not in out and value.constant is not None:
+        out.set(value, out.constant(value.constant))
+    return out.get(value)
+
+
+def _computed(eqn, arrays) -> Sequence[Any]:
+    params = eqn.primitive.get_bind_params(eqn.params)
+    made = eqn.primitive.bind(*(jnp.asarray(a) for a in arrays), **params)
+    return made if eqn.primitive.multiple_results else [made]
+
+
+def _model(onnx, out: Emission, nodes, names, inputs, outputs):
+    """The whole as onnx has it."""
+    helper = onnx.helper
+
+    def kind(dtype) -> int:
+        return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+
+    def attribute(value):
+        return kind(value) if isinstance(value, np.dtype) else value
+
+    read = {name for node in nodes for name in node.inputs}
+    graph = helper.make_graph(
+        [
+            helper.make_node(
+                node.operator,
+                node.inputs,
+                [node.output],
+                name=f"{place}",
+                **{k: attribute(v) for k, v in node.attributes.items()},
+            )
+            for place, node in enumerate(nodes)
+        ],
+        "ispasp_jax",
+        [
+            helper.make_tensor_value_info(name, kind(x.dtype), ["batch", *x.shape[1:]])
+            for name, x in zip(names, inputs, strict=True)
+        ],
+        [
+            helper.make_tensor_value_info(name, kind(dtype), [*map(_dimension, shape)])
+            for name, (dtype, shape) in outputs.items()
+        ],
+        [
+            onnx.numpy_helper.from_array(array, name)
+            for name, array in out.initializers.items()
+            if name in read
+        ],
+    )
+    opset = helper.make_opsetid("", OPSET)
+    return helper.make_model(
+        graph,
+        opset_imports=[opset],
+        ir_version=IR_VERSION,
+        producer_name="ispasp_jax",
+    )
+
+
+def _dimension(size: Size) -> int | str:
+    if isinstance(size, int):
+        return size
+    times = "" if size.times == 1 else f"{size.times}*"
+    return f"{times}batch{size.plus:+}" if size.plus else f"{times}batch"
+
+
+def _compared(runtime, path, function, variables, inputs, names) -> float:
+    """The largest difference to the network in JAX, for batches of several sizes."""
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    draw, largest = np.random.default_rng(0), 0.0
+    run = jax.jit(function)
+    for batch in (1, 3):
+        given = [_example(draw, x, batch) for x in inputs]
+        with jax.default_matmul_precision("highest"):
+            expected = jax.tree.leaves(run(variables, *given))
+        found = session.run(None, dict(zip(names, given, strict=True)))
+        for ours, theirs in zip(expected, found, strict=True):
+            ours = np.asarray(ours, np.float64)
+            if ours.shape != np.shape(theirs):
+                return np.inf
+            scale = max(np.abs(ours).max(initial=0), 1e-30)
+            error = np.abs(ours - np.asarray(theirs, np.float64)) / scale
+            largest = max(largest, float(error.max(initial=0)))
+    return largest
+
+
+def _example(draw, like, batch: int) -> np.ndarray:
+    """Inputs to compare on: those given, or noise; of integers, indices that exist."""
+    if hasattr(like, "__array__"):
+        rows = np.resize(np.arange(len(like)), batch)
+        return np.asarray(like)[rows]
+    shape, dtype = (batch, *like.shape[1:]), np.dtype(like.dtype)
+    if dtype.kind in "iu":
+        return draw.integers(0, 2, shape).astype(dtype)
+    return draw.normal(size=shape).astype(dtype)
+
+
+def _needed(nodes: Iterable[Node], outputs: Iterable[str]) -> list[Node]:
+    """Nodes that something reads."""
+    wanted, kept = {*outputs}, []
+    for node in reversed([*nodes]):
+        if node.output in wanted:
+            wanted |= {*node.inputs}
+            kept.append(node)
+    return kept[::-1]

@@ -1,0 +1,176 @@
+"""Files for other runtimes: every model's outputs there are its outputs here."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from graph_models import (
+    DenseNet,
+    Flatten,
+    Fused,
+    MaskedLanguage,
+    Residual,
+    Scanned,
+    SqueezeExcite,
+    UNet,
+    ViT,
+    images,
+    variables,
+)
+from networks import NETWORKS, images_of, variables_of
+
+import ispasp_jax
+from ispasp_jax import export
+from ispasp_jax.errors import InputError
+from ispasp_jax.export import emission
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+x = images(3)
+
+
+def run(path, *inputs):
+    session = onnxruntime.InferenceSession(str(path))
+    names = [value.name for value in session.get_inputs()]
+    arrays = [np.asarray(array) for array in inputs]
+    return session.run(None, dict(zip(names, arrays, strict=True)))[0]
+
+
+@pytest.mark.parametrize(
+    "make", [Flatten, UNet, SqueezeExcite, ViT, Fused, Scanned, DenseNet]
+)
+def test_models_of_every_kind_give_the_same_outputs(make, tmp_path):
+    model, path = make(), tmp_path / "model.onnx"
+    held = variables(model, x)
+    written = export.onnx(model, path, held, [jax.typeof(x)])
+    assert written.largest_difference < 1e-5
+    expected = model.apply(held, x)
+    np.testing.assert_allclose(run(path, x), expected, rtol=1e-4, atol=1e-5)
+    assert [*tmp_path.iterdir()] == [path]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_shipped_networks_are_as_small_there(name, tmp_path):
+    """Pruned: the constants are the arrays that are left, and nothing is transposed but
+    the images."""
+    network, held = NETWORKS[name], variables_of(NETWORKS[name])
+    pruned = ispasp_jax.prune(network, held, [images_of(4)], keep=0.5, repair="none")
+    path = tmp_path / "pruned.onnx"
+    export.onnx(pruned, path)
+    expected = pruned.apply(pruned.variables, images_of(5))
+    np.testing.assert_allclose(run(path, images_of(5)), expected, rtol=1e-4, atol=1e-5)
+    graph = onnx.load(path).graph
+    stored = sum(onnx.numpy_helper.to_array(a).size for a in graph.initializer)
+    arrays = sum(a.size for a in jax.tree.leaves(pruned.variables))
+    assert stored < 1.05 * arrays + 100
+    assert sum(node.op_type == "Transpose" for node in graph.node) <= 1
+
+
+def test_tokens_are_read_as_integers(tmp_path):
+    model = MaskedLanguage()
+    tokens = jax.random.randint(jax.random.key(0), (3, 6), 0, 11)
+    held = variables(model, tokens)
+    path = tmp_path / "model.onnx"
+    export.onnx(model, path, held, [tokens])
+    expected = model.apply(held, tokens)
+    np.testing.assert_allclose(run(path, tokens), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_nnx_module_brings_its_own_variables(tmp_path):
+    model = Residual(nnx.Rngs(0))
+    export.onnx(model, tmp_path / "model.onnx", inputs=[jax.typeof(x)])
+    model.eval()
+    expected = model(x)
+    found = run(tmp_path / "model.onnx", x)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+A = jnp.asarray(np.random.default_rng(1).normal(size=(4, 5)).astype(np.float32))
+ONE = {
+    "exp2": lambda x: jnp.exp2(x),
+    "log1p": lambda x: jnp.log1p(jnp.abs(x)),
+    "erfc": lambda x: jax.lax.erfc(x),
+    "power 3": lambda x: x**3,
+    "clip": lambda x: jnp.clip(x, -0.5, 0.5),
+    "relu6": jax.nn.relu6,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "silu": jax.nn.silu,
+    "softmax": lambda x: jax.nn.softmax(x, -2),
+    "minus a constant": lambda x: 1 - (x - A[0, 0]),
+    "reverse": lambda x: x[:, ::-1],
+    "every other": lambda x: x[:, ::2, 1:],
+    "split": lambda x: jnp.concatenate(jnp.split(x, 2, 1)[::-1], 1),
+    "pad": lambda x: jnp.pad(x, ((0, 0), (1, 2), (0, 0), (3, 0))),
+    "tile": lambda x: jnp.tile(x.mean((1, 2), keepdims=True), (1, 3, 1, 2)),
+    "rows": lambda x: jnp.take(x, jnp.asarray([2, 0, 2]), 1),
+    "argmax": lambda x: jax.nn.one_hot(x.argmax(-1), 3) * x,
+    "order": lambda x: x.transpose(0, 3, 1, 2).reshape(len(x), -1, 4),
+    "outer": lambda x: jnp.einsum("nhwc,nhvc->nhwv", x, 2 * x),
+    "two sums": lambda x: jnp.einsum("nhwc,whk->nck", x, jnp.ones((8, 8, 2)) / 9),
+    "cumsum": lambda x: jnp.cumsum(x, 2),
+    "variance": lambda x: x.var((1, 3)) / x.max((1, 3)),
+    "where": lambda x: jnp.where((x > 0) & (x < 1), x, -x),
+    "max pool": lambda x: _pool(x, -jnp.inf, jax.lax.max, "SAME"),
+    "padded max pool": lambda x: _pool(x - 9, -jnp.inf, jax.lax.max, ((2, 1), (1, 2))),
+    "sum pool": lambda x: _pool(x, 0.0, jax.lax.add, "SAME"),
+    "transposed": lambda x: _spread(x, "SAME"),
+    "transposed valid": lambda x: _spread(x, "VALID"),
+    "dilated": lambda x: _conv(x, (1, 1), "SAME", rhs_dilation=(2, 1)),
+    "padded": lambda x: _conv(x, (2, 3), ((2, 1), (0, 2))),
+    "channels first": lambda x: _conv(x, (1, 1), "VALID", ("NCHW", "OIHW", "NHWC")),
+}
+
+
+def _pool(x, start, reduce, padding):
+    if not isinstance(padding, str):
+        padding = ((0, 0), *padding, (0, 0))
+    return jax.lax.reduce_window(x, start, reduce, (1, 3, 3, 1), (1, 2, 2, 1), padding)
+
+
+def _kernel(shape):
+    return jnp.asarray(np.random.default_rng(2).normal(size=shape).astype(np.float32))
+
+
+def _conv(x, strides, padding, numbers=("NHWC", "HWIO", "NHWC"), **options):
+    shape = (3, 2, 3, 4) if numbers[1] == "HWIO" else (4, 8, 3, 2)
+    options["dimension_numbers"] = numbers
+    kernel = _kernel(shape)
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
+
+
+def _spread(x, padding):
+    return jax.lax.conv_transpose(x, _kernel((3, 3, 3, 4)), (2, 2), padding)
+
+
+@pytest.mark.parametrize("function", ONE.values(), ids=ONE)
+def test_every_rule_by_itself(function, tmp_path):
+    path = tmp_path / "one.onnx"
+    given = jax.random.normal(jax.random.key(3), x.shape)
+    export.onnx(lambda _, x: function(x), path, {}, [jax.typeof(given)])
+    expected = jax.jit(function)(given)
+    np.testing.assert_allclose(run(path, given), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_cannot_be_written_is_named_and_a_file_that_is_there_stays(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_text("before")
+    shape = [jax.typeof(x)]
+    with pytest.raises(InputError, match=r"^sort \(.* as ONNX: no rule"):
+        export.onnx(lambda _, x: jnp.sort(x, 1), path, {}, shape)
+    with pytest.raises(InputError, match="the inputs are not known: give examples"):
+        export.onnx(Flatten(), path, variables(Flatten(), x))
+    with pytest.raises(InputError, match="is a folder; give the path"):
+        export.onnx(lambda _, x: x, tmp_path, {}, shape)
+    assert path.read_text() == "before" and [*tmp_path.iterdir()] == [path]
+
+
+def test_a_wrong_rule_leaves_no_file(tmp_path, monkeypatch):
+    def wrong(out, step):
+        (a, _) = step.eqn.inputs
+        return out.made("Relu", out.as_it_is(a), shape=step.shape)
+
+    monkeypatch.setitem(emission.EMITTERS, "add", wrong)
+    with pytest.raises(InputError, match="other outputs than the network in JAX"):
+        export.onnx(lambda _, x: x + 1, tmp_path / "m.onnx", {}, [jax.typeof(x)])
+    assert not [*tmp_path.iterdir()]
