@@ -1,0 +1,127 @@
+"""A run as one HTML file that needs nothing else: what was asked, what was cut, what it
+cost. Drawn from report.json, and from the curves where a budget measured them.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jinja2
+import numpy as np
+
+from ispasp_jax.numerals import numeral
+from ispasp_jax.walk.curves import Curves
+
+
+class Point(NamedTuple):
+    """A place in a picture whose sides are 1."""
+
+    x: float
+    y: float
+
+
+class Line(NamedTuple):
+    """A group's curve in a picture whose sides are 1.
+
+    Attributes:
+      name: of the group.
+      shade: its place among all, 0..1.
+      points: residual against the share of channels kept.
+      chosen: the point that was taken.
+      label: of that point, in words.
+    """
+
+    name: str
+    shade: float
+    points: Sequence[Point]
+    chosen: Point
+    label: str
+
+
+class Stage(NamedTuple):
+    """Groups whose names begin alike: a stage of the network.
+
+    Attributes:
+      name: what they begin with.
+      width: channels of the dense network.
+      kept: of these.
+    """
+
+    name: str
+    width: int
+    kept: int
+
+
+def html(report: Mapping[str, Any], curves: Curves | None = None) -> str:
+    """The page.
+
+    Args:
+      report: what report.json holds.
+      curves: residuals by group and size, where a budget measured them.
+    """
+    groups = report["groups"]
+    template = _templates().get_template("page.html")
+    return template.render(
+        report=report,
+        groups=groups,
+        network=_stages(groups),
+        widest=max((group["width"] for group in groups), default=1),
+        drift=_drift(groups),
+        lines=_lines(curves or {}, groups),
+        costs=_costs(report),
+    )
+
+
+@functools.cache
+def _templates() -> jinja2.Environment:
+    loader = jinja2.PackageLoader("ispasp_jax.report", "templates")
+    found = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    found.filters["numeral"] = lambda value: "–" if value is None else numeral(value)
+    found.filters["percent"] = lambda share: f"{100 * share:.1f} %"
+    return found
+
+
+def _stages(groups: Sequence[Mapping[str, Any]]) -> list[Stage]:
+    found: dict[str, list[int]] = {}
+    for group in groups:
+        sums = found.setdefault(group["name"].partition(".")[0], [0, 0])
+        sums[0] += group["width"]
+        sums[1] += group["kept"]
+    return [Stage(name, *sums) for name, sums in found.items()]
+
+
+def _drift(groups: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Groups whose residual was measured, in the network's order."""
+    return [g for g in groups if g.get("relative_residual") is not None]
+
+
+def _lines(curves: Curves, groups: Sequence[Mapping[str, Any]]) -> list[Line]:
+    kept = {group["name"]: group["kept"] for group in groups}
+    found = []
+    for place, (name, curve) in enumerate(curves.items()):
+        d = len(curve.order)
+        share = np.arange(d + 1) / d
+        residual = np.clip(np.asarray(curve.relative, float), 0, 1)
+        size = kept.get(name, d)
+        found.append(
+            Line(
+                name,
+                place / max(1, len(curves) - 1),
+                [Point(*map(float, p)) for p in zip(share, residual, strict=True)],
+                Point(size / d, float(residual[size])),
+                f"{name}: {size} of {d}, residual {numeral(float(residual[size]))}",
+            )
+        )
+    return found
+
+
+def _costs(report: Mapping[str, Any]) -> list[tuple[str, float, float]]:
+    """What there is less of: its name, dense, and pruned."""
+    dense, pruned = report["dense"], report["pruned"]
+    rows = [("multiply-adds", "macs"), ("parameters", "params")]
+    if "latency_ms" in dense:
+        images = dense["batch_size"]
+        rows.append((f"ms for {images} images, {report['device']}", "latency_ms"))
+    return [(label, dense[key], pruned[key]) for label, key in rows]
