@@ -32,8 +32,8 @@ _WHERE = {
     "save": "weights:save",
     "Model": "weights:Model",
     "InputError": "errors:InputError",
-    **{name: name for name in ("budget", "data", "devices", "graph", "models")},
-    **{name: name for name in ("selection", "training", "walk", "weights")},
+    **{name: name for name in ("budget", "data", "devices", "export", "graph")},
+    **{name: name for name in ("models", "selection", "training", "walk", "weights")},
     "criteria": "selection.criteria",
     "plan": "graph.plans",
 }

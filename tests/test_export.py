@@ -1,5 +1,8 @@
 """Files for other runtimes: every model's outputs there are its outputs here."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -174,3 +177,31 @@ def test_a_wrong_rule_leaves_no_file(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="other outputs than the network in JAX"):
         export.onnx(lambda _, x: x + 1, tmp_path / "m.onnx", {}, [jax.typeof(x)])
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_program_runs_without_the_model(inside, tmp_path):
+    """In a process that has jax and the file alone; for any batch."""
+    model, path = UNet(), tmp_path / "model.stablehlo"
+    held = variables(model, x)
+    written = export.stablehlo(
+        model, path, held, [jax.typeof(x)], inside=inside, platforms=["cpu"]
+    )
+    assert written.largest_difference < 1e-5 and written.platforms == ("cpu",)
+    given, made = tmp_path / "x.npy", tmp_path / "y.npy"
+    np.save(given, np.asarray(images(5)))
+    program = f"""
+import sys
+import numpy as np
+from jax import export
+from safetensors.numpy import load_file
+f = export.deserialize(bytearray(open({str(path)!r}, "rb").read()))
+arrays = load_file({str(written.arrays)!r}) if not {inside} else {{}}
+np.save({str(made)!r}, f.call(arrays, np.load({str(given)!r})))
+assert "flax" not in sys.modules and "ispasp_jax" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+    expected = model.apply(held, images(5))
+    np.testing.assert_allclose(
+        np.load(tmp_path / "y.npy"), expected, rtol=1e-4, atol=1e-5
+    )

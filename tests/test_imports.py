@@ -21,6 +21,7 @@ WALLS = {
     "budget": {"errors", "numerals", "graph", "walk"},
     "report": {"numerals", "devices", "budget", "walk"},
     "weights": {"errors", "json_text", "data", "graph", "models", "walk"},
+    "export": {"errors", "graph", "walk", "weights"},
     "training": {"errors", "devices", "data", "graph", "weights"},
 }
 

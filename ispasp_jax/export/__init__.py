@@ -12,11 +12,14 @@ from typing import Any
 import jax
 
 from ispasp_jax.errors import InputError
+from ispasp_jax.export import onnx_file, programs
 from ispasp_jax.export.emission import EMITTERS, emits
-from ispasp_jax.export.onnx_file import Written, write
+from ispasp_jax.export.onnx_file import Written
+from ispasp_jax.export.programs import Program
 from ispasp_jax.graph import adapters
+from ispasp_jax.weights.stablehlo import PLATFORMS
 
-__all__ = ["EMITTERS", "Written", "emits", "onnx"]
+__all__ = ["EMITTERS", "Program", "Written", "emits", "onnx", "stablehlo"]
 
 
 def onnx(
@@ -46,7 +49,44 @@ def onnx(
         not installed, or the file does not compute what the network does.
     """
     function, variables, inputs = _called(model, variables, inputs)
-    return write(function, variables, inputs, path, tolerance)
+    return onnx_file.write(function, variables, inputs, path, tolerance)
+
+
+def stablehlo(
+    model: Any,
+    path: str | os.PathLike,
+    variables: Any = None,
+    inputs: Sequence[Any] | None = None,
+    *,
+    inside: bool = True,
+    platforms: Sequence[str] = PLATFORMS,
+    tolerance: float = 1e-5,
+) -> Program:
+    """Writes a network as a StableHLO program (jax.export), for any size of the batch.
+
+    Args:
+      model, path, variables, inputs, tolerance: as `onnx` takes them.
+      inside: the weights are constants of the program; if not, they lie in a
+        safetensors file beside it, and are arguments by key path.
+      platforms: where it is to run, by jax's names.
+
+    Returns:
+      The paths, the platforms, and the largest difference that was found.
+
+    Raises:
+      InputError: inputs are missing, the program cannot be written for a batch of any
+        size, or does not compute what the network does.
+    """
+    function, variables, inputs = _called(model, variables, inputs)
+    return programs.write(
+        function,
+        variables,
+        inputs,
+        path,
+        inside=inside,
+        platforms=platforms,
+        tolerance=tolerance,
+    )
 
 
 def _called(model: Any, variables: Any, inputs: Sequence[Any] | None):

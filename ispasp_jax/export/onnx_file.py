@@ -16,7 +16,7 @@ from jax.extend.core import ClosedJaxpr
 from jax.interpreters import partial_eval
 
 from ispasp_jax.errors import InputError
-from ispasp_jax.export import contractions, rules
+from ispasp_jax.export import contractions, examples, rules
 from ispasp_jax.export.emission import (
     Emission,
     Node,
@@ -93,7 +93,9 @@ def write(
         else:
             aside.write_bytes(model.SerializeToString())
         onnx.checker.check_model(str(aside), full_check=True)
-        largest = _compared(runtime, aside, function, variables, inputs, names)
+        largest = examples.largest_difference(
+            jax.jit(function), variables, _runner(runtime, aside, names), inputs
+        )
         if not largest <= tolerance:
             raise InputError(
                 f"the ONNX file gives other outputs than the network in JAX: they "
@@ -257,35 +259,10 @@ def _dimension(size: Size) -> int | str:
     return f"{times}batch{size.plus:+}" if size.plus else f"{times}batch"
 
 
-def _compared(runtime, path, function, variables, inputs, names) -> float:
-    """The largest difference to the network in JAX, for batches of several sizes."""
+def _runner(runtime, path: Path, names: Sequence[str]):
+    """Runs the file, by name of its inputs."""
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    draw, largest = np.random.default_rng(0), 0.0
-    run = jax.jit(function)
-    for batch in (1, 3):
-        given = [_example(draw, x, batch) for x in inputs]
-        with jax.default_matmul_precision("highest"):
-            expected = jax.tree.leaves(run(variables, *given))
-        found = session.run(None, dict(zip(names, given, strict=True)))
-        for ours, theirs in zip(expected, found, strict=True):
-            ours = np.asarray(ours, np.float64)
-            if ours.shape != np.shape(theirs):
-                return np.inf
-            scale = max(np.abs(ours).max(initial=0), 1e-30)
-            error = np.abs(ours - np.asarray(theirs, np.float64)) / scale
-            largest = max(largest, float(error.max(initial=0)))
-    return largest
-
-
-def _example(draw, like, batch: int) -> np.ndarray:
-    """Inputs to compare on: those given, or noise; of integers, indices that exist."""
-    if hasattr(like, "__array__"):
-        rows = np.resize(np.arange(len(like)), batch)
-        return np.asarray(like)[rows]
-    shape, dtype = (batch, *like.shape[1:]), np.dtype(like.dtype)
-    if dtype.kind in "iu":
-        return draw.integers(0, 2, shape).astype(dtype)
-    return draw.normal(size=shape).astype(dtype)
+    return lambda *inputs: session.run(None, dict(zip(names, inputs, strict=True)))
 
 
 def _needed(nodes: Iterable[Node], outputs: Iterable[str]) -> list[Node]:

@@ -9,7 +9,7 @@ custom call that jax does not vouch for) are refused when it is read.
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +84,19 @@ class Stored:
         return {n: jax.ShapeDtypeStruct(a.shape, a.dtype) for n, a in arrays.items()}
 
 
-def stored(function: Callable[..., Any], variables: Any, *inputs: Any) -> Stored:
+def stored(
+    function: Callable[..., Any],
+    variables: Any,
+    *inputs: Any,
+    platforms: Sequence[str] = PLATFORMS,
+) -> Stored:
     """A model's function as a program.
 
     Args:
       function: of (variables, *inputs), pure.
       variables: arrays or shapes.
       *inputs: shapes; of the first dimension any size will do later.
+      platforms: where it is to run, by jax's names.
 
     Raises:
       InputError: it cannot be traced for a batch of any size.
@@ -106,7 +112,7 @@ def stored(function: Callable[..., Any], variables: Any, *inputs: Any) -> Stored
     (batch,) = export.symbolic_shape("batch")
     sized = [jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype) for x in inputs]
     try:
-        whole = export.export(jax.jit(by_path), platforms=PLATFORMS)
+        whole = export.export(jax.jit(by_path), platforms=platforms)
         return Stored(whole(arrays, *sized))
     except Exception as error:  # of many kinds: the model's own code
         why = str(error).strip().partition("\n")[0].removesuffix(".")

@@ -1,0 +1,97 @@
+"""A network as a StableHLO program, checked by running it."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ispasp_jax.errors import InputError
+from ispasp_jax.export import examples
+from ispasp_jax.graph.trees import leaves
+from ispasp_jax.weights import tensors
+from ispasp_jax.weights.stablehlo import PLATFORMS, read, stored
+
+
+class Program(NamedTuple):
+    """A StableHLO file.
+
+    Attributes:
+      path: where it lies.
+      arrays: the safetensors file beside it, unless the weights are inside.
+      platforms: where it runs.
+      largest_difference: of its outputs to the network's, on random inputs, as a share
+        of the largest output.
+    """
+
+    path: Path
+    arrays: Path | None
+    platforms: tuple[str, ...]
+    largest_difference: float
+
+
+def write(
+    function: Callable[..., Any],
+    variables: Any,
+    inputs: Sequence[Any],
+    path: str | os.PathLike,
+    *,
+    inside: bool = True,
+    platforms: Sequence[str] = PLATFORMS,
+    tolerance: float = 1e-5,
+) -> Program:
+    """Writes a function of (variables, *inputs) as a program, and runs what it wrote.
+
+    Args:
+      function: the network, pure.
+      variables: arrays.
+      inputs: shapes and dtypes; the first axis of each is the batch.
+      path: of the file; one that is there is replaced, or stays as it is.
+      inside: the weights are constants of the program, which is then a function of the
+        inputs; if not, they are arguments by key path, and lie in a safetensors file
+        beside it.
+      platforms: where it is to run, by jax's names.
+      tolerance: the largest difference to the network that is accepted, as a share of
+        its largest output.
+
+    Raises:
+      InputError: it cannot be written, or does not compute what the network does.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give the path of a .stablehlo file.")
+    if inside:
+        held = jax.tree.map(jax.numpy.asarray, variables)
+        made = stored(
+            lambda _, *x: function(held, *x), {}, *inputs, platforms=platforms
+        )
+    else:
+        made = stored(function, variables, *inputs, platforms=platforms)
+    known = dict(leaves(variables))
+    arrays = {name: np.asarray(known[name]) for name in made.variables}
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = None if inside else path.with_suffix(".safetensors")
+    try:
+        made.write(aside)
+        again = read(aside)
+        largest = examples.largest_difference(
+            jax.jit(function),
+            variables,
+            lambda *x: jax.tree.leaves(again.apply(arrays, *x)),
+            inputs,
+        )
+        if not largest <= tolerance:
+            raise InputError(
+                f"the program gives other outputs than the network: they differ by "
+                f"{largest:.2g} of the largest output, and {tolerance:g} is allowed; "
+                "nothing was written."
+            )
+        if beside is not None:
+            tensors.write_whole(beside, arrays, {})
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    return Program(path, beside, tuple(platforms), largest)
