@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from ispasp_jax.graph.atoms import (
     POSITIONS,
     Atom,
+    Size,
     freeze,
     is_position,
     join,
@@ -29,7 +30,7 @@ from ispasp_jax.graph.atoms import (
 from ispasp_jax.graph.program import Equation, Value
 
 #: The new size of an atom, called by `narrow` functions.
-Sizes = Callable[[Atom], int]
+Sizes = Callable[[Atom], Size]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +101,7 @@ def rule(*names: str, narrow=None):
     return register
 
 
-def shape(value: Value, size: Sizes) -> tuple[int, ...]:
+def shape(value: Value, size: Sizes) -> tuple[Size, ...]:
     """The value's narrower shape."""
     return tuple(size(atom) for atom in value.dims)
 
@@ -549,7 +550,7 @@ def gather(eqn: Equation) -> None:
         join(x, y, eqn.where)
 
 
-def _slice_sizes(eqn: Equation, size: Sizes) -> tuple[int, ...]:
+def _slice_sizes(eqn: Equation, size: Sizes) -> tuple[Size, ...]:
     pairs = zip(eqn.params["slice_sizes"], eqn.inputs[0].dims, strict=True)
     return tuple(size(a) if _equal(s, a.size) else s for s, a in pairs)
 

@@ -50,7 +50,7 @@ class Place(NamedTuple):
     variable: Value
     layer: int | None = None
 
-    def put(self, weights: Weights, values: Any) -> dict[Value, Array]:
+    def put(self, weights: Weights, values: Any) -> Weights:
         """The weights with other values here: as many as there are, or one for all."""
         whole = jnp.asarray(weights[self.variable])
         like = whole if self.layer is None else whole[self.layer]
@@ -64,7 +64,7 @@ class Place(NamedTuple):
     def get(self, weights: Weights) -> np.ndarray:
         """The values here."""
         whole = np.asarray(weights[self.variable])
-        return whole if self.layer is None else whole[self.layer]
+        return whole if self.layer is None else np.asarray(whole[self.layer])
 
 
 class Roles(NamedTuple):
@@ -284,7 +284,7 @@ class Kernel(NamedTuple):
                 evaluate([eqn], [], env)
         return np.asarray(env[self.operand])
 
-    def put(self, weights: Weights, operand: Array) -> dict[Value, Array]:
+    def put(self, weights: Weights, operand: Array) -> Weights:
         """The weights with another operand."""
         whole = jnp.asarray(weights[self.variable])
         flat = whole.ravel().at[self.index.ravel()].set(operand.ravel())
@@ -321,7 +321,7 @@ def store(
     output: Float[np.ndarray, " o"],
     mean: Float[np.ndarray, " o"],
     var: Float[np.ndarray, " o"],
-) -> dict[Value, Array]:
+) -> Weights:
     """The weights with a consumer that multiplies with the matrix and gives `output` on
     average, where the patches times the matrix give (mean, var).
 

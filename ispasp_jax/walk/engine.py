@@ -44,7 +44,7 @@ from ispasp_jax.walk.resume import Done, Store
 from ispasp_jax.walk.selecting import GroupResult, select, uncut
 from ispasp_jax.walk.sites import Site
 from ispasp_jax.walk.steps import Step, layer_of, readers, refuse_blind, steps
-from ispasp_jax.walk.streams import Images, Stream, across
+from ispasp_jax.walk.streams import Images, Stream, Weights, across
 
 #: Called by the walk after each group that was cut, with the plan so far and the
 #: variables that it leaves: trains them and returns the new ones.
@@ -503,7 +503,7 @@ def _together(results: Sequence[GroupResult], kept: Cut | None) -> GroupResult:
     )
 
 
-def _agreed(weights, stream: Stream) -> dict[Value, Array]:
+def _agreed(weights: Weights, stream: Stream) -> Weights:
     """The weights, those that changed as the first process has them."""
     changed = [v for v, a in weights.items() if a is not stream.weights.get(v)]
     arrays = devices.agree([weights[value] for value in changed])

@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -29,8 +28,8 @@ from ispasp_jax.walk.pieces import compiled, evaluate, piece
 from ispasp_jax.walk.sites import Site
 from ispasp_jax.walk.streams import Stream, padded, weights_of
 
-#: Of the calibration batches, (n,) each.
-Labels = Iterable[Int[Array, " _"] | Int[np.ndarray, " _"]]
+#: The calibration images' classes, an array of (n,) whole numbers for each batch.
+Labels = Iterable[Any]
 
 
 def aligned(

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from ispasp_jax.graph.atoms import root
 from ispasp_jax.graph.program import Value
@@ -15,7 +14,7 @@ from ispasp_jax.walk import consumers, sites
 from ispasp_jax.walk.consumers import Chain, Roles
 from ispasp_jax.walk.flat import Flat
 from ispasp_jax.walk.pieces import compiled, piece
-from ispasp_jax.walk.streams import Stream
+from ispasp_jax.walk.streams import Stream, Weights
 
 
 class Norm(NamedTuple):
@@ -101,7 +100,7 @@ def _features(value: Value, weights) -> int | None:
     return None
 
 
-def recalibrate(norm: Norm, stream: Stream) -> dict[Value, Array]:
+def recalibrate(norm: Norm, stream: Stream) -> Weights:
     """The weights with the norm's moments those of the stream's activations."""
 
     def make():

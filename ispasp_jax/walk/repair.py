@@ -25,9 +25,8 @@ alternative, and what serves where least squares does not reach.
 
 import numpy as np
 import scipy.linalg
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
-from ispasp_jax.graph.program import Value
 from ispasp_jax.walk import consumers
 from ispasp_jax.walk.consumers import Reach
 from ispasp_jax.walk.moments import Folds, Moments, rows
@@ -55,7 +54,7 @@ def about(reach: Reach, folds: Folds) -> Folds:
 
 def least_squares(
     reach: Reach, weights: Weights, folds: Folds, kept: Int[np.ndarray, " k"]
-) -> dict[Value, Array]:
+) -> Weights:
     """The weights with a consumer refitted; what it makes of places that are not kept
     is zero.
 

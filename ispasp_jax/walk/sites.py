@@ -336,7 +336,7 @@ def as_out(site: Site, u: Array) -> Float[Array, "n *positions o"]:
 
 def linear(
     site: Site, h: Float[Array, "m *positions D"], kernel: Float[Array, "*taps D o"]
-) -> Float[Array, "m *positions o"]:
+) -> Float[Array, "m *outputs o"]:
     """H K for any number of examples."""
     own = form(site)
     if not own.taps:
@@ -393,7 +393,7 @@ def patches(
     h: Float[Array, "m *positions D"],
     step: int = 1,
     places: Int[Array, " k"] | None = None,
-) -> Float[Array, "m *positions p"]:
+) -> Float[Array, "m *outputs p"]:
     """What the kernel, as a matrix with rows tap · D + place, is multiplied with, at
     every `step`-th place of the output; rows tap · k + i of some places alone."""
     own = form(site)

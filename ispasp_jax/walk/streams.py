@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from ispasp_jax import devices
 from ispasp_jax.errors import InputError
-from ispasp_jax.graph.program import Value
+from ispasp_jax.graph.program import AnyArray, Value
 from ispasp_jax.walk.flat import Flat, nbytes
 from ispasp_jax.walk.pieces import Piece, forward, piece
 
@@ -27,10 +27,7 @@ from ispasp_jax.walk.pieces import Piece, forward, piece
 #: several.
 Images = Iterable[Any]
 
-#: A batch each: a list of what is there, or what is made when it is read.
-Activations = Sequence[Float[Array, "n ..."]]
-
-Weights = Mapping[Value, Array]
+Weights = Mapping[Value, AnyArray]
 
 
 class Lazy(Sequence):
@@ -44,6 +41,10 @@ class Lazy(Sequence):
 
     def __getitem__(self, k: int) -> Array:
         return self._make(range(self._count)[k])
+
+
+#: A batch each: what is there, or what is made when it is read.
+Activations = list[Array] | Lazy
 
 
 def across(weight: Float[Array, " n"], x: Float[Array, "n ..."]) -> Array:
@@ -182,7 +183,7 @@ class Stream(NamedTuple):
         return size * len(self.weight) <= self.memory
 
 
-def weights_of(step: Piece, weights: Weights) -> list[Array]:
+def weights_of(step: Piece, weights: Weights) -> list[Any]:
     """The weights that a piece reads."""
     return [weights.get(value, value.constant) for value in step.weights]
 
