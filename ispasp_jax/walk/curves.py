@@ -22,8 +22,16 @@ from ispasp_jax.graph import Group, Traced
 from ispasp_jax.graph.program import Value
 from ispasp_jax.selection import obs
 from ispasp_jax.selection.problem import LeastSquares
-from ispasp_jax.walk import consumers, flat, inputs, repair, sites, streams
-from ispasp_jax.walk.consumers import Unreached
+from ispasp_jax.walk import (
+    fits,
+    flat,
+    forms,
+    inputs,
+    least_squares,
+    sites,
+    streams,
+)
+from ispasp_jax.walk.fits import Unreached
 from ispasp_jax.walk.moments import measure
 from ispasp_jax.walk.reads import regression
 from ispasp_jax.walk.sites import Site
@@ -109,11 +117,11 @@ def measure_curves(
         here = here.named(site.name).hidden(site.place, watch)
         passes = site.end <= next_place  # else a branch beside comes first
         after = here.to(site.end, [site.target], watch if passes else None)
-        folds = measure(site, here, after, np.arange(site.width))
-        reach = consumers.reach(site, weights)
+        folds = measure(site, here, after, np.arange(site.width)).folds
+        reach = fits.reach(site, weights)
         whole = folds[0] + folds[1]
         variance = max(float(whole.yy / whole.count), 1e-30)
-        first_, second = repair.about(reach, folds)
+        first_, second = least_squares.about(reach, folds)
         for name, found in readers.items():
             if site in found:
                 index = sites.index(site, widths[name].atom)
@@ -139,9 +147,9 @@ def _reached(traced, every, names, weights) -> dict[str, list[Site]]:
             continue
         try:
             for site in own:
-                consumers.reach(site, weights)
+                fits.reach(site, weights)
                 sites.index(site, group.atom)
-        except (Unreached, sites.Unsuited):
+        except (Unreached, forms.Unsuited):
             continue
         found[group.name] = own
     return found
