@@ -7,15 +7,12 @@ network needed. A network that is none of this package's lies beside them as a p
 model.stablehlo, which runs without its code.
 """
 
-import contextlib
-import ctypes
 import dataclasses
 import functools
 import json
 import os
-import shutil
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,7 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from ispasp_jax import data, models, walk
+from ispasp_jax import data, files, models, walk
 from ispasp_jax.data import Preprocessing
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph import (
@@ -206,7 +203,7 @@ def save(folder: str | os.PathLike, model: Model, plan: Plan | None = None) -> N
                 f"{folder} holds other files ({', '.join(sorted(names)[:3])}); give a "
                 "new folder, or a model's."
             )
-        with replacing(folder) as new:
+        with files.new_folder(folder) as new:
             write(new, model)
             if plan is not None:
                 text = json.dumps(plans.to_json(plan, model.name))
@@ -445,51 +442,3 @@ def _check_sums(config: Mapping[str, Any], variables: Any, folder: Path) -> None
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(model, variables, images):
     return model.evaluate(variables, images)
-
-
-@contextlib.contextmanager
-def replacing(folder: str | os.PathLike, aside: Path | None = None) -> Iterator[Path]:
-    """A new, empty folder that takes `folder`'s place when the block ends well; until
-    then it lies in the folder `aside`, or beside.
-    """
-    folder = Path(folder).absolute()
-    if folder.is_symlink():
-        raise InputError(
-            f"{folder} is a symbolic link, which the new folder would replace; give "
-            "the folder that it names, or another."
-        )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = (aside or folder.parent) / f".{folder.name}.new-{os.getpid()}"
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir()
-    try:
-        yield new
-        move(new, folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-
-
-def move(new: Path, folder: Path) -> None:
-    """Renames a finished folder to its place; the one that was there goes.
-
-    Where the system cannot swap two folders, there is an instant in which the old one
-    has left and the new one has not come; a kill then leaves both, hidden.
-    """
-    if folder.exists() and _swap(new, folder):
-        shutil.rmtree(new, ignore_errors=True)
-        return
-    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _swap(a: Path, b: Path) -> bool:
-    """Exchanges two folders in one step; False where Linux or the disk cannot."""
-    try:
-        rename = ctypes.CDLL(None).renameat2
-    except (AttributeError, OSError, TypeError):
-        return False
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    return rename(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0
