@@ -81,6 +81,8 @@ class Pruned(NamedTuple):
         return {g.name: g.unrepaired for g in self.groups if g.unrepaired}
 
 
+# Long, and of many parameters: every option is an explicit keyword with its line of
+# help, since this is what users read.
 def prune(
     model: Any,
     variables: Any = None,
