@@ -26,7 +26,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Fresh:
+class Scratch:
     """A network that is trained on the data first."""
 
 
@@ -42,7 +42,7 @@ class Network:
 
     model: str
     stem: str | None
-    start: Weights | Fresh
+    start: Weights | Scratch
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Given:
+class PlanFile:
     """Cut what a plan says.
 
     Attributes:
@@ -189,7 +189,7 @@ class Pruning:
       calibration_memory: bytes of their activations on each device; None: no limit.
     """
 
-    cut: Ratios | Preset | Limits | Given
+    cut: Ratios | Preset | Limits | PlanFile
     method: str
     num_iters: int
     scope: Literal["inner", "all"]

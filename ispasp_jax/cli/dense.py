@@ -35,9 +35,9 @@ _RATE = 0.08
 def start(config: TrainConfig, source: Source) -> Model:
     """The model to train: fresh, or from --weights."""
     opening.check_batch(config.data, source)
-    begun = config.network.start
-    if isinstance(begun, Weights):
-        model = loading.load(begun, config.network, config.data, source)
+    origin = config.network.start
+    if isinstance(origin, Weights):
+        model = loading.load(origin, config.network, config.data, source)
         if doubt := doubts.of_images(source.preprocessing, model.preprocessing):
             say(doubt)
         return model
@@ -46,7 +46,7 @@ def start(config: TrainConfig, source: Source) -> Model:
 
 def train(config: TrainConfig, source: Source, model: Model, out: Path) -> None:
     """Trains, evaluates and saves in `out`, by way of a folder beside it."""
-    name, asked = config.network.model, config.data.data
+    name, images = config.network.model, config.data.data
     locks.check(out)
     check_out(out, name)
     recipe = learning.recipe(
@@ -82,7 +82,7 @@ def train(config: TrainConfig, source: Source, model: Model, out: Path) -> None:
                     (new / TRAINING).write_text(json.dumps(record, indent=1) + "\n")
             work.remove()
     say(
-        f"{name} on {asked}: top-1 {100 * score.top1:.2f} % on the test split after "
+        f"{name} on {images}: top-1 {100 * score.top1:.2f} % on the test split after "
         f"{config.epochs} epochs in {numeral(seconds)} s, saved in {out}: "
         f"{', '.join(folders.FILES)}, {TRAINING}"
     )
@@ -95,17 +95,17 @@ def network(config: PruneConfig, source: Source) -> Path:
     Raises:
       InputError: the folder holds another network.
     """
-    name, asked = config.network.model, config.data.data
+    name, images = config.network.model, config.data.data
     folder = opening.place(config, "dense")
     wanted = TrainConfig(
         config.network,
         config.data,
         dataclasses.replace(config.optimisation, learning_rate=None),
         config.run,
-        flags.default_epochs(asked),
+        flags.default_epochs(images),
     )
     if not (folder / TRAINING).exists():
-        say(f"no --weights: training {name} on {asked} first")
+        say(f"no --weights: training {name} on {images} first")
         train(wanted, source, start(wanted, source), folder)
         return folder
     same = _identity(wanted, source, _architecture(wanted, source))
@@ -180,11 +180,11 @@ def _settings(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """What a stopped training has to agree with: settings, and the fingerprints of what
     it was given."""
-    begun = config.network.start
+    origin = config.network.start
     found = {
         **identity,
         "data": config.data.data,
-        "weights": begun.weights if isinstance(begun, Weights) else None,
+        "weights": origin.weights if isinstance(origin, Weights) else None,
         **recipe._asdict(),
         "batch_size": opening.batch_size(config.data, source),
         "precision": config.run.precision,

@@ -7,7 +7,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
-from ispasp_jax.cli.config import Data, Fresh, Network, Optimisation, Run, Weights
+from ispasp_jax.cli.config import Data, Network, Optimisation, Run, Scratch, Weights
 from ispasp_jax.cli.parsing import Parser
 from ispasp_jax.errors import InputError
 
@@ -195,7 +195,7 @@ def network(args: Namespace) -> Network:
             "average; name one with --weights, or leave it out."
         )
     else:
-        start = Fresh()
+        start = Scratch()
     return Network(args.model, args.stem, start)
 
 

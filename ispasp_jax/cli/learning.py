@@ -90,16 +90,16 @@ def recipe(
       rate_at_256: the default learning rate for batches of 256; others in proportion.
       **more: of training.Recipe.
     """
-    asked = config.optimisation
-    rate, decay = asked.learning_rate, asked.weight_decay
+    how = config.optimisation
+    rate, decay = how.learning_rate, how.weight_decay
     return training.Recipe(
         epochs,
         rate_at_256 * batch_size(config.data, source) / 256 if rate is None else rate,
         weight_decay=models.WEIGHT_DECAY.get(config.network.model, 5e-4)
         if decay is None
         else decay,
-        label_smoothing=asked.label_smoothing,
-        ema=asked.ema,
+        label_smoothing=how.label_smoothing,
+        ema=how.ema,
         **more,
     )
 

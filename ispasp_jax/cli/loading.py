@@ -21,63 +21,67 @@ from ispasp_jax.weights.folders import Model
 from ispasp_jax.weights.tensors import printable
 
 
-def load(given: Weights, network: Network, asked: Data, source: Source) -> Model:
-    """The model whose weights are given, as the flags want it.
+def load(start: Weights, network: Network, options: Data, source: Source) -> Model:
+    """The model of trained weights, checked against the flags and the data.
 
     Args:
-      given: the weights.
+      start: the weights.
       network: what they have to be of.
-      asked: inputs and classes that the flags ask for.
+      options: inputs and classes that the flags ask for.
       source: the data.
 
     Raises:
       InputError: they cannot be read, or are of another network or other classes.
     """
-    folder = folders.folder_of(given.weights)
+    folder = folders.folder_of(start.weights)
     if folder is not None:
-        model = _from_folder(given, network, asked, folder)
+        model = _from_folder(start, network, options, folder)
     else:
-        model = _from_file(given, network, asked, source)
-    if given.new_head and model.num_classes != source.num_classes:
+        model = _from_file(start, network, options, source)
+    if start.new_head and model.num_classes != source.num_classes:
         arrays = weights.to_torchvision(model.variables)
         other = with_classes(model, source.num_classes)
-        model = _filled(given, other, arrays, model.dense_widths)
+        model = _filled(start, other, arrays, model.dense_widths)
     knows = model.num_classes
-    if knows < source.num_classes or asked.num_classes not in (None, knows):
-        wanted = "--num-classes asks for" if asked.num_classes else f"{asked.data} has"
+    if knows < source.num_classes or options.num_classes not in (None, knows):
+        wanted = (
+            "--num-classes asks for" if options.num_classes else f"{options.data} has"
+        )
         raise InputError(
-            f"--weights {given.weights} knows {knows} classes, {wanted} "
+            f"--weights {start.weights} knows {knows} classes, {wanted} "
             f"{source.num_classes}; give weights or data that fit, or --new-head to "
             "start a fresh classifier."
         )
     if knows > source.num_classes:
         say(
-            f"--weights {given.weights} knows {knows} classes, and {asked.data} the "
+            f"--weights {start.weights} knows {knows} classes, and {options.data} the "
             f"first {source.num_classes} of them, if its labels are the weights' own"
         )
     return model
 
 
-def _from_folder(given: Weights, network: Network, asked: Data, folder: Path) -> Model:
+def _from_folder(
+    start: Weights, network: Network, options: Data, folder: Path
+) -> Model:
     """A saved model, with the preprocessing that the flags ask for."""
-    if given.ema_weights:
+    if start.ema_weights:
         raise InputError(
             f"--ema-weights is for checkpoints that hold the weights and their moving "
-            f"average; {given.weights} holds one network, so leave it out."
+            f"average; {start.weights} holds one network, so leave it out."
         )
-    _check_name(given.weights, network.model, folders.architecture_of(folder))
+    _check_name(start.weights, network.model, folders.architecture_of(folder))
     model = folders.load(folder, network.model)
     stem = network.stem
     if stem and stem != model.options.get("stem"):
         raise InputError(
-            f"--stem {stem} is not the stem that {given.weights} was trained with "
+            f"--stem {stem} is not the stem that {start.weights} was trained with "
             f"({model.options.get('stem', 'this model has no choice')}); leave it out."
         )
-    prep = preprocessing(asked, model.preprocessing)
+    prep = preprocessing(options, model.preprocessing)
     new = dataclasses.replace(model, preprocessing=prep)
     if not _takes(new, model):
         raise InputError(
-            f"{given.weights} cannot take {new.input_shape} inputs, its arrays are for "
+            f"{start.weights} cannot take {new.input_shape} inputs, its arrays are for "
             f"{model.input_shape}; leave --image-size and --mean out."
         )
     return new
@@ -92,23 +96,25 @@ def _takes(new: Model, model: Model) -> bool:
     return jax.tree.map(jnp.shape, shapes[0]) == jax.tree.map(jnp.shape, shapes[1])
 
 
-def _from_file(given: Weights, network: Network, asked: Data, source: Source) -> Model:
-    arrays, metadata = weights.read(given.weights, ema=given.ema_weights)
+def _from_file(
+    start: Weights, network: Network, options: Data, source: Source
+) -> Model:
+    arrays, metadata = weights.read(start.weights, ema=start.ema_weights)
     if "taken" in metadata:
-        say(f"--weights {given.weights}: taken from it: {metadata['taken']}")
+        say(f"--weights {start.weights}: taken from it: {metadata['taken']}")
     base = source.preprocessing._replace(**models.PREPROCESSING.get(network.model, {}))
     known = {k: metadata[k] for k in Preprocessing._fields if k in metadata}
-    _check_name(given.weights, network.model, metadata.get("model", network.model))
-    _check_hub(given.weights, network.model, metadata)
+    _check_name(start.weights, network.model, metadata.get("model", network.model))
+    _check_hub(start.weights, network.model, metadata)
     stem = network.stem or metadata.get("options", {}).get("stem")
-    prep = preprocessing(asked, base._replace(**known))
+    prep = preprocessing(options, base._replace(**known))
     model = architecture(
         dataclasses.replace(network, stem=stem), source.num_classes, prep
     )
     knows = weights.classes(arrays, model.network, model.input_shape)
-    if not given.new_head and knows > source.num_classes:
+    if not start.new_head and knows > source.num_classes:
         model = with_classes(model, knows)
-    return _filled(given, model, arrays, metadata.get("widths", {}))
+    return _filled(start, model, arrays, metadata.get("widths", {}))
 
 
 def with_classes(model: Model, num_classes: int) -> Model:
@@ -118,7 +124,7 @@ def with_classes(model: Model, num_classes: int) -> Model:
 
 
 def _filled(
-    given: Weights, model: Model, arrays: dict[str, np.ndarray], widths: dict[str, int]
+    start: Weights, model: Model, arrays: dict[str, np.ndarray], widths: dict[str, int]
 ) -> Model:
     """An architecture with the arrays of --weights, which may be narrower.
 
@@ -130,38 +136,38 @@ def _filled(
         try:
             plan = descriptions.plan(model.dense, widths)
         except InputError as error:
-            raise InputError(f"--weights {given.weights}: {error}.") from error
+            raise InputError(f"--weights {start.weights}: {error}.") from error
         expected = model.dense.take(plan, model.dense.variables)
     if not isinstance(model.network, nn.Module):
         like = model.variables if expected is None else expected
-        variables = weights.to_tree(arrays, like, given.weights)
+        variables = weights.to_tree(arrays, like, start.weights)
         return model.resize(variables)
     variables = weights.to_variables(
         arrays,
         model.network,
         model.input_shape,
         expected=expected,
-        new_head=given.new_head,
-        source=given.weights,
+        new_head=start.new_head,
+        source=start.weights,
     )
     return (
         model.resize(variables) if widths else model.replace(model.network, variables)
     )
 
 
-def _check_name(given: str, model: str, name: str) -> None:
+def _check_name(source: str, model: str, name: str) -> None:
     """Raises InputError where weights are of another architecture than --model."""
     if name == model:
         return
     shown = printable(name)
     unless = "" if name in models.MODELS else ", if you trust its code, which then runs"
     raise InputError(
-        f"--weights {given} holds a {shown}, not a {model}; give --model "
+        f"--weights {source} holds a {shown}, not a {model}; give --model "
         f"{shown}{unless}, or other weights."
     )
 
 
-def _check_hub(given: str, model: str, metadata: dict[str, Any]) -> None:
+def _check_hub(source: str, model: str, metadata: dict[str, Any]) -> None:
     """Says what a config of the Hub's has that is not ours.
 
     Raises:
@@ -171,7 +177,7 @@ def _check_hub(given: str, model: str, metadata: dict[str, Any]) -> None:
     if model in models.MODELS and theirs not in (None, model, *same):
         fitting = [ours for ours, names in models.TIMM.items() if theirs in names]
         raise InputError(
-            f"--weights {given} holds a {printable(theirs)} by its config.json, "
+            f"--weights {source} holds a {printable(theirs)} by its config.json, "
             f"not a {model}; give "
             + (f"--model {fitting[0]} or " if fitting else "")
             + "other weights."
@@ -179,7 +185,7 @@ def _check_hub(given: str, model: str, metadata: dict[str, Any]) -> None:
     filter = metadata.get("interpolation", "bilinear")
     if filter != "bilinear":
         say(
-            f"--weights {given} was trained on images resized by "
+            f"--weights {source} was trained on images resized by "
             f"{printable(filter)} interpolation; here all are resized by bilinear, so "
             "top-1 may be some tenths of a point lower"
         )

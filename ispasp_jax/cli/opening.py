@@ -43,39 +43,39 @@ def start_devices(run: Run) -> None:
     devices.mesh(run.devices)
 
 
-def open_source(asked: Data) -> Source:
+def open_source(options: Data) -> Source:
     """The data, with as many classes as --num-classes says.
 
     Raises:
       InputError: there is none, or it has more classes.
     """
-    source = data.open_source(asked.data)
+    source = data.open_source(options.data)
     for text in source.notes:
-        say(f"{asked.data}: {text}")
+        say(f"{options.data}: {text}")
     found = source.num_classes
-    if asked.num_classes and asked.num_classes < found:
+    if options.num_classes and options.num_classes < found:
         raise InputError(
-            f"--num-classes {asked.num_classes} is less than {asked.data} has, whose "
-            f"last class is {found - 1}; give at least {found}."
+            f"--num-classes {options.num_classes} is less than {options.data} has, "
+            f"whose last class is {found - 1}; give at least {found}."
         )
-    return source._replace(num_classes=asked.num_classes or found)
+    return source._replace(num_classes=options.num_classes or found)
 
 
-def preprocessing(asked: Data, base: Preprocessing) -> Preprocessing:
+def preprocessing(options: Data, base: Preprocessing) -> Preprocessing:
     """The weights' (or the data's) preprocessing, with what the flags say instead."""
-    resize = {None: base.resize, "none": None}.get(asked.resize, asked.resize)
+    resize = {None: base.resize, "none": None}.get(options.resize, options.resize)
     new = Preprocessing(
-        asked.image_size or base.image_size,
+        options.image_size or base.image_size,
         resize,
-        asked.mean or base.mean,
-        asked.std or base.std,
+        options.mean or base.mean,
+        options.std or base.std,
     )
     if len(new.mean) != len(new.std) or len(new.mean) not in (1, 3):
         raise InputError(
             f"--mean has {len(new.mean)} numbers and --std {len(new.std)}; expected "
             "one a channel, 1 or 3, in both."
         )
-    if resize is not None and asked.image_size and asked.resize is None:
+    if resize is not None and options.image_size and options.resize is None:
         scale = base.resize / base.image_size
         new = new._replace(resize=round(scale * new.image_size))
     return data.checked(new)
@@ -100,18 +100,18 @@ def initialised(model: Model, seed: int) -> Model:
     return model.replace(model.network, variables)
 
 
-def batch_size(asked: Data, source: Source) -> int:
+def batch_size(options: Data, source: Source) -> int:
     """--batch-size, or its default for the data."""
-    return asked.batch_size or (64 if len(source.train) < 10_000 else 256)
+    return options.batch_size or (64 if len(source.train) < 10_000 else 256)
 
 
-def check_batch(asked: Data, source: Source) -> None:
+def check_batch(options: Data, source: Source) -> None:
     """Raises InputError where there are fewer images to train on than one batch has."""
-    size = batch_size(asked, source)
+    size = batch_size(options, source)
     if len(source.train) < size:
         raise InputError(
-            f"{asked.data} has {len(source.train)} training images, fewer than a batch "
-            f"of {size}; give a smaller --batch-size."
+            f"{options.data} has {len(source.train)} training images, fewer than a "
+            f"batch of {size}; give a smaller --batch-size."
         )
 
 
@@ -124,14 +124,14 @@ def place(config: Config, method: str) -> Path:
     """Where a result goes without --out: runs/MODEL-DATA-METHOD, with what else sets
     two dense networks apart.
     """
-    network, asked = config.network, config.data
-    kind, _, where = asked.data.partition(":")
-    extra = [f"{asked.image_size}px"] if asked.image_size else []
-    extra += [f"{asked.num_classes}classes"] if asked.num_classes else []
+    network, options = config.network, config.data
+    kind, _, where = options.data.partition(":")
+    extra = [f"{options.image_size}px"] if options.image_size else []
+    extra += [f"{options.num_classes}classes"] if options.num_classes else []
     extra += [network.stem] if network.stem else []
     extra += [f"seed{config.run.seed}"] if config.run.seed else []
-    other = [data.located(asked.data), asked.mean, asked.std, asked.resize]
-    if other != [asked.data, None, None, None]:
+    other = [data.located(options.data), options.mean, options.std, options.resize]
+    if other != [options.data, None, None, None]:
         extra.append(f"{zlib.crc32(repr(other).encode()):08x}")
     name = "-".join(filter(None, (kind, Path(where).stem)))
     parts = [network.model, name, *extra, method]

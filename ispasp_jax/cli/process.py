@@ -1,4 +1,4 @@
-"""How a command begins and ends: exit codes, sentences, signals. Imports nothing slow."""
+"""How a command begins and ends: exit codes, signals. Imports nothing slow."""
 
 import _thread
 import contextlib

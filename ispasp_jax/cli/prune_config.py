@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 
 from ispasp_jax.cli import flags
 from ispasp_jax.cli.config import (
-    Given,
     Limits,
     Output,
+    PlanFile,
     Preset,
     PruneConfig,
     Pruning,
@@ -71,9 +71,9 @@ def _tuning(args: Namespace) -> Tuning:
     )
 
 
-def _cut(args: Namespace) -> Ratios | Preset | Limits | Given:
+def _cut(args: Namespace) -> Ratios | Preset | Limits | PlanFile:
     if args.plan:
-        return Given(args.plan)
+        return PlanFile(args.plan)
     if args.target or args.tolerance is not None:
         return Limits(_flat(args.target), args.tolerance, args.curves)
     if args.preset:
