@@ -74,13 +74,18 @@ def criteria() -> str:
 
 
 def page(source: str) -> str:
-    """A file's text with links that lead to the site's pages.
+    """A file's text as a page of the site."""
+    return linked((ROOT / source).read_text(encoding="utf-8"), source)
+
+
+def linked(text: str, source: str) -> str:
+    """The text of a file with links that lead to the site's pages.
 
     Raises:
       ValueError: it links to what is no page.
     """
 
-    def linked(found: re.Match) -> str:
+    def link(found: re.Match) -> str:
         target, hash_, anchor = found[2].partition("#")
         if not target or "://" in target:
             return found[0]
@@ -95,8 +100,7 @@ def page(source: str) -> str:
             raise ValueError(f"{source} links to {target}, which is not on the site.")
         return f"{found[1]}({path}{hash_}{anchor})"
 
-    text = (ROOT / source).read_text(encoding="utf-8")
-    return re.sub(r"(\[[^\]]*\])\(([^)\s]+)\)", linked, text)
+    return re.sub(r"(\[[^\]]*\])\(([^)\s]+)\)", link, text)
 
 
 def filled(markdown: str) -> str:
