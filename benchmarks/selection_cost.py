@@ -6,8 +6,8 @@ and against the loop of the authors' kind (naive.py).
 Four tables, each of functions that take turns on images that are on the device already,
 at keep 0.4 in every group, without repair:
 
-  walk         dense pass, walk, walk without its residual report: three networks at
-               224 pixels, 1280 images
+  walk         dense pass, walk, walk without its residual report: three shipped
+               networks and two of examples/ at 224 pixels, 1280 images
   images       the same for ResNet34 and 64, 256, 640 images
   iterations   the walk with T = 1, 5, 20, 50
   naive        T full gradients over all images and the prefix again for every group,
@@ -23,11 +23,13 @@ needs included. Weights and images are random. About 25 minutes on two CPU cores
 """
 
 import functools
+import importlib
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -70,8 +72,11 @@ class Settings(NamedTuple):
     memory: bool
 
 
+SHIPPED = ("resnet34", "resnet50", "mobilenetv2")
 FULL = Settings(
-    walk=tuple(Case(m, 224, 1280) for m in ("resnet34", "resnet50", "mobilenetv2")),
+    walk=tuple(
+        Case(m, 224, 1280) for m in (*SHIPPED, "efficientnet_lite0", "vit_tiny")
+    ),
     images=tuple(Case("resnet34", 224, n) for n in (64, 256, 640)),
     iterations=Case("resnet34", 224, 64),
     sweep=(1, 5, 20, 50),
@@ -100,9 +105,21 @@ class Ready(NamedTuple):
     naive: Any
 
 
+def network_of(name: str) -> Any:
+    """A shipped network, or one of examples/."""
+    if name in models.MODELS:
+        return models.create(name, 1000)
+    folder = str(Path(__file__).parents[1] / "examples")
+    if folder not in sys.path:
+        sys.path.append(folder)
+    if name == "efficientnet_lite0":
+        return importlib.import_module(name).EfficientNetLite()
+    return importlib.import_module("linen_vit").ViT(192, 12, 3, 768, 16)
+
+
 def ready(case: Case) -> Ready:
     """Network, weights and images, and the functions that are timed."""
-    network = models.create(case.model, 1000)
+    network = network_of(case.model)
     variables = timing.random_variables(network, case.shape)
     batches = timing.random_batches(case.images, case.batch, case.shape)
     traced = graph.trace(network, variables, batches[0])

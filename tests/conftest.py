@@ -26,7 +26,7 @@ import pytest  # noqa: E402
 #: Where a wrong shape or dtype is an error. The hook has to come before the imports.
 CHECKED = ("selection", "graph", "walk", "budget", "models", "pruning")
 jaxtyping.install_import_hook(
-    [f"ispasp_jax.{module}" for module in CHECKED], "beartype.beartype"
+    [f"ispasp_jax.{module}" for module in CHECKED], "checking.typechecked"
 )
 
 hypothesis.settings.register_profile(

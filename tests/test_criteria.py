@@ -229,10 +229,10 @@ def test_the_walk_gathers_what_is_needed_and_nothing_else(needs, residual_images
     network = MLP(3, hidden=(6, 7))
     images = np.random.default_rng(0).normal(size=(4, 4, 4, 3)).astype(np.float32)
     variables = network.init(jax.random.key(0), jnp.asarray(images))
-    seen = []
+    seen, wanted = [], needs
 
     class Recording(Criterion):
-        needs = frozenset(needs)
+        needs = frozenset(wanted)
 
         def __call__(self, problem, size):
             given = {k for k, v in problem._asdict().items() if v is not None}
