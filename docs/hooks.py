@@ -34,16 +34,16 @@ MARKS = {
 def flags(parser: argparse.ArgumentParser) -> str:
     """A table of a command's flags for each of its groups, in Markdown."""
     formatter, parts = parser._get_formatter(), []
-    for group in parser._action_groups:
+    groups = [group for group in parser._action_groups if group._group_actions]
+    others = parser._optionals
+    for group in sorted(groups, key=lambda group: group is others):
         lines = [
             f"| {_called(action)} | {_cell(formatter._expand_help(action))} |"
             for action in group._group_actions
             if action.option_strings != ["-h", "--help"]
         ]
-        title = "other" if group is parser._optionals else group.title
-        if lines:
-            head = f"**{title}**\n\n| flag | |\n|---|---|"
-            parts.append("\n".join([head, *lines]))
+        title = "other" if group is others else group.title
+        parts.append("\n".join([f"**{title}**\n\n| flag | |\n|---|---|", *lines]))
     return "\n\n".join(parts)
 
 
@@ -52,11 +52,12 @@ def _called(action: argparse.Action) -> str:
     if not value and action.nargs != 0:
         value = action.dest.upper()
     value = {"+": f"{value} ...", "?": f"[{value}]"}.get(action.nargs, value)
-    return _cell(f"`{action.option_strings[-1]} {value}`".replace(" `", "`"))
+    called = f"{action.option_strings[-1]} {value or ''}".strip()
+    return f"<code>{_cell(called)}</code>"
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;")
+    return text.replace("<", "&lt;").replace("|", "&#124;").replace("*", "&#42;")
 
 
 def criteria() -> str:

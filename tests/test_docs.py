@@ -81,7 +81,7 @@ def test_the_commands_page_has_every_flag(command, hooks):
         command.parser().parse_args(["--help"])
     offered = set(re.findall(r"^  (--[\w-]+)", said.getvalue(), re.M))
     assert len(offered) > 20
-    assert set(re.findall(r"^\| `(--[\w-]+)", text, re.M)) == offered
+    assert set(re.findall(r"^\| <code>(--[\w-]+)", text, re.M)) == offered
     mark = f"<!-- {command.__name__.rpartition('.')[2]}.py -->"
     assert hooks.filled(f"{mark}\n") == text + "\n"
     assert mark in (ROOT / "docs/commands.md").read_text()
