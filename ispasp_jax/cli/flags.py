@@ -71,8 +71,8 @@ def add_shared(parser: Parser) -> None:
     network.add_argument(
         "--weights",
         metavar="SOURCE",
-        help="trained weights: a folder of train.py, prune.py or Orbax, a .safetensors or "
-        ".pth file, hf:REPO[@REVISION]; default: none, the network is trained on "
+        help="trained weights: a folder of train.py, prune.py or Orbax, a .safetensors "
+        "or .pth file, hf:REPO[@REVISION]; default: none, the network is trained on "
         "the data",
     )
     network.add_argument(
