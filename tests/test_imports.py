@@ -20,8 +20,8 @@ WALLS = {
     "walk": {"errors", "devices", "selection", "graph"},
     "budget": {"errors", "numerals", "graph", "walk"},
     "report": {"numerals", "devices", "budget", "walk"},
-    "weights": {"errors", "json_text", "data", "graph", "models", "walk"},
-    "export": {"errors", "graph", "walk", "weights"},
+    "weights": {"errors", "files", "json_text", "data", "graph", "models", "walk"},
+    "export": {"errors", "files", "graph", "walk", "weights"},
     "training": {"errors", "devices", "data", "graph", "weights"},
 }
 
@@ -29,7 +29,7 @@ WALLS = {
 LIBRARIES = {
     "selection": {"jax", "jaxtyping"},
     "graph": {"flax", "optax"},
-    "walk": {"scipy"},
+    "walk": {"optax", "scipy"},
     "budget": {"scipy"},
     "models": {"flax"},
 }
