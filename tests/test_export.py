@@ -25,8 +25,12 @@ from networks import NETWORKS, images_of, variables_of
 
 import ispasp_jax
 from ispasp_jax import export
+from ispasp_jax.cli import export as command
+from ispasp_jax.data import Preprocessing
 from ispasp_jax.errors import InputError
 from ispasp_jax.export import emission
+from ispasp_jax.models.mlp import MLP
+from ispasp_jax.weights import Model
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -163,7 +167,7 @@ def test_what_cannot_be_written_is_named_and_a_file_that_is_there_stays(tmp_path
         export.onnx(lambda _, x: jnp.sort(x, 1), path, {}, shape)
     with pytest.raises(InputError, match="the inputs are not known: give examples"):
         export.onnx(Flatten(), path, variables(Flatten(), x))
-    with pytest.raises(InputError, match="is a folder; give the path"):
+    with pytest.raises(InputError, match="is a folder, which the new file"):
         export.onnx(lambda _, x: x, tmp_path, {}, shape)
     assert path.read_text() == "before" and [*tmp_path.iterdir()] == [path]
 
@@ -205,3 +209,30 @@ assert "flax" not in sys.modules and "ispasp_jax" not in sys.modules
     np.testing.assert_allclose(
         np.load(tmp_path / "y.npy"), expected, rtol=1e-4, atol=1e-5
     )
+
+
+def test_the_command_writes_a_saved_network(tmp_path, capsys):
+    network = MLP(4, hidden=(24, 18))
+    held, prep = variables(network, x), Preprocessing(8, None, (0.0,) * 3, (1.0,) * 3)
+    ispasp_jax.save(tmp_path / "model", Model("mlp", network, held, prep))
+    for kind in ("onnx", "stablehlo"):
+        out = tmp_path / f"network.{kind}"
+        assert command.main([str(tmp_path / "model"), "--out", str(out)]) == 0
+        assert out.exists() and "largest difference" in capsys.readouterr().out
+    expected, found = network.apply(held, x), run(tmp_path / "network.onnx", x)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--out", "x.tflite"], "neither .onnx nor .stablehlo"),
+        (["--out", "x.onnx", "--platforms", "cpu"], "are for .stablehlo; leave them"),
+        (["--out", "x.stablehlo", "--platforms", "gpu"], "gpu: expected cpu, cuda"),
+        (["--out", "x.onnx"], "config.json"),
+    ],
+)
+def test_the_command_refuses_in_one_sentence(flags, words, tmp_path, capsys):
+    assert command.main([str(tmp_path), *flags]) == 2
+    said = capsys.readouterr().err.strip()
+    assert words in said and "\n" not in said and not [*tmp_path.iterdir()]

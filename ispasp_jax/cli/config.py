@@ -230,10 +230,14 @@ class Output:
     Attributes:
       latency_batch_size: images a pass when latency is measured.
       torch: whether to write the weights for PyTorch.
+      formats: of files for other runtimes.
+      command: what was typed.
     """
 
     latency_batch_size: int
     torch: bool
+    formats: tuple[str, ...]
+    command: str
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """The configuration that the flags of prune.py make. Imports nothing slow."""
 
+import shlex
+import sys
 from argparse import Namespace
 from collections.abc import Iterable, Sequence
 
@@ -38,8 +40,18 @@ def configuration(argv: Sequence[str] | None) -> PruneConfig:
         tuning=tuning,
         optimisation=flags.optimisation(args),
         run=flags.run(args),
-        output=Output(args.latency_batch_size, args.torch),
+        output=_output(args, argv),
         dry_run=args.dry_run,
+    )
+
+
+def _output(args: Namespace, argv: Sequence[str] | None) -> Output:
+    given = sys.argv[1:] if argv is None else argv
+    return Output(
+        latency_batch_size=args.latency_batch_size,
+        torch=args.torch,
+        formats=tuple(dict.fromkeys(_flat(args.export))),
+        command=shlex.join(["python", "prune.py", *given]),
     )
 
 

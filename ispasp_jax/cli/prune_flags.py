@@ -195,6 +195,15 @@ def _add_output(parser: Parser) -> None:
         help="also write torchvision.safetensors: the pruned weights for PyTorch",
     )
     parser.add_argument(
+        "--export",
+        choices=["onnx", "stablehlo"],
+        nargs="+",
+        action="append",
+        metavar="FORMAT",
+        help="also write the pruned network for other runtimes: onnx (needs the extra "
+        "[onnx]) or stablehlo, each checked by running it",
+    )
+    parser.add_argument(
         "--latency-batch-size",
         type=flags.positive,
         default=32,

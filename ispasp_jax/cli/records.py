@@ -175,6 +175,7 @@ class Final(NamedTuple):
       pruned: of the result.
       budget: of Sizes, with the latencies of the result.
       notes: what a person should know of it.
+      exports: files for other runtimes, as report.json has them.
     """
 
     stages: tuple[Stage, ...]
@@ -182,6 +183,7 @@ class Final(NamedTuple):
     pruned: dict[str, Any]
     budget: Mapping[str, Any] | None
     notes: tuple[str, ...]
+    exports: tuple[dict[str, Any], ...] = ()
 
 
 def noted(*texts: str | None) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from ispasp_jax import report
+from ispasp_jax.cli import exports
 from ispasp_jax.cli.budgets import PLOT
 from ispasp_jax.cli.config import PlanFile
 from ispasp_jax.cli.curve_files import CURVES
@@ -10,10 +11,10 @@ from ispasp_jax.cli.plan_files import FROM_DENSE, PLAN
 from ispasp_jax.cli.records import Dense, Final, Pruned, Task, Tuned
 
 #: What a finished run leaves in its folder.
-REPORT, TORCH = "report.json", "torchvision.safetensors"
+REPORT, PAGE, TORCH = "report.json", "report.html", "torchvision.safetensors"
 OUTPUTS = (
-    *("model", PLAN, REPORT, FROM_DENSE),
-    *(CURVES, PLOT, TORCH),
+    *("model", PLAN, REPORT, PAGE, FROM_DENSE),
+    *(CURVES, PLOT, TORCH, *exports.NAMES.values()),
 )
 
 
@@ -49,7 +50,10 @@ def assemble(
     found["groups"] = pruned.groups
     if tuned.recipe is not None:
         found["finetuning"] = tuned.recipe._asdict()
-    return {**found, "dense": final.dense, "pruned": final.pruned}
+    if final.exports:
+        found["exports"] = list(final.exports)
+    costs = {"dense": final.dense, "pruned": final.pruned}
+    return {**found, **costs, "command": config.output.command}
 
 
 def _seconds(pruned: Pruned) -> dict[str, Any]:

@@ -5,9 +5,19 @@ and returns a record.
 import time
 from typing import Any
 
-from ispasp_jax import data, devices, weights
+from ispasp_jax import data, devices, files, weights
 from ispasp_jax.budget import cost, latency
-from ispasp_jax.cli import budgets, content, dense, doubts, learning, loading, sizes
+from ispasp_jax.cli import (
+    budgets,
+    content,
+    curve_files,
+    dense,
+    doubts,
+    exports,
+    learning,
+    loading,
+    sizes,
+)
 from ispasp_jax.cli.config import Limits, Weights
 from ispasp_jax.cli.records import (
     Dense,
@@ -19,9 +29,9 @@ from ispasp_jax.cli.records import (
     Tuned,
     noted,
 )
-from ispasp_jax.cli.reports import CURVES, OUTPUTS, REPORT, TORCH
+from ispasp_jax.cli.reports import CURVES, OUTPUTS, PAGE, REPORT, TORCH
 from ispasp_jax.cli.workspace import Workspace, replacing, written
-from ispasp_jax.report import say
+from ispasp_jax.report import page, say
 from ispasp_jax.weights import folders
 from ispasp_jax.weights.folders import Model
 
@@ -85,17 +95,27 @@ def measure(
     if record is not None:
         record, missed = budgets.timed_again(record, *times)
     notes += noted(missed, doubts.of_latency(*times))
-    return Final(stages, *costs, record, notes)
+    made = []
+    output = task.config.output
+    if output.formats and devices.is_first():
+        size = output.latency_batch_size
+        made = exports.write(output.formats, dense.model, loaded, work.folder, size)
+    return Final(stages, *costs, record, notes, tuple(made))
 
 
 def deliver(task: Task, found: dict, work: Workspace) -> list[str]:
     """Writes the report, and puts all in place; the names of what is there then."""
     work.write(REPORT, found)
+    output, measured = task.config.output, isinstance(task.config.pruning.cut, Limits)
+    if devices.is_first():
+        curves = curve_files.from_json(work.read(CURVES)).curves if measured else None
+        files.write_text(work.folder / PAGE, page.html(found, curves))
     made = {
-        CURVES: isinstance(task.config.pruning.cut, Limits),
-        TORCH: task.config.output.torch,
+        CURVES: measured,
+        TORCH: output.torch,
+        **{file: name in output.formats for name, file in exports.NAMES.items()},
     }
-    names = [*OUTPUTS[:3], *(name for name, is_made in made.items() if is_made)]
+    names = [*OUTPUTS[:4], *(name for name, is_made in made.items() if is_made)]
     optional = [name for name in OUTPUTS if name not in (*names, *made)]
     return work.deliver(names, task.out, optional)
 

@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from ispasp_jax.errors import InputError
+
 #: Sizes of the batch: neither is the one that was traced.
 BATCHES = (1, 3)
 
@@ -39,6 +41,34 @@ def largest_difference(
             error = np.abs(ours - theirs).max(initial=0) / scale
             largest = np.fmax(largest, np.inf if np.isnan(error) else error)
     return float(largest)
+
+
+def check(
+    function: Callable[..., Any],
+    variables: Any,
+    file: Callable[..., Sequence[Any]],
+    inputs: Sequence[Any],
+    tolerance: float,
+    name: str,
+) -> float:
+    """`largest_difference`, where it may be accepted.
+
+    Raises:
+      InputError: it is above the tolerance.
+    """
+    largest = largest_difference(function, variables, file, inputs)
+    if not largest <= tolerance:
+        raise InputError(
+            f"the {name} gives other outputs than the network in JAX: they differ by "
+            f"{largest:.2g} of the largest output, and {tolerance:g} is allowed; "
+            "nothing was written."
+        )
+    return largest
+
+
+def example(like: Any, batch: int, seed: int = 0) -> np.ndarray:
+    """An input of so many examples: those that were given, or noise."""
+    return _example(np.random.default_rng(seed), like, batch)
 
 
 def _example(draw, like, batch: int) -> np.ndarray:

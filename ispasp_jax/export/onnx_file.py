@@ -5,6 +5,8 @@ the variable's key path where it is one. The batch may have any size.
 """
 
 import os
+import statistics
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +17,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr
 from jax.interpreters import partial_eval
 
+from ispasp_jax import files
 from ispasp_jax.errors import InputError
 from ispasp_jax.export import contractions, examples, rules
 from ispasp_jax.export.emission import (
@@ -81,34 +84,44 @@ def write(
     nodes = _needed(emission.nodes, outputs)
     model = _model(onnx, emission, nodes, names, inputs, outputs)
     path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; give the path of an .onnx file.")
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    data = path.with_name(f"{path.name}.data")
     external = sum(a.nbytes for a in emission.initializers.values()) > LIMIT
-    try:
+    with files.new_file(path) as new:
         if external:
-            onnx.save_model(model, aside, save_as_external_data=True,
-                            location=data.name, convert_attribute=False)  # fmt: skip
+            _save_beside(onnx, model, new, path)
         else:
-            aside.write_bytes(model.SerializeToString())
-        onnx.checker.check_model(str(aside), full_check=True)
-        largest = examples.largest_difference(
-            jax.jit(function), variables, _runner(runtime, aside, names), inputs
+            new.write_bytes(model.SerializeToString())
+        onnx.checker.check_model(str(new), full_check=True)
+        run = _runner(runtime, new, names)
+        largest = examples.check(
+            jax.jit(function), variables, run, inputs, tolerance, "ONNX file"
         )
-        if not largest <= tolerance:
-            raise InputError(
-                f"the ONNX file gives other outputs than the network in JAX: they "
-                f"differ by {largest:.2g} of the largest output, and {tolerance:g} "
-                "is allowed; nothing was written."
-            )
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        if external:
-            data.unlink(missing_ok=True)
-        raise
     return Written(path, len(nodes), largest)
+
+
+def latencies(
+    paths: Sequence[Path], inputs: Sequence[Any], batch_size: int, repeats: int = 9
+) -> list[float]:
+    """Median milliseconds of a batch of each file in onnxruntime, on the CPU; the files
+    take turns, so that what else the machine does slows all of them alike.
+
+    Args:
+      paths: ONNX files, of the same inputs.
+      inputs: shapes and dtypes.
+      batch_size: examples a pass.
+      repeats: how many passes are timed, after one that warms up.
+    """
+    _, runtime = _libraries()
+    given = [examples.example(x, batch_size) for x in inputs]
+    runners = [_runner(runtime, path, input_names(len(given))) for path in paths]
+    rows = []
+    for _ in range(repeats + 1):
+        row = []
+        for run in runners:
+            start = time.perf_counter()
+            run(*given)
+            row.append(1e3 * (time.perf_counter() - start))
+        rows.append(row)
+    return [statistics.median(column) for column in zip(*rows[1:], strict=True)]
 
 
 def _libraries():
@@ -131,7 +144,7 @@ def _emitted(function, variables, inputs):
     paths = [
         key_path(where) for where, _ in jax.tree_util.tree_leaves_with_path(variables)
     ]
-    names = _input_names(len(two.inputs) - count)
+    names = input_names(len(two.inputs) - count)
     out = Emission(names[0])
     for value, leaf, label in zip(
         two.inputs[:count], jax.tree.leaves(variables), paths, strict=True
@@ -154,7 +167,7 @@ def _emitted(function, variables, inputs):
     return out, names, found
 
 
-def _input_names(count: int) -> list[str]:
+def input_names(count: int) -> list[str]:
     return ["input"] if count == 1 else [f"input_{place}" for place in range(count)]
 
 
@@ -257,6 +270,25 @@ def _dimension(size: Size) -> int | str:
         return size
     times = "" if size.times == 1 else f"{size.times}*"
     return f"{times}batch{size.plus:+}" if size.plus else f"{times}batch"
+
+
+def _save_beside(onnx, model, new: Path, path: Path) -> None:
+    """Writes the constants to a file of their own: one message holds no more."""
+    data = path.with_name(f"{path.name}.data")
+    with files.new_file(data) as constants:
+        onnx.save_model(
+            model,
+            new,
+            save_as_external_data=True,
+            location=constants.name,
+            convert_attribute=False,
+        )
+    written = onnx.load(new, load_external_data=False)
+    for tensor in written.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = data.name
+    new.write_bytes(written.SerializeToString())
 
 
 def _runner(runtime, path: Path, names: Sequence[str]):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ispasp_jax.errors import InputError
+from ispasp_jax import files
 from ispasp_jax.export import examples
 from ispasp_jax.graph.trees import leaves
 from ispasp_jax.weights import tensors
@@ -60,8 +60,6 @@ def write(
       InputError: it cannot be written, or does not compute what the network does.
     """
     path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; give the path of a .stablehlo file.")
     if inside:
         held = jax.tree.map(jax.numpy.asarray, variables)
         made = stored(
@@ -71,27 +69,18 @@ def write(
         made = stored(function, variables, *inputs, platforms=platforms)
     known = dict(leaves(variables))
     arrays = {name: np.asarray(known[name]) for name in made.variables}
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
     beside = None if inside else path.with_suffix(".safetensors")
-    try:
-        made.write(aside)
-        again = read(aside)
-        largest = examples.largest_difference(
+    with files.new_file(path) as new:
+        made.write(new)
+        again = read(new)
+        largest = examples.check(
             jax.jit(function),
             variables,
             lambda *x: jax.tree.leaves(again.apply(arrays, *x)),
             inputs,
+            tolerance,
+            "program",
         )
-        if not largest <= tolerance:
-            raise InputError(
-                f"the program gives other outputs than the network: they differ by "
-                f"{largest:.2g} of the largest output, and {tolerance:g} is allowed; "
-                "nothing was written."
-            )
         if beside is not None:
             tensors.write_whole(beside, arrays, {})
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
     return Program(path, beside, tuple(platforms), largest)
