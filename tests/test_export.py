@@ -24,12 +24,11 @@ from graph_models import (
 from networks import NETWORKS, images_of, variables_of
 
 import ispasp_jax
-from ispasp_jax import export
+from ispasp_jax import export, models
 from ispasp_jax.cli import export as command
 from ispasp_jax.data import Preprocessing
 from ispasp_jax.errors import InputError
 from ispasp_jax.export import emission
-from ispasp_jax.models.mlp import MLP
 from ispasp_jax.weights import Model
 
 onnx = pytest.importorskip("onnx")
@@ -212,7 +211,7 @@ assert "flax" not in sys.modules and "ispasp_jax" not in sys.modules
 
 
 def test_the_command_writes_a_saved_network(tmp_path, capsys):
-    network = MLP(4, hidden=(24, 18))
+    network = models.create("mlp", 4)
     held, prep = variables(network, x), Preprocessing(8, None, (0.0,) * 3, (1.0,) * 3)
     ispasp_jax.save(tmp_path / "model", Model("mlp", network, held, prep))
     for kind in ("onnx", "stablehlo"):
