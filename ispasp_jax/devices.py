@@ -46,7 +46,7 @@ def initialise() -> None:
         raise InputError(
             f"JAX_COORDINATOR_ADDRESS={address} is not HOST:PORT of the first process."
         )
-    found: dict[str, int] = {}
+    found: dict[str, Any] = {}
     for name in ("num_processes", "process_id"):
         text = os.environ.get(f"JAX_{name.upper()}")
         if text is not None and not text.isdecimal():

@@ -183,6 +183,7 @@ def _train_step(
     params, rest = model.split(state.variables)
     key = jax.random.fold_in(jax.random.key(0), state.step)  # of dropout
     share = recipe.distill
+    taught = None
     if share:
         taught = learner(teacher.network).evaluate(teacher.variables, batch.image)
         taught = taught.astype(jnp.float32)
@@ -194,7 +195,7 @@ def _train_step(
         if share < 1:
             labelled = cross_entropy(logits, batch.label, recipe.label_smoothing)
             losses += (1 - share) * labelled
-        if share:
+        if taught is not None:
             losses += share * distillation(logits, taught, recipe.temperature)
         _, moved = model.split(moved)
         return (losses * batch.weight).sum() / batch.weight.sum(), moved

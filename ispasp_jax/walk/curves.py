@@ -8,6 +8,7 @@ curves know nothing of a budget, so any number of budgets can be solved from the
 """
 
 import functools
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -234,9 +235,8 @@ class _Sums:
 
     @property
     def variance(self) -> float:
-        count, total, squares = (
-            sum(s) for s in zip(*jax.device_get(self._sums), strict=True)
-        )
+        columns = zip(*jax.device_get(self._sums), strict=True)
+        count, total, squares = (functools.reduce(operator.add, c) for c in columns)
         return max(float((squares - total**2 / count).sum() / count), 1e-30)
 
 

@@ -153,12 +153,21 @@ class Model:
 
 
 def of(
-    name: str, made: Any, preprocessing: Preprocessing, options: Mapping[str, Any]
+    name: str,
+    made: Any,
+    preprocessing: Preprocessing | None,
+    options: Mapping[str, Any],
 ) -> Model:
-    """An architecture, as `models.create` made it; Linen's has no arrays yet."""
+    """An architecture, as `models.create` made it; Linen's has no arrays yet.
+
+    Raises:
+      InputError: of Linen's, where nobody said what its inputs are.
+    """
     if isinstance(made, tuple):
         network, variables = made
     elif isinstance(made, nn.Module):
+        if preprocessing is None:
+            raise InputError(f"nobody said of what size {name}'s inputs are")
         network, variables = made, models.shapes(made, preprocessing.shape)
     else:
         network, variables = made, adapters.function(made)[1]
