@@ -135,6 +135,9 @@ def prune(
       memory: bytes of the images' activations that each device may keep; the result is
         the same.
 
+    Returns:
+      The smaller model, its variables, and what became of every group.
+
     Never judge the result by these images: the repair is fitted to them, and flatters
     itself there.
 

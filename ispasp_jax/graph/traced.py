@@ -155,6 +155,9 @@ def trace(
       names: your own names of groups, each with {path or glob: axis} of some variables
         that carry its channels; the equations say which others do.
 
+    Returns:
+      The groups by name, and what was left alone and why; printed, a table of both.
+
     Raises:
       InputError: the model cannot be called so, or the axes of a name are not of one
         group.

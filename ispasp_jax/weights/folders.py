@@ -164,6 +164,10 @@ def load(folder: str | os.PathLike, architecture: str | None = None) -> Model:
       architecture: the name that the folder has to give, "package.module:function"
         included; without it, one of this package's.
 
+    Returns:
+      The model, ready to be called with preprocessed images, (n, height, width,
+      channels), or pruned and trained again; one that was saved as a program runs it.
+
     Raises:
       InputError: not such a folder, one that is damaged, or of another architecture.
     """
