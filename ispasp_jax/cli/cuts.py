@@ -2,6 +2,8 @@
 the walk. What is finished is kept in the workspace.
 """
 
+import functools
+
 import jax
 import numpy as np
 
@@ -132,7 +134,7 @@ def _walk(
     """The walk, and what a person should know of it."""
     config, notes, tune = task.config, (), None
     pruning, epochs = config.pruning, config.tuning.block_finetune_epochs
-    by_criterion = isinstance(task.choice, Criterion)
+    criterion = task.choice if isinstance(task.choice, Criterion) else None
     store, done = walk_store.open_store(work.path(_WALK), work.resumed)
     if done:
         notes += noted(
@@ -151,13 +153,13 @@ def _walk(
             model.variables,
             images.batches,
             kept.sizes,
-            task.choice if by_criterion else None,
+            criterion,
             labels=images.labels,
-            plan=None if by_criterion else task.choice,
+            plan=None if isinstance(task.choice, Criterion) else task.choice,
             key=jax.random.key(config.run.seed),
             repair=pruning.repair,
             tune=tune,
-            progress=lambda steps: report.track(steps, "pruning", len(steps)),
+            progress=functools.partial(report.track, label="pruning"),
             mesh=images.mesh,
             store=store,
             memory=pruning.calibration_memory,
