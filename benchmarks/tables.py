@@ -44,6 +44,7 @@ def whole(file: str) -> dict:
 #: Name in one of the READMEs -> its columns.
 TABLES: dict[str, Callable[[], list[list[Any]]]] = {
     "after_pruning": lambda: after_pruning.table(lines("after_pruning.jsonl")),
+    "claim": lambda: after_pruning.claim_table(lines("after_pruning.jsonl")),
     "rounding": lambda: after_pruning.rounding_table(lines("after_pruning.jsonl")),
     "supports": lambda: supports.table(lines("supports.jsonl")),
     "real_networks": lambda: real_networks.table(lines("real_networks.jsonl")),

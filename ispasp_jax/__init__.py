@@ -7,7 +7,7 @@ command for --help, costs nothing.
 import importlib
 from typing import Any
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 #: Where every public name lies; of a module, the module.
 _WHERE = {

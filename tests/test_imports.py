@@ -28,7 +28,7 @@ WALLS = {
 LIBRARIES = {
     "selection": {"jax", "jaxtyping"},
     "graph": {"flax", "optax"},
-    "walk": {"scipy"},
+    "walk": {"optax", "scipy"},
     "budget": {"scipy"},
     "models": {"flax"},
 }

@@ -20,7 +20,7 @@ from ispasp_jax import budget, files
 from ispasp_jax.cli import prune, train, walk_store
 from ispasp_jax.graph import scope
 from ispasp_jax.selection import criteria
-from ispasp_jax.walk import engine, walk
+from ispasp_jax.walk import Options, engine, walk
 from ispasp_jax.weights import folders
 
 ROOT = Path(__file__).parents[1]
@@ -92,7 +92,9 @@ def test_a_walk_goes_on_after_any_step(name, which, method, repair, tune, tmp_pa
 
     def walked(**more):
         options = dict(repair=repair, tune=tune, carry_dense=repair == "bn") | more
-        return walk(traced, variables, images, sizes, criterion, **options)
+        return walk(
+            traced, variables, images, sizes, criterion, options=Options(**options)
+        )
 
     store, _ = walk_store.open_store(tmp_path / "whole", resumed=False)
     whole, files = walked(store=store), [*(tmp_path / "whole").glob("step-*")]
@@ -126,7 +128,9 @@ def test_a_walk_goes_on_from_inside_a_step(tmp_path, monkeypatch):
 
     def walked(**more):
         options = {"tune": shaken, **more}
-        return walk(traced, variables, images, sizes, criterion, **options)
+        return walk(
+            traced, variables, images, sizes, criterion, options=Options(**options)
+        )
 
     whole, real = walked(), engine.select
 
@@ -157,7 +161,12 @@ def test_steps_that_are_damaged_are_made_again(tmp_path):
 
     def walked(store):
         return walk(
-            traced, variables, images, sizes, criterion, tune=shaken, store=store
+            traced,
+            variables,
+            images,
+            sizes,
+            criterion,
+            options=Options(tune=shaken, store=store),
         )
 
     store, _ = walk_store.open_store(tmp_path / "walk", resumed=False)

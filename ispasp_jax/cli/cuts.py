@@ -35,7 +35,7 @@ from ispasp_jax.graph import plans
 from ispasp_jax.graph.groups import SCOPES
 from ispasp_jax.report import say
 from ispasp_jax.selection.criterion import Criterion
-from ispasp_jax.walk import Walked, walk
+from ispasp_jax.walk import Options, Walked, walk
 from ispasp_jax.weights import folders
 from ispasp_jax.weights.folders import Model
 
@@ -156,13 +156,15 @@ def _walk(
             criterion,
             labels=images.labels,
             plan=None if isinstance(task.choice, Criterion) else task.choice,
-            key=jax.random.key(config.run.seed),
-            repair=pruning.repair,
-            tune=tune,
-            progress=functools.partial(report.track, label="pruning"),
-            mesh=images.mesh,
-            store=store,
-            memory=pruning.calibration_memory,
+            options=Options(
+                key=jax.random.key(config.run.seed),
+                repair=pruning.repair,
+                tune=tune,
+                progress=functools.partial(report.track, label="pruning"),
+                mesh=images.mesh,
+                store=store,
+                memory=pruning.calibration_memory,
+            ),
         )
     except FloatingPointError as error:
         raise InputError(str(error)) from error

@@ -94,6 +94,9 @@ def take(tree: Tree, group: Group, kept: Kept) -> Tree:
       group: what to cut.
       kept: the channels that stay: ascending indices, or a mask of the group's width.
 
+    Returns:
+      The tree with smaller arrays.
+
     Raises:
       InputError: the group names no array, or `kept` is none of the two.
     """
@@ -101,7 +104,19 @@ def take(tree: Tree, group: Group, kept: Kept) -> Tree:
 
 
 def mask(tree: Tree, group: Group, kept: Kept) -> Tree:
-    """Zeroes every channel of the group but `kept`: `take`'s twin, for checking it."""
+    """Zeroes every channel of the group but `kept`: `take`'s twin, for checking it.
+
+    Args:
+      tree: as `take`'s.
+      group: whose channels.
+      kept: the channels that stay: ascending indices, or a mask of the group's width.
+
+    Returns:
+      The tree with arrays of the same shapes.
+
+    Raises:
+      InputError: the group names no array, or `kept` is none of the two.
+    """
     return trees.mask(tree, axes(tree, group), kept, _named(group))
 
 

@@ -26,7 +26,9 @@ from ispasp_jax.graph.traced import Traced
 from ispasp_jax.graph.trees import key_path
 
 
-def narrow(function: Callable[..., Any], traced: Traced, plan: Plan):
+def narrow(
+    function: Callable[..., Any], traced: Traced, plan: Plan
+) -> Callable[..., Any]:
     """The function on variables that the plan has cut.
 
     Args:

@@ -49,6 +49,9 @@ def take_optimizer(
       group: what to cut.
       kept: the channels that stay: ascending indices, or a mask of the group's width.
 
+    Returns:
+      The state for the parameters after the cut.
+
     Raises:
       InputError: the state is not one of this optimizer for these parameters, or it
         holds sums over the channels, which nothing can cut.

@@ -8,8 +8,8 @@ import numpy as np
 from jax.interpreters import partial_eval
 
 from ispasp_jax.errors import InputError
-from ispasp_jax.graph import adapters, cut, groups, rules
-from ispasp_jax.graph.atoms import freeze, join
+from ispasp_jax.graph import adapters, cut, groups, rules, search
+from ispasp_jax.graph.atoms import freeze
 from ispasp_jax.graph.cut import Masks, Plan
 from ispasp_jax.graph.groups import Group, Whole
 from ispasp_jax.graph.names import Names, rename
@@ -155,6 +155,9 @@ def trace(
       names: your own names of groups, each with {path or glob: axis} of some variables
         that carry its channels; the equations say which others do.
 
+    Returns:
+      The groups by name, and what was left alone and why; printed, a table of both.
+
     Raises:
       InputError: the model cannot be called so, or the axes of a name are not of one
         group.
@@ -179,8 +182,8 @@ def trace(
     for value in whole.outputs:
         for atom in value.dims:
             freeze(atom, "an output")
-    groups.tie(whole, by_path, join)
-    found, alone = groups.find(whole, by_path, COLLECTIONS)
+    search.tie(whole, by_path)
+    found, alone = search.find(whole, by_path, COLLECTIONS)
     dims = {path: value.dims for path, value in by_path.items()}
     if names:
         ranks = {path: len(atoms) for path, atoms in dims.items()}

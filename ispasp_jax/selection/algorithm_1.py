@@ -45,13 +45,17 @@ def μ(A: Float[Array, "n *positions d"]) -> Float[Array, " d"]:
 def algorithm_1(
     H: Float[Array, "n *positions d"], W: Consumer, s: Size, T: int = 20
 ) -> Selection:
-    """Selects s of d channels; pure, for use under jit, vmap and shardings.
+    """Selects s of d channels by Algorithm 1 of Wolfe and Kyrillidis (arXiv
+    2112.04905); pure, for use under jit, vmap and shardings.
 
     Args:
       H: hidden activations, or for an affine W their batch sum.
       W: the dense consumer.
       s: how many channels to keep; static, or traced.
       T: the most iterations.
+
+    Returns:
+      The support, ½‖V‖² after each iteration, and how many there were.
 
     Raises:
       InputError: shapes, dtypes or a static size that make no problem.

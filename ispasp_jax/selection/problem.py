@@ -189,6 +189,9 @@ def batch_sum(
       hidden: hidden activations.
       weights: of the examples, 0 for one that is padding; all are 1 if None.
 
+    Returns:
+      The sum, with a first dimension of one, in the activations' dtype.
+
     Raises:
       InputError: no floating-point activations, or other weights than one an example.
     """
