@@ -68,7 +68,7 @@ def pruned_before(task: Task, work: Workspace) -> Pruned | None:
 def calibrate(task: Task, dense: Dense) -> Images:
     """The calibration images, and what a pass over them takes."""
     config, pruning = task.config, task.config.pruning
-    mesh, chosen = devices.mesh(config.run.devices), task.chosen
+    mesh, chosen = devices.mesh(config.run.devices), task.calibration
     needs = task.choice.needs if isinstance(task.choice, Criterion) else ()
     notes = noted(
         doubts.of_memory(
@@ -99,29 +99,29 @@ def calibrate(task: Task, dense: Dense) -> Images:
 def cut(
     task: Task,
     dense: Dense,
-    scored: Score,
+    score: Score,
     images: Images,
-    kept: Sizes,
+    channels: Sizes,
     work: Workspace,
 ) -> Pruned:
     """Selects, cuts and repairs group after group; the result is also saved, for
     --resume.
     """
     config, model, folder = task.config, dense.model, work.path(_PRUNED)
-    walked, notes = _walk(task, model, images, kept, work)
+    walked, notes = _walk(task, model, images, channels, work)
     few = images.batches[0][:8].astype(np.float32)
     plans.verify(walked.plan, model.traced, model.variables, few)
     left_out = plan_files.write(work, config.network.start, model, walked.plan)
-    notes = (*scored.notes, *images.notes, *kept.notes, *notes, *noted(left_out))
+    notes = (*score.notes, *images.notes, *channels.notes, *notes, *noted(left_out))
     with replacing(folder) as new:
         pruned = written(new, model.cut(walked.plan, walked.variables))
         record = Pruned(
             model=pruned,
-            stages=(scored.stage, *_scores(task, model, walked, pruned)),
+            stages=(score.stage, *_scores(task, model, walked, pruned)),
             forward=images.forward,
-            seconds={**kept.seconds, **walked.seconds},
+            seconds={**channels.seconds, **walked.seconds},
             groups=report.groups(walked.groups),
-            budget=kept.budget,
+            budget=channels.budget,
             notes=notes,
         )
         work.write(_RECORD, record.to_json())
@@ -129,7 +129,7 @@ def cut(
 
 
 def _walk(
-    task: Task, model: Model, images: Images, kept: Sizes, work: Workspace
+    task: Task, model: Model, images: Images, channels: Sizes, work: Workspace
 ) -> tuple[Walked, tuple[str, ...]]:
     """The walk, and what a person should know of it."""
     config, notes, tune = task.config, (), None
@@ -152,7 +152,7 @@ def _walk(
             model.traced,
             model.variables,
             images.batches,
-            kept.sizes,
+            channels.sizes,
             criterion,
             labels=images.labels,
             plan=None if isinstance(task.choice, Criterion) else task.choice,

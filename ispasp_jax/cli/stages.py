@@ -40,7 +40,7 @@ def dense_network(task: Task, work: Workspace) -> Dense:
         own = Weights(str(dense.network(config, source)))
         model = loading.load(own, config.network, config.data, source)
     sizes.check(config, task.choice, model)
-    used = None if config.tuning.trains else task.chosen
+    used = None if config.tuning.trains else task.calibration
     work.begin(
         {
             "weights": folders.fingerprint(model.variables),
