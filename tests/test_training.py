@@ -336,7 +336,7 @@ def dense(tmp_path_factory):
 
 
 def stop_in_second_epoch(monkeypatch):
-    real, done = training.train_step, []
+    real, done = training.loop.train_step, []
 
     def step(*arguments):
         if len(done) == 1437 // 64 + 3:
@@ -344,7 +344,7 @@ def stop_in_second_epoch(monkeypatch):
         done.append(True)
         return real(*arguments)
 
-    monkeypatch.setattr(training, "train_step", step)
+    monkeypatch.setattr(training.loop, "train_step", step)
 
 
 def arrays(folder):

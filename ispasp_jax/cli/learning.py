@@ -35,7 +35,7 @@ def train(
     keeper = Keeper(work, label) if work else None
     transformation = training.optimizer(recipe, steps)
     state = None
-    if keeper and work.resumed:
+    if keeper and keeper.work.resumed:
         start = training.start(model.network, recipe, transformation, model.variables)
         state = keeper.latest(start, steps)
 

@@ -40,7 +40,7 @@ def dense_network(task: Task, work: Workspace) -> Dense:
         own = Weights(str(dense.network(config, source)))
         model = loading.load(own, config.network, config.data, source)
     sizes.check(config, task.choice, model)
-    used = None if config.tuning.trains else task.chosen
+    used = None if config.tuning.trains else task.calibration
     work.begin(
         {
             "weights": folders.fingerprint(model.variables),
@@ -76,16 +76,16 @@ def measure(
     stages, notes = pruned.stages, ()
     if tuned.recipe is not None:
         last = score(task, "finetuned", loaded, tuned.seconds)
-        before, count = stages[-1].top1, len(task.source.test)
-        notes = noted(doubts.of_tuning(before, last.top1, count))
+        count = len(task.source.test)
+        notes = noted(doubts.of_tuning(stages[-1].top1, last.top1, count))
         stages = (*stages, last)
     costs = _costs(dense.model, loaded, task.config.output.latency_batch_size)
-    times = [each["latency_ms"] for each in costs]
+    before, after = (each["latency_ms"] for each in costs)
     record, missed = pruned.budget, None
     if record is not None:
-        record, missed = budgets.timed_again(record, *times)
-    notes += noted(missed, doubts.of_latency(*times))
-    return Final(stages, *costs, record, notes)
+        record, missed = budgets.timed_again(record, before, after)
+    notes += noted(missed, doubts.of_latency(before, after))
+    return Final(stages, dense=costs[0], pruned=costs[1], budget=record, notes=notes)
 
 
 def deliver(task: Task, found: dict, work: Workspace) -> list[str]:
