@@ -129,6 +129,19 @@ assert algorithm_1 is ispasp_jax.algorithm_1 is ispasp_jax.selection.algorithm_1
 """
 
 
+def test_type_checkers_are_told_of_every_public_name():
+    (block,) = (
+        node
+        for node in ast.parse((ROOT / "__init__.py").read_text()).body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    )
+    told: dict = {}
+    exec("\n".join(map(ast.unparse, block.body)), told)
+    told = {name: told[name] for name in told if not name.startswith("_")}
+    assert told.keys() == {*ispasp_jax.__all__} - {"__version__"}
+    assert all(getattr(ispasp_jax, name) is thing for name, thing in told.items())
+
+
 @pytest.mark.parametrize("early", ["", "import ispasp_jax.selection.algorithm_1"])
 def test_a_public_name_is_one_object_whatever_is_imported(early):
     subprocess.run(

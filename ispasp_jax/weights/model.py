@@ -50,6 +50,20 @@ class Model:
             return self.network.inputs[0][0][1:]
         return self.preprocessing.shape
 
+    @property
+    def prep(self) -> Preprocessing:
+        """`preprocessing`, where it has to be known.
+
+        Raises:
+          InputError: nobody said how images become inputs.
+        """
+        if self.preprocessing is None:
+            raise InputError(
+                f"nobody said how images become the inputs of {self.name}, which was "
+                "saved as a function; use it from Python, on its own inputs."
+            )
+        return self.preprocessing
+
     @functools.cached_property
     def traced(self) -> Traced:
         """What the network's equations say of its channels, on a batch of two."""
