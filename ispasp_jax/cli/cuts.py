@@ -85,7 +85,7 @@ def calibrate(task: Task, dense: Dense) -> Images:
             f"{pruning.calibration_images} asked for"
         )
     size = min(opening.batch_size(config.data, task.source), len(chosen))
-    prep = dense.model.preprocessing
+    prep = dense.model.images
     found = data.batches(task.source.train, prep, size, indices=chosen)
     images, labels = [], []
     for batch in report.track(found, "calibration images", -(-len(chosen) // size)):

@@ -35,7 +35,7 @@ def dense_network(task: Task, work: Workspace) -> Dense:
     if isinstance(origin, Weights):
         model = loading.load(origin, config.network, config.data, source)
         say(f"dense network: {origin.weights}")
-        notes = noted(doubts.of_images(source.preprocessing, model.preprocessing))
+        notes = noted(doubts.of_images(source.preprocessing, model.images))
     else:
         own = Weights(str(dense.network(config, source)))
         model = loading.load(own, config.network, config.data, source)
@@ -107,7 +107,7 @@ def _write_torch(model: Model, work: Workspace) -> None:
         "num_classes": model.num_classes,
         "widths": model.dense_widths,
         "options": dict(model.options),
-        **data.to_json(model.preprocessing),
+        **data.to_json(model.images),
     }
     weights.save_safetensors(work.folder / TORCH, model.variables, about)
 

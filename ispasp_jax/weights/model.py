@@ -50,6 +50,20 @@ class Model:
             return self.network.inputs[0][0][1:]
         return self.preprocessing.shape
 
+    @property
+    def images(self) -> Preprocessing:
+        """How images become inputs.
+
+        Raises:
+          InputError: nobody said.
+        """
+        if self.preprocessing is None:
+            raise InputError(
+                f"nobody said how images become inputs of {self.name}; give it a "
+                "preprocessing."
+            )
+        return self.preprocessing
+
     @functools.cached_property
     def traced(self) -> Traced:
         """What the network's equations say of its channels, on a batch of two."""
