@@ -1,6 +1,7 @@
 """The walls between the packages, and what an import must not do."""
 
 import ast
+import graphlib
 import pathlib
 import subprocess
 import sys
@@ -68,6 +69,26 @@ def test_every_package_has_its_walls():
     assert packages == {*WALLS, "cli"}
     for path in ROOT.glob("*.py"):
         assert "cli" not in ours(path), path
+
+
+def test_no_modules_import_each_other():
+    """Not even inside functions, so that every file can be read after what it uses."""
+    files = {
+        ".".join(("ispasp_jax", *path.relative_to(ROOT).with_suffix("").parts)): path
+        for path in ROOT.rglob("*.py")
+    }
+    files = {name.removesuffix(".__init__"): path for name, path in files.items()}
+
+    def module(name):
+        return name if name in files else name.rpartition(".")[0]
+
+    graph = {
+        name: {module(other) for other in imported(path)} & files.keys()
+        for name, path in files.items()
+    }
+    for name, others in graph.items():  # of the root, nothing but its name is asked
+        others -= {name, "ispasp_jax"}
+    graphlib.TopologicalSorter(graph).prepare()
 
 
 @pytest.mark.parametrize("package", LIBRARIES)

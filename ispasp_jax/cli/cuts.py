@@ -20,10 +20,10 @@ from ispasp_jax.cli import (
 )
 from ispasp_jax.cli.config import Limits
 from ispasp_jax.cli.records import (
+    Baseline,
     Dense,
     Images,
     Pruned,
-    Score,
     Sizes,
     Stage,
     Task,
@@ -85,7 +85,7 @@ def calibrate(task: Task, dense: Dense) -> Images:
             f"{pruning.calibration_images} asked for"
         )
     size = min(opening.batch_size(config.data, task.source), len(chosen))
-    prep = dense.model.prep
+    prep = dense.model.images
     found = data.batches(task.source.train, prep, size, indices=chosen)
     images, labels = [], []
     for batch in report.track(found, "calibration images", -(-len(chosen) // size)):
@@ -99,7 +99,7 @@ def calibrate(task: Task, dense: Dense) -> Images:
 def cut(
     task: Task,
     dense: Dense,
-    score: Score,
+    baseline: Baseline,
     images: Images,
     channels: Sizes,
     work: Workspace,
@@ -112,12 +112,12 @@ def cut(
     few = images.batches[0][:8].astype(np.float32)
     plans.verify(walked.plan, model.traced, model.variables, few)
     left_out = plan_files.write(work, config.network.start, model, walked.plan)
-    notes = (*score.notes, *images.notes, *channels.notes, *notes, *noted(left_out))
+    notes = (*baseline.notes, *images.notes, *channels.notes, *notes, *noted(left_out))
     with replacing(folder) as new:
         pruned = written(new, model.cut(walked.plan, walked.variables))
         record = Pruned(
             model=pruned,
-            stages=(score.stage, *_scores(task, model, walked, pruned)),
+            stages=(baseline.stage, *_scores(task, model, walked, pruned)),
             forward=images.forward,
             seconds={**channels.seconds, **walked.seconds},
             groups=report.groups(walked.groups),

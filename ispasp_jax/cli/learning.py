@@ -42,7 +42,7 @@ def train(
     def epoch_batches(epoch):
         images = data.batches(
             source.train,
-            model.prep,
+            model.images,
             size,
             recipe=source.recipe,
             seed=config.run.seed,
@@ -107,7 +107,7 @@ def recipe(
 def evaluate(config: Config, source: Source, model: Model) -> training.Score:
     """Top-1 and loss on the test split."""
     size = config.data.batch_size or 256
-    batches = data.batches(source.test, model.prep, size)
+    batches = data.batches(source.test, model.images, size)
     total = -(-len(source.test) // size)
     return training.evaluate(
         model.network,

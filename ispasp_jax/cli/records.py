@@ -73,7 +73,7 @@ class Dense(NamedTuple):
     notes: tuple[str, ...]
 
 
-class Score(NamedTuple):
+class Baseline(NamedTuple):
     """What the network to prune scores.
 
     Attributes:

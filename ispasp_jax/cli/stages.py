@@ -10,10 +10,10 @@ from ispasp_jax.budget import cost, latency
 from ispasp_jax.cli import budgets, content, dense, doubts, learning, loading, sizes
 from ispasp_jax.cli.config import Limits, Weights
 from ispasp_jax.cli.records import (
+    Baseline,
     Dense,
     Final,
     Pruned,
-    Score,
     Stage,
     Task,
     Tuned,
@@ -35,7 +35,7 @@ def dense_network(task: Task, work: Workspace) -> Dense:
     if isinstance(origin, Weights):
         model = loading.load(origin, config.network, config.data, source)
         say(f"dense network: {origin.weights}")
-        notes = noted(doubts.of_images(source.preprocessing, model.prep))
+        notes = noted(doubts.of_images(source.preprocessing, model.images))
     else:
         own = Weights(str(dense.network(config, source)))
         model = loading.load(own, config.network, config.data, source)
@@ -51,11 +51,11 @@ def dense_network(task: Task, work: Workspace) -> Dense:
     return Dense(model, time.perf_counter() - start, notes)
 
 
-def score_dense(task: Task, dense: Dense) -> Score:
+def score_dense(task: Task, dense: Dense) -> Baseline:
     """What the network to prune scores."""
     stage = score(task, "dense", dense.model, dense.seconds)
     classes, count = task.source.num_classes, len(task.source.test)
-    return Score(stage, noted(doubts.of_dense(stage.top1, classes, count)))
+    return Baseline(stage, noted(doubts.of_dense(stage.top1, classes, count)))
 
 
 def score(task: Task, name: str, model: Model, seconds: float) -> Stage:
@@ -107,7 +107,7 @@ def _write_torch(model: Model, work: Workspace) -> None:
         "num_classes": model.num_classes,
         "widths": model.dense_widths,
         "options": dict(model.options),
-        **data.to_json(model.prep),
+        **data.to_json(model.images),
     }
     weights.save_safetensors(work.folder / TORCH, model.variables, about)
 

@@ -51,16 +51,16 @@ class Model:
         return self.preprocessing.shape
 
     @property
-    def prep(self) -> Preprocessing:
-        """`preprocessing`, where it has to be known.
+    def images(self) -> Preprocessing:
+        """How images become inputs.
 
         Raises:
-          InputError: nobody said how images become inputs.
+          InputError: nobody said.
         """
         if self.preprocessing is None:
             raise InputError(
-                f"nobody said how images become the inputs of {self.name}, which was "
-                "saved as a function; use it from Python, on its own inputs."
+                f"nobody said how images become inputs of {self.name}; give it a "
+                "preprocessing."
             )
         return self.preprocessing
 
