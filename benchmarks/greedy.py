@@ -22,7 +22,7 @@ from ispasp_jax import data
 from ispasp_jax.graph.program import Value
 from ispasp_jax.selection.problem import LeastSquares
 from ispasp_jax.selection.problem import gram as gram_of
-from ispasp_jax.walk import consumers, flat, pieces, sites
+from ispasp_jax.walk import consumers, flat, layouts, pieces, sites
 from ispasp_jax.walk.streams import weights_of
 
 
@@ -194,7 +194,7 @@ def gram(layer: Layer, h: jax.Array, batch_size: int = 128) -> jax.Array:
     )
 
     def moments(h):
-        P = sites.patches(layer.site, h)
+        P = layouts.patches(layer.site, h)
         P = P.reshape(-1, P.shape[-1])
         return P.T @ P
 

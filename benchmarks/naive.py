@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ispasp_jax.graph import Cut, Plan, Traced
-from ispasp_jax.walk import consumers, flat, sites
+from ispasp_jax.walk import consumers, flat, layouts, sites
 from ispasp_jax.walk.pieces import compiled, piece
 from ispasp_jax.walk.streams import weights_of
 
@@ -122,7 +122,7 @@ def _prefix(site, weights, x):
     step = piece(site.flat, [site.hidden], site.flat.inputs)
 
     def make():
-        return lambda given, own: sites.as_hidden(site, step.run(given, own)[0])
+        return lambda given, own: layouts.as_hidden(site, step.run(given, own)[0])
 
     run = compiled(("prefix", step.text), make)
     return run([x], weights_of(step, weights))
@@ -139,7 +139,7 @@ def _importance(site):
     def make():
         def importance(h, support, kernel, scale):
             def consumer(h):
-                return sites.linear(site, h, kernel) * scale
+                return layouts.linear(site, h, kernel) * scale
 
             with jax.default_matmul_precision("highest"):
                 V, back = jax.vjp(consumer, h)

@@ -39,7 +39,7 @@ import timing
 from ispasp_jax import budget, devices, graph, models, report
 from ispasp_jax.selection.algorithm_1 import ispasp
 from ispasp_jax.selection.criterion import Criterion
-from ispasp_jax.walk import walk
+from ispasp_jax.walk import Options, walk
 
 KEEP, T = 0.4, 20
 #: Memory is measured with no more: it grows with them, one block's activations each.
@@ -143,7 +143,7 @@ def passes(made: Ready, criterion: Criterion) -> dict[str, Callable]:
         "dense": made.dense,
         "walk": lambda: arrays(made.walk(criterion)),
         "walk_without_residual": lambda: arrays(
-            made.walk(criterion, residual_images=0)
+            made.walk(criterion, options=Options(residual_images=0))
         ),
     }
 

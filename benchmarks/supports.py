@@ -16,7 +16,7 @@ import rows
 
 from ispasp_jax import report
 from ispasp_jax.selection import obs
-from ispasp_jax.walk import consumers, moments, repair
+from ispasp_jax.walk import fits, least_squares, moments
 from ispasp_jax.walk.moments import rows as rows_of
 from ispasp_jax.walk.reads import regression
 
@@ -37,9 +37,9 @@ def measure() -> list[dict]:
 def block(site, here, behind) -> dict[str, tuple[float, float]]:
     """Relative residuals, as cut and repaired, of half the channels by every score."""
     d = site.width
-    folds = moments.measure(site, here, behind, np.arange(d))
-    reach = consumers.reach(site, here.weights)
-    first, second = repair.about(reach, folds)
+    folds = moments.measure(site, here, behind, np.arange(d)).folds
+    reach = fits.reach(site, here.weights)
+    first, second = least_squares.about(reach, folds)
     whole = first + second
     A, W = whole.xx / whole.count, reach.matrix
     ridge = A + obs.RIDGE * np.trace(A) / len(A) * np.eye(len(A))

@@ -18,7 +18,7 @@ import rows
 
 from ispasp_jax import algorithm_1, report
 from ispasp_jax.selection.algorithm_1 import μ
-from ispasp_jax.walk import consumers, sites
+from ispasp_jax.walk import consumers, layouts
 
 MODEL, IMAGES, T = "resnet56", 250, 20
 DRAWN = ("layer1.4", "layer2.4", "layer3.4")
@@ -29,7 +29,9 @@ def measure() -> list[dict]:
     """A row for each block and keep ratio."""
     results = []
     for name, site, here, _ in cifar.consumers(MODEL, IMAGES):
-        H = jnp.concatenate([sites.as_hidden(site, h) for h in here.live[site.hidden]])
+        H = jnp.concatenate(
+            [layouts.as_hidden(site, h) for h in here.live[site.hidden]]
+        )
         results += [{"block": name, **row} for row in block(site, here.weights, H)]
     return results
 
@@ -41,7 +43,7 @@ def select(site, kernel, scale, H, s):
     """
 
     def consumer(h):
-        return sites.linear(site, h, kernel) * scale
+        return layouts.linear(site, h, kernel) * scale
 
     U = consumer(H)
     return algorithm_1(H, consumer, s, T), 0.5 * jnp.square(U).sum()

@@ -17,11 +17,13 @@ from ispasp_jax.selection import criteria
 from ispasp_jax.selection.criterion import Criterion, Factory
 from ispasp_jax.walk import gates, probe, unselectable
 from ispasp_jax.walk import inputs as inputs_
+from ispasp_jax.walk import repair as repairs
 from ispasp_jax.walk.clocks import Clocks
 from ispasp_jax.walk.curves import Curve, measure_curves
-from ispasp_jax.walk.engine import Repair, Tune, Walked, walk
+from ispasp_jax.walk.engine import walk
+from ispasp_jax.walk.options import Options, Tune
+from ispasp_jax.walk.results import GroupResult, Walked
 from ispasp_jax.walk.resume import Store
-from ispasp_jax.walk.selecting import GroupResult
 from ispasp_jax.walk.streams import Images
 
 
@@ -79,6 +81,8 @@ class Pruned(NamedTuple):
         return {g.name: g.unrepaired for g in self.groups if g.unrepaired}
 
 
+# Long, and of many parameters: every option is an explicit keyword with its line of
+# help, since this is what users read.
 def prune(
     model: Any,
     variables: Any = None,
@@ -86,7 +90,7 @@ def prune(
     keep: budget.Keep | Budget = 0.4,
     *,
     criterion: Criterion | Factory | str | None = None,
-    repair: Repair = "lsq",
+    repair: repairs.Name = "lsq",
     scope: Literal["inner", "all"] = "inner",
     ignore: str | Iterable[str] = (),
     plan: Plan | None = None,
@@ -158,7 +162,7 @@ def prune(
     groups = tuple(group for group in groups if group.name not in left)
     if plan is None and isinstance(keep, Budget):
         with clocks.on("curves"):
-            repaired = repair == "lsq"
+            repaired = repairs.of(repair).fits
             curves = measure_curves(
                 traced, variables, batches, groups, repaired=repaired, mesh=mesh,
                 memory=memory,
@@ -174,15 +178,17 @@ def prune(
         criteria.of(criterion),
         labels=labels,
         plan=plan,
-        key=key,
-        repair=repair,
-        tune=tune,
-        carry_dense=carry_dense,
-        residual_images=residual_images,
-        progress=progress,
-        mesh=mesh,
-        store=store,
-        memory=memory,
+        options=Options(
+            key=key,
+            repair=repair,
+            tune=tune,
+            carry_dense=carry_dense,
+            residual_images=residual_images,
+            progress=progress,
+            mesh=mesh,
+            store=store,
+            memory=memory,
+        ),
     )
     apply = narrow(function, traced, result.plan)
     module, unfit = _module(model, traced, result)

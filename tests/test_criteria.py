@@ -18,7 +18,7 @@ from ispasp_jax.models.mlp import MLP
 from ispasp_jax.selection import criteria
 from ispasp_jax.selection.criterion import Criterion, criterion
 from ispasp_jax.selection.problem import Problem, Unsuited, by_score
-from ispasp_jax.walk import walk
+from ispasp_jax.walk import Options, walk
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -250,7 +250,7 @@ def test_the_walk_gathers_what_is_needed_and_nothing_else(needs, residual_images
         {"hidden.0": 2},
         criterion,
         labels=[np.arange(4) % 3],
-        residual_images=residual_images,
+        options=Options(residual_images=residual_images),
     )
     assert seen and all(given == set(needs) for given in seen)
 

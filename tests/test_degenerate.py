@@ -13,7 +13,7 @@ from ispasp_jax.models.resnet import ResNet
 from ispasp_jax.selection import criteria, obs
 from ispasp_jax.selection.criteria import CRITERIA
 from ispasp_jax.selection.problem import LeastSquares, Problem
-from ispasp_jax.walk import repair
+from ispasp_jax.walk import least_squares
 from ispasp_jax.walk.moments import Moments
 
 D, OUTPUTS = 6, 3
@@ -95,7 +95,7 @@ def test_the_ridge_solution_is_finite_and_no_worse_than_the_kernel_as_it_is(kind
     x, start = patches(kind, D, rng), rng.normal(size=(D, OUTPUTS))
     y = x @ start + np.abs(x).max() * rng.normal(size=(len(x), OUTPUTS))
     folds = moments_of(x[::2], y[::2]), moments_of(x[1::2], y[1::2])
-    fitted = repair.fit(folds, start)
+    fitted = least_squares.fit(folds, start)
     assert np.isfinite(fitted).all()
     whole = folds[0] + folds[1]
 
@@ -110,7 +110,7 @@ def test_the_ridge_solution_is_least_squares_where_there_is_something_to_fit():
     rng = np.random.default_rng(3)
     x, start = rng.normal(size=(4000, D)), rng.normal(size=(D, OUTPUTS))
     y = x @ rng.normal(size=(D, OUTPUTS)) + 5 + 0.01 * rng.normal(size=(4000, OUTPUTS))
-    fitted = repair.fit(
+    fitted = least_squares.fit(
         (moments_of(x[::2], y[::2]), moments_of(x[1::2], y[1::2])), start
     )
     expected, *_ = np.linalg.lstsq(np.c_[x, np.ones(4000)], y)
@@ -169,7 +169,7 @@ def test_a_matrix_that_rounding_made_indefinite_is_solved():
         noise *= 1e-3 * np.linalg.norm(found.xx) / np.linalg.norm(noise + noise.T)
         folds.append(found._replace(xx=found.xx + noise + noise.T))
     assert np.linalg.eigvalsh(folds[0].xx).min() < -1e-5 * np.trace(folds[0].xx)
-    fitted = repair.fit(tuple(folds), start)
+    fitted = least_squares.fit(tuple(folds), start)
     assert np.isfinite(fitted).all() and np.abs(fitted - start).max() < 10
 
 
@@ -187,13 +187,13 @@ CUTS = ((32,), (16, 16), (8, 8, 8, 8), (5, 5, 5, 5, 5, 5, 2), (3, 29), (1,) * 32
 def test_how_images_are_cut_into_batches_changes_no_ridge(network, monkeypatch):
     """Nor the kernels that it gives. There are fewer images than channels."""
     variables, images = variables_of(network), images_of(32)
-    ridges, real = [], repair._held_out_ridge
+    ridges, real = [], least_squares._held_out_ridge
 
     def chosen(*args):
         ridges.append(real(*args))
         return ridges[-1]
 
-    monkeypatch.setattr(repair, "_held_out_ridge", chosen)
+    monkeypatch.setattr(least_squares, "_held_out_ridge", chosen)
     results = []
     cuts = CUTS if isinstance(network, MLP) else CUTS[0:4:3]
     for cut in cuts:

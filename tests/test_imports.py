@@ -20,7 +20,7 @@ WALLS = {
     "walk": {"errors", "devices", "selection", "graph"},
     "budget": {"errors", "numerals", "graph", "walk"},
     "report": {"numerals", "devices", "budget", "walk"},
-    "weights": {"errors", "json_text", "data", "graph", "models", "walk"},
+    "weights": {"errors", "files", "json_text", "data", "graph", "models", "walk"},
     "training": {"errors", "devices", "data", "graph", "weights"},
 }
 
@@ -28,7 +28,7 @@ WALLS = {
 LIBRARIES = {
     "selection": {"jax", "jaxtyping"},
     "graph": {"flax", "optax"},
-    "walk": {"scipy"},
+    "walk": {"optax", "scipy"},
     "budget": {"scipy"},
     "models": {"flax"},
 }

@@ -10,7 +10,7 @@ import ispasp_jax
 from ispasp_jax import budget
 from ispasp_jax.errors import InputError
 from ispasp_jax.selection import criteria
-from ispasp_jax.walk import inputs, measure_curves, walk
+from ispasp_jax.walk import Options, inputs, measure_curves, walk
 
 NETWORK = NETWORKS["basic"]  # 8 x 7 images of 3 channels
 
@@ -154,7 +154,7 @@ def walked(variables, images, method, repair="none"):
         SIZES,
         criteria.create(method),
         labels=[np.array([0, 1])] * 2,
-        repair=repair,
+        options=Options(repair=repair),
     )
 
 
@@ -195,8 +195,7 @@ def test_activations_that_overflow_stop_the_walk(method, repair, memory):
             [IMAGES],
             INNER,
             criteria.create(method),
-            repair=repair,
-            memory=memory,
+            options=Options(repair=repair, memory=memory),
         )
 
 

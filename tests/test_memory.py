@@ -14,6 +14,7 @@ from ispasp_jax import budget, devices, walk
 from ispasp_jax.cli import prune
 from ispasp_jax.selection import criteria
 from ispasp_jax.walk import engine, flat, streams
+from ispasp_jax.walk.sites import Site
 from ispasp_jax.walk.streams import Lazy
 
 #: Images a batch, and batches; no other array here begins with 16.
@@ -77,9 +78,7 @@ def test_the_walk_is_the_same_bit_for_bit(name, repair, method, mesh, kinds):
             batches(),
             sizes,
             criteria.create(method),
-            repair=repair,
-            mesh=mesh,
-            memory=memory,
+            options=walk.Options(repair=repair, mesh=mesh, memory=memory),
         )
         return found, set().union(*kinds)
 
@@ -100,7 +99,13 @@ def test_a_stream_is_selected_the_same_bit_for_bit():
     traced, variables, _ = prepared("basic")
     sizes = budget.sizes(traced.groups, 0.5)
     whole, limited = (
-        walk.walk(traced, variables, batches(), sizes, memory=memory, repair="lsq")
+        walk.walk(
+            traced,
+            variables,
+            batches(),
+            sizes,
+            options=walk.Options(memory=memory, repair="lsq"),
+        )
         for memory in (None, 0)
     )
     assert "stream.conv1" in whole.plan
@@ -124,7 +129,13 @@ def test_tuning_between_groups_starts_from_the_images_again():
         return jax.tree.map(lambda a: a * 1.01, variables)
 
     whole, limited = (
-        walk.walk(traced, variables, batches(), sizes, tune=tune, memory=memory)
+        walk.walk(
+            traced,
+            variables,
+            batches(),
+            sizes,
+            options=walk.Options(tune=tune, memory=memory),
+        )
         for memory in (None, 0)
     )
     jax.tree.map(np.testing.assert_array_equal, whole.variables, limited.variables)
@@ -171,7 +182,7 @@ def test_the_estimate_is_what_a_walk_holds(name, repair, monkeypatch):
         return real(*arguments)
 
     monkeypatch.setattr(engine, "select", select)
-    walk.walk(traced, variables, images, sizes, repair=repair)
+    walk.walk(traced, variables, images, sizes, options=walk.Options(repair=repair))
     count = BATCH * BATCHES
     # Of two networks, if repaired; second moments are on the host.
     estimated = walk.estimate(traced, count, least_squares=False)
@@ -202,13 +213,19 @@ def test_the_walk_lets_go_of_what_it_has_passed(repair):
         for step in steps:
             most.append((alive() - before, allowed))
             yield step
-            places = [step.place, step.site.end if step.site else step.place]
+            places = [step.place, getattr(step.where, "end", step.place)]
             allowed = sum(program.size(place) for place in places[:carried]) * BATCHES
-            if carried == 2 and step.site:  # what drift is measured against
-                target = step.site.target
+            if carried == 2 and isinstance(step.where, Site):  # drift is against that
+                target = step.where.target
                 allowed += 4 * int(np.prod(target.shape)) * BATCHES
 
-    walk.walk(traced, variables, batches(), sizes, repair=repair, progress=progress)
+    walk.walk(
+        traced,
+        variables,
+        batches(),
+        sizes,
+        options=walk.Options(repair=repair, progress=progress),
+    )
     for held, allowed in most:
         assert held <= allowed * 1.2, most
     assert len(most) > 3 and alive() == before

@@ -14,7 +14,7 @@ from ispasp_jax import budget, training
 from ispasp_jax.cli import prune
 from ispasp_jax.data import Batch
 from ispasp_jax.graph import narrow, scope
-from ispasp_jax.walk import flat, walk
+from ispasp_jax.walk import Options, flat, walk
 from ispasp_jax.walk.sites import sites as walk_sites
 
 HALF = jnp.bfloat16
@@ -80,8 +80,9 @@ def test_the_walk_agrees_with_that_in_float32(name):
     sizes = budget.sizes(scope(traced.groups, "inner", ()), 0.5)
     halves = [batch.astype(HALF) for batch in batches]
 
-    def walked(batches, **options):
-        return walk(traced, variables, batches, sizes, carry_dense=True, **options)
+    def walked(batches, plan=None, repair="none"):
+        options = Options(carry_dense=True, repair=repair)
+        return walk(traced, variables, batches, sizes, plan=plan, options=options)
 
     full, half = walked(batches), walked(halves)
     assert dtypes(half.variables) == {jnp.dtype(jnp.float32)}

@@ -12,7 +12,7 @@ from programs import draw, sites_of
 from ispasp_jax import graph, prune
 from ispasp_jax.graph import Cut
 from ispasp_jax.graph.check import random_plan
-from ispasp_jax.walk import consumers, moments, norms, repair, sites, streams
+from ispasp_jax.walk import fits, least_squares, moments, norms, sites, streams
 from ispasp_jax.walk.moments import Moments
 
 
@@ -40,11 +40,11 @@ def test_the_ridge_survives_dead_channels_and_few_images():
     x[:, 4] = 0  # a dead channel
     y = x @ start + rng.normal(size=(6, 3))
     folds = moments_of(x[::2], y[::2]), moments_of(x[1::2], y[1::2])
-    fitted = repair.fit(folds, start)
+    fitted = least_squares.fit(folds, start)
     assert np.isfinite(fitted).all()
     np.testing.assert_allclose(fitted[4], start[4])  # nothing says anything about it
     nothing = moments_of(0 * x[::2], y[::2]), moments_of(0 * x[1::2], y[1::2])
-    np.testing.assert_array_equal(repair.fit(nothing, start), start)
+    np.testing.assert_array_equal(least_squares.fit(nothing, start), start)
 
 
 @pytest.mark.parametrize(
@@ -60,9 +60,9 @@ def test_least_squares_on_the_dense_network_itself_changes_nothing(name):
     for site in filter(sites.is_suited, found):
         here = here.hidden(site.place)
         behind, places = here.to(site.end, [site.target]), np.arange(site.width)
-        folds = moments.measure(site, here, behind, places)
-        reach = consumers.reach(site, fitted)
-        fitted = repair.least_squares(reach, fitted, folds, places)
+        folds = moments.measure(site, here, behind, places).folds
+        reach = fits.reach(site, fitted)
+        fitted = least_squares.refit(reach, fitted, folds, places)
     arrays = [fitted[value] for value in found[0].flat.variables.values()]
     again = jax.tree.unflatten(jax.tree.structure(variables), arrays)
     before = model.apply(variables, x)
@@ -92,7 +92,7 @@ def ridge_fit(P, T, W0):
             total += np.square(dT - dP @ solve(P[a::2], T[a::2], ridge)).sum()
         return total
 
-    best = min(repair.RIDGES, key=missed)
+    best = min(least_squares.RIDGES, key=missed)
     W = solve(P, T, best)
     return W, T.mean(0) - P.mean(0) @ W
 

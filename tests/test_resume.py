@@ -16,11 +16,11 @@ from conftest import FLAGS
 from networks import NETWORKS, images_of, variables_of
 
 import ispasp_jax
-from ispasp_jax import budget
+from ispasp_jax import budget, files
 from ispasp_jax.cli import prune, train, walk_store
 from ispasp_jax.graph import scope
 from ispasp_jax.selection import criteria
-from ispasp_jax.walk import engine, walk
+from ispasp_jax.walk import Options, engine, walk
 from ispasp_jax.weights import folders
 
 ROOT = Path(__file__).parents[1]
@@ -92,7 +92,9 @@ def test_a_walk_goes_on_after_any_step(name, which, method, repair, tune, tmp_pa
 
     def walked(**more):
         options = dict(repair=repair, tune=tune, carry_dense=repair == "bn") | more
-        return walk(traced, variables, images, sizes, criterion, **options)
+        return walk(
+            traced, variables, images, sizes, criterion, options=Options(**options)
+        )
 
     store, _ = walk_store.open_store(tmp_path / "whole", resumed=False)
     whole, files = walked(store=store), [*(tmp_path / "whole").glob("step-*")]
@@ -107,8 +109,8 @@ def test_a_walk_goes_on_after_any_step(name, which, method, repair, tune, tmp_pa
         except Stopped:
             pass
         # What a kill in the middle of writing leaves behind is no step.
-        (folder / f"step-{after:03d}.new").parent.mkdir(exist_ok=True)
-        (folder / f"step-{after:03d}.new").write_bytes(b"half")
+        (folder / f".step-{after:03d}.new").parent.mkdir(exist_ok=True)
+        (folder / f".step-{after:03d}.new").write_bytes(b"half")
         store, count = walk_store.open_store(folder, resumed=True)
         if count in counts:  # nothing was to be done at this step
             continue
@@ -126,7 +128,9 @@ def test_a_walk_goes_on_from_inside_a_step(tmp_path, monkeypatch):
 
     def walked(**more):
         options = {"tune": shaken, **more}
-        return walk(traced, variables, images, sizes, criterion, **options)
+        return walk(
+            traced, variables, images, sizes, criterion, options=Options(**options)
+        )
 
     whole, real = walked(), engine.select
 
@@ -157,7 +161,12 @@ def test_steps_that_are_damaged_are_made_again(tmp_path):
 
     def walked(store):
         return walk(
-            traced, variables, images, sizes, criterion, tune=shaken, store=store
+            traced,
+            variables,
+            images,
+            sizes,
+            criterion,
+            options=Options(tune=shaken, store=store),
         )
 
     store, _ = walk_store.open_store(tmp_path / "walk", resumed=False)
@@ -236,7 +245,7 @@ def create(num_classes, stem="small"):
 """
 COMMAND = """
 import sys
-from ispasp_jax.commands import dense, prune
+from ispasp_jax.cli import dense, prune
 
 dense.SECONDS_BETWEEN_STATES = 0
 sys.exit(prune.main(sys.argv[1:]))
@@ -341,12 +350,12 @@ DELIVERY = """
 import os, shutil, signal, sys
 from pathlib import Path
 import jax
-from ispasp_jax import checkpoints
+from ispasp_jax import files
 from ispasp_jax.cli.workspace import Workspace
 
 jax.devices()
 if sys.argv[1] == "renaming":
-    folders._swap = lambda a, b: False
+    files._swap = lambda a, b: False
 OUT, FILES = Path("out"), {"report.json": "{}", "model/config.json": "[]"}
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "ctypes.dlsym", "shutil")
 
@@ -405,7 +414,7 @@ def test_a_kill_while_delivering_leaves_the_old_or_the_new(how, tmp_path):
     if how == "swapping":
         for name in "ab":
             (tmp_path / name).mkdir()
-        if not folders._swap(tmp_path / "a", tmp_path / "b"):
+        if not files._swap(tmp_path / "a", tmp_path / "b"):
             pytest.skip("this disk cannot exchange two folders")
     command = [sys.executable, "-W", "ignore", "-c", DELIVERY, how]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}

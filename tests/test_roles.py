@@ -10,7 +10,7 @@ from flax import nnx
 from programs import draw, sites_of
 
 from ispasp_jax import graph
-from ispasp_jax.walk import consumers, flat, norms, sites
+from ispasp_jax.walk import consumers, fits, flat, norms, roles, sites
 
 X = draw(3, 5, 4, 6)
 
@@ -102,7 +102,7 @@ def test_roles_are_found(name):
     (model, variables), expected = MODELS[name]
     program = flat.flatten(graph.trace(model, variables, X))
     (site,) = sites.sites(program)
-    found = consumers.roles(consumers.chain(site))
+    found = roles.roles(consumers.chain(site))
     paths = {
         role: place.variable.origin
         for role, place in found._asdict().items()
@@ -127,7 +127,7 @@ def test_writing_a_fit_gives_it(name):
     matrix = np.random.default_rng(0).normal(size=(9 * 6, 5))
     mean, var, output = (np.asarray(draw(5, seed=s)) for s in (1, 2, 3))
     var = np.abs(var) + 0.1
-    weights = consumers.store(site, weights, matrix, output, mean, var)
+    weights = fits.store(site, weights, matrix, output, mean, var)
     scale, shift = consumers.chain(site).ends(weights)
     kernel = np.asarray(consumers.kernel(site, weights)).reshape(matrix.shape)
     np.testing.assert_allclose(kernel * scale, matrix, rtol=1e-4, atol=1e-4)
@@ -151,15 +151,15 @@ def test_moments_of_a_norm_that_two_places_share_are_nobodys():
     variables = {name: 0.3 + jnp.abs(draw(*s)) for name, s in shapes.items()}
     variables["c"] = draw(5, seed=7)
     found, weights = sites_of(twice, variables, X)
-    one, other = (consumers.roles(consumers.chain(site)) for site in found)
-    assert one == consumers.Roles()
-    assert other._replace(bias=None) == consumers.Roles()
+    one, other = (roles.roles(consumers.chain(site)) for site in found)
+    assert one == roles.Roles()
+    assert other._replace(bias=None) == roles.Roles()
     assert other.bias.variable.origin == "c"
     assert not norms.norms(found[0].flat)
-    kernel = consumers.stored_kernel(found[0])
+    kernel = fits.stored_kernel(found[0])
     assert kernel.variable.origin == "a"
     (shared, _), _ = sites_of(
         lambda v, x: (x @ v["a"], jnp.tanh(x) @ v["a"]), variables, X
     )
-    with pytest.raises(consumers.Unreached, match="read at several places"):
-        consumers.stored_kernel(shared)
+    with pytest.raises(fits.Unreached, match="read at several places"):
+        fits.stored_kernel(shared)

@@ -15,7 +15,7 @@ from jax import lax
 from programs import draw, sites_of, value
 
 from ispasp_jax import graph
-from ispasp_jax.walk import consumers, flat, sites
+from ispasp_jax.walk import consumers, flat, layouts, sites
 
 
 def linen(layer, *shape):
@@ -149,7 +149,7 @@ def test_the_chain_is_the_function(name):
     made = function(variables, x)
     y = np.asarray(bring(made))
     given, x = x, value(site, site.hidden, weights, x)
-    h = sites.as_hidden(site, x)
+    h = layouts.as_hidden(site, x)
     kernel = consumers.kernel(site, weights)
     scale, shift = consumers.chain(site).ends(weights)
     matrix = kernel.reshape(-1, kernel.shape[-1])
@@ -157,23 +157,23 @@ def test_the_chain_is_the_function(name):
     assert matrix.shape[-1] == y.shape[-1]
     close = {"rtol": 1e-4, "atol": 1e-4 * np.abs(y).max()}
     with jax.default_matmul_precision("highest"):
-        patched = sites.patches(site, h) @ matrix * scale + shift
-        run = sites.linear(site, h, kernel) * scale + shift
+        patched = layouts.patches(site, h) @ matrix * scale + shift
+        run = layouts.linear(site, h, kernel) * scale + shift
     np.testing.assert_allclose(patched, y, **close)
     np.testing.assert_allclose(run, y, **close)
-    np.testing.assert_array_equal(sites.as_out(site, made), y)
+    np.testing.assert_array_equal(layouts.as_out(site, made), y)
     few = np.array([0, site.width - 1])
     np.testing.assert_array_equal(
-        sites.patches(site, h, 2, few),
-        sites.thinned(sites.patches(site, h[..., few]), 2),
+        layouts.patches(site, h, 2, few),
+        layouts.thinned(layouts.patches(site, h[..., few]), 2),
     )
     # The kernel's operand comes back from the matrix.
     expected = value(site, site.kernel, weights, given)
-    np.testing.assert_allclose(sites.from_kernel(site, matrix), expected, rtol=1e-6)
+    np.testing.assert_allclose(layouts.from_kernel(site, matrix), expected, rtol=1e-6)
     # A factor of every place of H, in the layout of the model.
     factor = draw(len(h), site.width)
     expected = h * factor.reshape(len(h), *[1] * (h.ndim - 2), -1)
-    found = sites.as_hidden(site, x * sites.in_place(site, factor))
+    found = layouts.as_hidden(site, x * layouts.in_place(site, factor))
     np.testing.assert_array_equal(found, expected)
 
 
@@ -213,7 +213,7 @@ def test_any_convolution_is_patches_times_its_kernel(taps, strides, apart, grow,
         rhs_dilation=apart,
     )
     (site,), weights = sites_of(function, {"k": kernel}, x)
-    found = sites.patches(site, x) @ np.asarray(kernel, np.float64).reshape(-1, 3)
+    found = layouts.patches(site, x) @ np.asarray(kernel, np.float64).reshape(-1, 3)
     expected = loop(
         *(np.asarray(a, np.float64) for a in (x, kernel)), strides, pads, grown, apart
     )

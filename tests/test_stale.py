@@ -35,7 +35,7 @@ from ispasp_jax.graph import plans
 from ispasp_jax.graph.by_hand import leaves
 from ispasp_jax.selection import criteria
 from ispasp_jax.training import States
-from ispasp_jax.walk import curves, walk
+from ispasp_jax.walk import Options, curves, walk
 from ispasp_jax.weights import folders
 
 
@@ -417,7 +417,9 @@ def walked(tmp_path_factory):
 
     def again(store):
         wanted = budget.sizes(traced.groups, 0.5)
-        return walk(traced, variables, images, wanted, criterion, store=store)
+        return walk(
+            traced, variables, images, wanted, criterion, options=Options(store=store)
+        )
 
     whole = again(store)
     return again, whole, folder, {p: p.read_bytes() for p in folder.iterdir()}

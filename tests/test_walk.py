@@ -18,7 +18,7 @@ from ispasp_jax.graph.check import random_plan
 from ispasp_jax.selection import criteria
 from ispasp_jax.selection.algorithm_1 import ispasp
 from ispasp_jax.selection.criterion import Criterion
-from ispasp_jax.walk import pieces, walk
+from ispasp_jax.walk import Options, pieces, walk
 
 #: By group its width and who reads it; written down by hand, in order.
 GROUPS = {
@@ -201,7 +201,13 @@ def test_how_images_are_batched_changes_nothing(name):
     images = np.asarray(problem(name, 40)[-1])
     sizes = sizes_of(name, 0.3)
     first, *others = (
-        walk(traced, variables, np.split(images, places), sizes, carry_dense=True)
+        walk(
+            traced,
+            variables,
+            np.split(images, places),
+            sizes,
+            options=Options(carry_dense=True),
+        )
         for places in ([], [24], [16])
     )
     for other in others:
@@ -242,7 +248,11 @@ def test_relative_residual_and_drift_equal_numpy():
     model, traced, variables, images = problem("basic")
     groups, sizes = GROUPS["basic"], sizes_of("basic", 0.3)
     found = walk(
-        traced, variables, [images], sizes, carry_dense=True, residual_images=5
+        traced,
+        variables,
+        [images],
+        sizes,
+        options=Options(carry_dense=True, residual_images=5),
     )
     kept: dict = {}
     dense = behind(variables, images)
@@ -293,7 +303,9 @@ def test_tuning_moves_everything_and_leaves_the_dense_network_dense():
         return shaken(left)
 
     batches = np.split(images, 2)
-    found = walk(traced, variables, batches, sizes, tune=tune, carry_dense=True)
+    found = walk(
+        traced, variables, batches, sizes, options=Options(tune=tune, carry_dense=True)
+    )
     kept, full = naive_walk.walk(model, variables, images, groups, sizes, tune=shaken)
     assert_plan(found.plan, kept)
     assert seen == [[*groups][:k] for k in (1, 2, 3)]

@@ -4,7 +4,7 @@ groups' sizes. What it costs in time is measured: timing.py.
 
 import collections
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import NamedTuple
 
 import jax
@@ -110,7 +110,7 @@ def _batch(traced: Traced) -> set[Atom]:
     return {leaf for atom in axes for leaf in leaves(atom)}
 
 
-def _sizes(traced: Traced, single: set[Atom] = frozenset()) -> Size:
+def _sizes(traced: Traced, single: Set[Atom] = frozenset()) -> Size:
     """The size of atoms by groups' sizes; those of `single` count once."""
     known: dict[Atom, Terms] = {
         root(group.atom): {(group.name,): 1} for group in traced.groups

@@ -1,4 +1,4 @@
-"""JSON files: read whatever they hold, written whole or not at all."""
+"""JSON files, read whatever they hold, and the text of those that are written."""
 
 import json
 from collections.abc import Callable
@@ -36,10 +36,3 @@ def read(path: Path, expected: str, check: Callable[[Any], T] = lambda data: dat
 def dump(content: Any) -> str:
     """The text of a file."""
     return json.dumps(content, indent=1) + "\n"
-
-
-def put(path: Path, text: str) -> None:
-    """Writes a text, whole or not at all."""
-    new = path.with_name(f"{path.name}.new")
-    new.write_text(text)
-    new.replace(path)

@@ -31,7 +31,7 @@ from ispasp_jax.graph.groups import SCOPES
 from ispasp_jax.graph.plans import Plan
 from ispasp_jax.report import say
 from ispasp_jax.selection.criterion import Criterion
-from ispasp_jax.walk import Tune, walk
+from ispasp_jax.walk import Options, Tune, walk
 from ispasp_jax.weights import folders
 from ispasp_jax.weights.folders import Model
 
@@ -171,13 +171,15 @@ class Run:
                 criterion,
                 labels=labels,
                 plan=self.given,
-                key=jax.random.key(args.seed),
-                repair=args.repair,
-                tune=self._tune(model) if args.block_finetune_epochs else None,
-                progress=lambda steps: report.track(steps, "pruning", len(steps)),
-                mesh=mesh,
-                store=store,
-                memory=args.calibration_memory,
+                options=Options(
+                    key=jax.random.key(args.seed),
+                    repair=args.repair,
+                    tune=self._tune(model) if args.block_finetune_epochs else None,
+                    progress=lambda steps: report.track(steps, "pruning", len(steps)),
+                    mesh=mesh,
+                    store=store,
+                    memory=args.calibration_memory,
+                ),
             )
         except FloatingPointError as error:
             raise InputError(str(error)) from error

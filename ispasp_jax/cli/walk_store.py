@@ -1,4 +1,4 @@
-"""The walk's store on disk: a file for every step, written aside, then renamed.
+"""The walk's store on disk: a file for every step, whole or not at all.
 
 A step's file holds the arrays that it changed and, in the header, what became of its
 groups. After fine-tuning the whole network is kept beside, since the walk then goes on
@@ -93,10 +93,9 @@ def _record(path: Path) -> dict | None:
 
 
 def _save(path: Path, arrays: Mapping[str, Any], record: dict) -> None:
-    new, about = path.with_suffix(".new"), json.dumps(record)
+    about = json.dumps(record)
     header = {"about": about, "sum": _sum(dict(arrays), about)}
-    tensors.write_arrays(new, arrays, header)
-    new.replace(path)
+    tensors.write_whole(path, jax.device_get(dict(arrays)), header)
 
 
 def _sum(arrays: dict, about: str) -> str:

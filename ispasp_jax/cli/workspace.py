@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from ispasp_jax import devices
+from ispasp_jax import devices, files
 from ispasp_jax.cli import content, json_files
 from ispasp_jax.errors import InputError
 from ispasp_jax.report import say
@@ -114,8 +114,8 @@ class Workspace:
         # A kill in between leaves the old file, whose fingerprint therefore stays.
         before = [content.of_text(path.read_text())] if path.exists() else []
         sums = {**self._sums(), name: [content.of_text(text), *before]}
-        json_files.put(self.folder / _SUMS, json_files.dump(sums))
-        json_files.put(path, text)
+        files.write_text(self.folder / _SUMS, json_files.dump(sums))
+        files.write_text(path, text)
 
     def path(self, name: str) -> Path:
         """Where something of that name is to be kept.
@@ -208,24 +208,17 @@ def finished(folder: Path) -> list[str]:
     """What a stopped run has finished in its folder, beyond having begun."""
     if not (folder / _SETTINGS).exists():
         return []
-    names = {path.name for path in folder.iterdir() if _whole(path)}
+    names = {path.name for path in folder.iterdir() if files.is_whole(path)}
     return sorted(names - {_SETTINGS, _GIVEN, _SUMS})
-
-
-def _whole(path: Path) -> bool:
-    """Whether something was written to its end: no file's or folder's first half."""
-    if path.name.startswith(".") or path.suffix == ".new":
-        return False
-    return not path.is_dir() or any(map(_whole, path.iterdir()))
 
 
 @contextlib.contextmanager
 def replacing(folder: Path, aside: Path | None = None) -> Iterator[Path | None]:
-    """checkpoints.replacing in the first process; the others get None and wait until
-    the folder is in its place.
+    """files.new_folder in the first process; the others get None and wait until the
+    folder is in its place.
     """
     if devices.is_first():
-        with folders.replacing(folder, aside) as new:
+        with files.new_folder(folder, aside) as new:
             yield new
     else:
         yield None

@@ -1,5 +1,6 @@
 """Batches of a split: in order for evaluation, shuffled and augmented for training."""
 
+import dataclasses
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -69,41 +70,58 @@ def batches(
     indices = _order(split, indices, batch_size, recipe, [seed, epoch])
     chunks = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
     workers = min(os.cpu_count() or 1, 16) if workers is None else max(workers, 1)
+    reader = _Reader(split, preprocessing, batch_size, recipe, (seed, epoch))
+    return _ahead(reader.start, chunks, workers)
 
-    def chance(i: int) -> np.random.Generator:
-        return np.random.default_rng([seed, epoch, i])
 
-    def one(batch: Batch, row: int, i: int) -> None:
-        image, batch.label[row] = split.read(i)
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """Fills batches; the fields are those of `batches`."""
+
+    split: Split
+    preprocessing: Preprocessing
+    batch_size: int
+    recipe: str | None
+    seeds: tuple[int, int]
+
+    def start(self, chunk: Int[np.ndarray, " m"], pool: ThreadPoolExecutor) -> _Pending:
+        """A batch of these images, which the pool fills."""
+        batch = Batch(
+            np.zeros((self.batch_size, *self.preprocessing.shape), np.float32),
+            np.zeros(self.batch_size, np.int32),
+            (np.arange(self.batch_size) < len(chunk)).astype(np.float32),
+        )
+        arrays = _as_they_are(self.split, self.preprocessing, self.recipe)
+        if arrays is not None:
+            return batch, [pool.submit(self._whole, arrays, batch, chunk)]
+        rows = enumerate(chunk.tolist())
+        return batch, [pool.submit(self._one, batch, row, i) for row, i in rows]
+
+    def _chance(self, i: int) -> np.random.Generator:
+        return np.random.default_rng([*self.seeds, i])
+
+    def _one(self, batch: Batch, row: int, i: int) -> None:
+        image, batch.label[row] = self.split.read(i)
         try:
-            if recipe is None:
-                new = pixels.evaluate(image, preprocessing)
+            if self.recipe is None:
+                new = pixels.evaluate(image, self.preprocessing)
             else:
-                new = pixels.augment(image, preprocessing, chance(i), recipe)
+                chance = self._chance(i)
+                new = pixels.augment(image, self.preprocessing, chance, self.recipe)
         except InputError as error:
-            raise InputError(f"{split.where(i)}: {error}") from error
+            raise InputError(f"{self.split.where(i)}: {error}") from error
         batch.image[row] = new
 
-    def whole(batch: Batch, chunk: Int[np.ndarray, " m"]) -> None:
-        images, moved = split.images[chunk], recipe not in (None, "none")
-        for row, i in enumerate(chunk.tolist() if moved else ()):
-            images[row] = pixels.shifted(images[row], chance(i), *pixels.SHIFTS[recipe])
-        batch.image[: len(chunk)] = pixels.normalise(images, preprocessing)
-        batch.label[: len(chunk)] = split.labels[chunk]
-
-    def start(chunk: Int[np.ndarray, " m"], pool: ThreadPoolExecutor) -> _Pending:
-        batch = Batch(
-            np.zeros((batch_size, *preprocessing.shape), np.float32),
-            np.zeros(batch_size, np.int32),
-            (np.arange(batch_size) < len(chunk)).astype(np.float32),
-        )
-        if at_once:
-            return batch, [pool.submit(whole, batch, chunk)]
-        rows = enumerate(chunk.tolist())
-        return batch, [pool.submit(one, batch, row, i) for row, i in rows]
-
-    at_once = _as_they_are(split, preprocessing, recipe)
-    return _ahead(start, chunks, workers)
+    def _whole(
+        self, split: ArraySplit, batch: Batch, chunk: Int[np.ndarray, " m"]
+    ) -> None:
+        images, count = split.images[chunk], len(chunk)
+        if self.recipe is not None and self.recipe != "none":
+            shifts = pixels.SHIFTS[self.recipe]
+            for row, i in enumerate(chunk.tolist()):
+                images[row] = pixels.shifted(images[row], self._chance(i), *shifts)
+        batch.image[:count] = pixels.normalise(images, self.preprocessing)
+        batch.label[:count] = split.labels[chunk]
 
 
 def calibration_indices(split: Split, count: int, seed: int) -> Int[np.ndarray, " m"]:
@@ -148,15 +166,19 @@ def _order(
     return indices
 
 
-def _as_they_are(split: Split, wanted: Preprocessing, recipe: str | None) -> bool:
-    """Whether the images are an array of the size wanted, so that no PIL is needed."""
-    return (
+def _as_they_are(
+    split: Split, wanted: Preprocessing, recipe: str | None
+) -> ArraySplit | None:
+    """The split, if its images are an array of the size wanted: no PIL is needed."""
+    if (
         isinstance(split, ArraySplit)
         and split.images.dtype == np.uint8
         and split.images.shape[1:] == wanted.shape
         and wanted.resize in (None, wanted.image_size)
         and (recipe is None or recipe in pixels.SHIFTS)
-    )
+    ):
+        return split
+    return None
 
 
 def _ahead(

@@ -16,10 +16,10 @@ concatenation.
 import math
 import numbers
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 #: An int, or a symbolic dimension of jax.export.
-Size = int
+Size = Any
 
 #: Why rows, columns, kernel taps and scanned layers stay.
 POSITIONS = "a position, not a channel"

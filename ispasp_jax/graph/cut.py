@@ -13,13 +13,13 @@ from jaxtyping import Bool, Int
 
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph import trees
-from ispasp_jax.graph.atoms import Atom, root
+from ispasp_jax.graph.atoms import Atom, Size, root
 
 _KEYS = jax.dtypes.prng_key
 
 #: Leaf atom -> which of its places stay, (width,), or (layers, width) where every
 #: layer of a scan has channels of its own.
-Masks = Mapping[Atom, Bool[np.ndarray, "*layers width"]]
+Masks = Mapping[Atom, Bool[np.ndarray, "..."]]
 
 
 class Cut(NamedTuple):
@@ -109,7 +109,7 @@ def of(atom: Atom, masks: Masks) -> Bool[np.ndarray, "*layers size"] | None:
     return result
 
 
-def size(atom: Atom, masks: Masks) -> int:
+def size(atom: Atom, masks: Masks) -> Size:
     """How many places stay."""
     mask = of(atom, masks)
     if mask is None:

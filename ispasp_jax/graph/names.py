@@ -1,10 +1,15 @@
-"""Groups that a user names by some of their axes, held against the equations."""
+"""Names of groups: from the modules that make their channels, or from a user who names
+them by some of their axes.
+"""
 
+import collections
 import fnmatch
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from ispasp_jax.errors import InputError
+from ispasp_jax.graph.atoms import Atom
 from ispasp_jax.graph.groups import Axis, Group, Whole
 
 #: A group's name -> paths of variables, or globs over them, and which axis carries the
@@ -156,3 +161,85 @@ def _alone(name: str, groups: list[Group]) -> _Place | None:
         if sum(_has(group.axes, place) for group in groups) == 1:
             return place
     return None
+
+
+def from_modules(
+    groups: list[Group], made: Mapping[Atom, Sequence[str]], roots: Sequence[str]
+) -> list[Group]:
+    """Names from modules: the one that makes the channels and reads them, if it holds
+    no other such group; else the outermost that makes no others, or the layer itself.
+    """
+    layers = [_layer(group, made, roots) for group in groups]
+    homes = [
+        _common([layer, *(_module(path, roots) for path in group.consumers)])
+        for layer, group in zip(layers, groups, strict=True)
+    ]
+    streams = [group.kind == "stream" for group in groups]
+    own = [h for h, stream in zip(homes, streams, strict=True) if h and not stream]
+    names = []
+    for layer, home, stream in zip(layers, homes, streams, strict=True):
+        if not stream and own.count(home) == 1:
+            names.append(".".join(home))
+            continue
+        others = [
+            path
+            for path, other in zip(layers, streams, strict=True)
+            if other == stream and path != layer
+        ]
+        taken = [] if stream else own
+        names.append(("stream." if stream else "") + _shortest(layer, others, taken))
+    count = collections.Counter(names)
+    seen: collections.Counter = collections.Counter()
+    result = []
+    for name, group in zip(names, groups, strict=True):
+        seen[name] += 1
+        number = f".{seen[name]}" if count[name] > 1 else ""
+        result.append(group._replace(name=name + number))
+    return result
+
+
+def _layer(
+    group: Group, made: Mapping[Atom, Sequence[str]], roots: Sequence[str]
+) -> tuple[str, ...]:
+    """The module that makes the channels last before they are read; of a stream, the
+    first."""
+    makers = [path for path in made.get(group.atom, ()) if path]
+    first = group.kind == "stream"
+    path = (makers[0] if first else makers[-1]) if makers else group.axes[0].path
+    return _module(path, roots)
+
+
+def _module(path: str, roots: Sequence[str]) -> tuple[str, ...]:
+    """The keys of the module that holds a variable."""
+    keys = path.split("/")
+    if keys[-1] == "value":  # NNX keeps every array in a variable of that name
+        keys = keys[:-1]
+    if len(keys) > 1 and keys[0] in roots:
+        keys = keys[1:]
+    named = [key for key in keys[:-1] or keys if key != "~"]  # Haiku's methods
+    return tuple(named)
+
+
+def _common(modules: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """The module that holds all of these, two at least; a list of them is none."""
+    together = itertools.takewhile(
+        lambda keys: len(set(keys)) == 1, zip(*modules, strict=False)
+    )
+    common = tuple(keys[0] for keys in together)
+    inside = [module[len(common)] for module in modules if len(module) > len(common)]
+    listed = any(key.isdigit() for key in inside)
+    return common if len(inside) == len(modules) and not listed else ()
+
+
+def _shortest(
+    layer: tuple[str, ...],
+    others: Sequence[tuple[str, ...]],
+    taken: Sequence[tuple[str, ...]],
+) -> str:
+    for length in range(1, len(layer) + 1):
+        start = layer[:length]
+        if length < len(layer) and layer[length].isdigit():
+            continue  # a list of modules is none
+        if start not in taken and not any(o[:length] == start for o in others):
+            return ".".join(start)
+    return ".".join(layer)

@@ -9,10 +9,15 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 from jax._src import source_info_util
 from jax.extend.core import ClosedJaxpr, Literal
 
 from ispasp_jax.graph.atoms import Atom
+
+#: An array on the devices or on the host.
+AnyArray = jax.Array | np.ndarray
 
 #: Calls that are nothing but their jaxpr, by the parameter that holds it.
 CALLS: Mapping[str, str] = {

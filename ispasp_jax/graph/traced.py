@@ -8,8 +8,8 @@ import numpy as np
 from jax.interpreters import partial_eval
 
 from ispasp_jax.errors import InputError
-from ispasp_jax.graph import adapters, cut, groups, rules
-from ispasp_jax.graph.atoms import freeze, join
+from ispasp_jax.graph import adapters, cut, groups, rules, search
+from ispasp_jax.graph.atoms import freeze
 from ispasp_jax.graph.cut import Masks, Plan
 from ispasp_jax.graph.groups import Group, Whole
 from ispasp_jax.graph.names import Names, rename
@@ -182,8 +182,8 @@ def trace(
     for value in whole.outputs:
         for atom in value.dims:
             freeze(atom, "an output")
-    groups.tie(whole, by_path, join)
-    found, alone = groups.find(whole, by_path, COLLECTIONS)
+    search.tie(whole, by_path)
+    found, alone = search.find(whole, by_path, COLLECTIONS)
     dims = {path: value.dims for path, value in by_path.items()}
     if names:
         ranks = {path: len(atoms) for path, atoms in dims.items()}

@@ -25,11 +25,11 @@ def versions() -> dict[str, str]:
     import platform
     from importlib import metadata
 
-    import ispasp_jax
+    from ispasp_jax import __version__
 
     names = ("jax", "jaxlib", "flax", "optax", "numpy")
     return {
-        "ispasp_jax": ispasp_jax.__version__,
+        "ispasp_jax": __version__,
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in names},
     }

@@ -39,6 +39,7 @@ from ispasp_jax.selection.problem import (
 from ispasp_jax.selection.problem import largest as D
 
 
+# Sixty-seven lines: the algorithm in its letters, each step where the paper has it.
 def cosamp_selection(
     problem: LeastSquares, d: int, s: Size, T: int = 20, ridge: float = 1e-3
 ) -> Selection:

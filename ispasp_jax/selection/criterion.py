@@ -123,7 +123,7 @@ class Factory:
         self._function = function
         self()  # what it cannot ask for is said where it is written
 
-    def __call__(self, *args: Option, **options: Option) -> Criterion:
+    def __call__(self, *args: Any, **options: Any) -> Criterion:
         """The criterion with these options, each a number of its default's kind.
 
         Raises:

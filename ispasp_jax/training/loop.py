@@ -261,6 +261,8 @@ def evaluate(
 AfterEpoch = Callable[[int, TrainState, float], None]
 
 
+# Nine parameters: what learns, of what and how, and what may look on; all but five have
+# a default.
 def fit(
     network: Any,
     variables: Any,

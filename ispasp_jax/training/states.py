@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from ispasp_jax.errors import InputError
-from ispasp_jax.weights.tensors import fingerprint, is_key, write_arrays
+from ispasp_jax.weights.tensors import fingerprint, is_key, write_whole
 
 
 class States:
@@ -26,9 +26,7 @@ class States:
         """
         arrays = _by_path(state)
         self._folder.mkdir(exist_ok=True)
-        new = self._folder / f".{epoch}.new"
-        write_arrays(new, arrays, {"sum": _sum(arrays)})
-        new.replace(self._folder / str(epoch))
+        write_whole(self._folder / str(epoch), arrays, {"sum": _sum(arrays)})
         for other in self._epochs() - {epoch}:
             (self._folder / str(other)).unlink()
 

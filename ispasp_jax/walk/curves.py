@@ -8,7 +8,7 @@ curves know nothing of a budget, so any number of budgets can be solved from the
 """
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,12 +22,20 @@ from ispasp_jax.graph import Group, Traced
 from ispasp_jax.graph.program import Value
 from ispasp_jax.selection import obs
 from ispasp_jax.selection.problem import LeastSquares
-from ispasp_jax.walk import consumers, flat, inputs, repair, sites, streams
-from ispasp_jax.walk.consumers import Unreached
-from ispasp_jax.walk.moments import measure
+from ispasp_jax.walk import (
+    fits,
+    flat,
+    forms,
+    inputs,
+    least_squares,
+    sites,
+    streams,
+)
+from ispasp_jax.walk.fits import Reach, Unreached
+from ispasp_jax.walk.moments import Moments, measure
 from ispasp_jax.walk.reads import regression
 from ispasp_jax.walk.sites import Site
-from ispasp_jax.walk.streams import Images, across
+from ispasp_jax.walk.streams import Images, Stream, Watch, across
 
 
 class Curve(NamedTuple):
@@ -101,33 +109,44 @@ def measure_curves(
     for one in sums.values():
         one.weight = here.weight
     seen: dict[str, list[_Seen]] = {name: [] for name in readers}
-    widths = {group.name: group for group in traced.groups}
     ordered = sorted(ends, key=lambda site: site.place)
-    following = [site.place for site in ordered[1:]] + [len(program.equations)]
-    following = following[: len(ordered)]
+    for reach, moments, variance in _moments(here, ordered, watch, progress):
+        site = reach.site
+        for name in [name for name, found in readers.items() if site in found]:
+            index = sites.index(site, traced[name].atom)
+            one = regression(moments, reach.matrix, site.width, index)
+            seen[name].append(_Seen(site, one, variance))
+    shares = {site: _share(end, sums) for site, end in ends.items()}
+    return {
+        name: _curve(name, traced[name].width, found, shares, repaired)
+        for name, found in seen.items()
+    }
+
+
+def _moments(
+    here: Stream,
+    ordered: Sequence[Site],
+    watch: Watch,
+    progress: Callable[[Iterable], Iterable],
+) -> Iterator[tuple[Reach, Moments, float]]:
+    """Takes the network past these consumers, and to all that is watched: how least
+    squares reaches each, the moments there, and the target's variance."""
+    end = len(here.flat.equations)
+    following = [*(site.place for site in ordered), end][1:]
     for site, next_place in zip(progress(ordered), following, strict=True):
         here = here.named(site.name).hidden(site.place, watch)
         passes = site.end <= next_place  # else a branch beside comes first
         after = here.to(site.end, [site.target], watch if passes else None)
-        folds = measure(site, here, after, np.arange(site.width))
-        reach = consumers.reach(site, weights)
+        folds = measure(site, here, after, np.arange(site.width)).folds
+        reach = fits.reach(site, here.weights)
         whole = folds[0] + folds[1]
         variance = max(float(whole.yy / whole.count), 1e-30)
-        first_, second = repair.about(reach, folds)
-        for name, found in readers.items():
-            if site in found:
-                index = sites.index(site, widths[name].atom)
-                one = regression(first_ + second, reach.matrix, site.width, index)
-                seen[name].append(_Seen(site, one, variance))
+        first, second = least_squares.about(reach, folds)
+        yield reach, first + second, variance
         here = after if passes else here
-    last = max((program.made[v] for v in watch), default=-1) + 1
+    last = max((here.flat.made[value] for value in watch), default=-1) + 1
     if last > here.place:
         here.to(last, watch=watch)
-    shares = {site: _share(end, sums) for site, end in ends.items()}
-    return {
-        name: _curve(name, widths[name].width, found, shares, repaired)
-        for name, found in seen.items()
-    }
 
 
 def _reached(traced, every, names, weights) -> dict[str, list[Site]]:
@@ -139,9 +158,9 @@ def _reached(traced, every, names, weights) -> dict[str, list[Site]]:
             continue
         try:
             for site in own:
-                consumers.reach(site, weights)
+                fits.reach(site, weights)
                 sites.index(site, group.atom)
-        except (Unreached, sites.Unsuited):
+        except (Unreached, forms.Unsuited):
             continue
         found[group.name] = own
     return found

@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -24,13 +23,13 @@ from ispasp_jax import devices
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph import Group
 from ispasp_jax.graph.program import Equation, Value
-from ispasp_jax.walk import inputs, sites
+from ispasp_jax.walk import inputs, layouts, sites
 from ispasp_jax.walk.pieces import compiled, evaluate, piece
 from ispasp_jax.walk.sites import Site
 from ispasp_jax.walk.streams import Stream, padded, weights_of
 
-#: Of the calibration batches, (n,) each.
-Labels = Iterable[Int[Array, " _"] | Int[np.ndarray, " _"]]
+#: The calibration images' classes, an array of (n,) whole numbers for each batch.
+Labels = Iterable[Any]
 
 
 def aligned(
@@ -72,7 +71,7 @@ def derivatives(
     stream: Stream,
     labels: Sequence[Int[Array, " n"]],
     curvature: bool,
-) -> dict[str, Float[Array, "images d"] | None]:
+) -> dict[str, Float[Array, "images d"]]:
     """∂L/∂z and, if asked for, (∂²L/∂z²) · 1 of every calibration image.
 
     Args:
@@ -115,8 +114,8 @@ def derivatives(
         given = [stream.live[value][k] for value in step.given]
         pair = run(given, weights_of(step, stream.weights), targets, list(numbers))
         found.append([devices.rows(each, weight) for each in pair])
-    first, *second = (jnp.concatenate(batches) for batches in zip(*found, strict=True))
-    return {"gradient": first, "curvature": second[0] if second else None}
+    whole = (jnp.concatenate(batches) for batches in zip(*found, strict=True))
+    return dict(zip(("gradient", "curvature"), whole, strict=False))
 
 
 def _gated(
@@ -131,7 +130,7 @@ def _gated(
         site, own = reads[eqn], labels[eqn]
         factor = jnp.where(own >= 0, z[:, jnp.maximum(own, 0)], 1)
         before = env[site.hidden]
-        env[site.hidden] = before * sites.in_place(site, factor).astype(before.dtype)
+        env[site.hidden] = before * layouts.in_place(site, factor).astype(before.dtype)
         evaluate([eqn], [], env)
         env[site.hidden] = before
         low = place + 1

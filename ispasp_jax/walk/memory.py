@@ -3,7 +3,7 @@
 import math
 
 from ispasp_jax.graph import Traced
-from ispasp_jax.walk import flat, sites
+from ispasp_jax.walk import flat, layouts, sites
 
 #: Square matrices of second moments at a time: two folds, their sum, what is solved.
 _MATRICES = 5
@@ -34,6 +34,6 @@ def estimate(
     activations = math.ceil(alive / batch) * count * (2 if least_squares else 1)
     if limit is not None:
         activations = min(activations, limit)
-    rows = [math.prod(sites.as_kernel_shape(site)[:-1]) for site in found]
+    rows = [math.prod(layouts.as_kernel_shape(site)[:-1]) for site in found]
     moments = 8 * _MATRICES * max(rows, default=0) ** 2
     return activations + (moments if least_squares else 0)

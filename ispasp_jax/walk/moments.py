@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from scipy.linalg import blas
 
-from ispasp_jax.walk import sites
+from ispasp_jax.walk import layouts, sites
 from ispasp_jax.walk.pieces import compiled, piece
 from ispasp_jax.walk.sites import Site
 from ispasp_jax.walk.streams import Stream, weights_of
@@ -82,9 +82,30 @@ def rows(places: Int[np.ndarray, " k"], d: int, p: int) -> Int[np.ndarray, " q"]
     return (np.arange(p // d)[:, None] * d + places).ravel()
 
 
+class Measurement(NamedTuple):
+    """Moments at a consumer.
+
+    Attributes:
+      folds: rows tap · k + place in `places`.
+      places: those of H that the patches are of.
+    """
+
+    folds: Folds
+    places: Int[np.ndarray, " k"]
+
+    def of(self, places: Int[np.ndarray, " j"]) -> "Measurement":
+        """Of some of the places alone, ascending."""
+        if len(places) == len(self.places):
+            return self
+        first, second = self.folds
+        index = np.searchsorted(self.places, places)
+        own = rows(index, len(self.places), len(first.x))
+        return Measurement((first.of(own), second.of(own)), places)
+
+
 def measure(
     site: Site, pruned: Stream, dense: Stream, places: Int[np.ndarray, " k"]
-) -> Folds:
+) -> Measurement:
     """Moments of the patches of some places of H, and of the target
 
         T = dense U + dense skip − pruned skip    where a skip is added
@@ -96,7 +117,7 @@ def measure(
       site: the consumer.
       pruned: the network as pruned so far, before the site.
       dense: the dense network behind it.
-      places: which; rows tap · k + place in `places`.
+      places: which, ascending.
 
     Raises:
       FloatingPointError: a moment is NaN or infinite.
@@ -119,7 +140,7 @@ def measure(
             "least squares cannot be asked; check the weights and the calibration "
             "images."
         )
-    return first, second
+    return Measurement((first, second), places)
 
 
 def _finite(moments: Moments) -> bool:
@@ -144,10 +165,10 @@ def _pair(site: Site, pruned: Stream):
             if wanted:
                 with jax.default_matmul_precision("highest"):
                     target -= skip.run(given, weights)[0].astype(jnp.float32)
-            target = sites.as_out(site, target)
-            step = sites.every(target.shape[1:-1])
-            found = sites.patches(site, sites.as_hidden(site, h), step, places)
-            return found.astype(jnp.float32), sites.thinned(target, step)
+            target = layouts.as_out(site, target)
+            step = layouts.every(target.shape[1:-1])
+            found = layouts.patches(site, layouts.as_hidden(site, h), step, places)
+            return found.astype(jnp.float32), layouts.thinned(target, step)
 
         return function
 

@@ -7,15 +7,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from ispasp_jax.graph.atoms import root
 from ispasp_jax.graph.program import Value
-from ispasp_jax.walk import consumers, sites
-from ispasp_jax.walk.consumers import Chain, Roles
+from ispasp_jax.walk import roles, sites
+from ispasp_jax.walk.consumers import Chain
 from ispasp_jax.walk.flat import Flat
 from ispasp_jax.walk.pieces import compiled, piece
-from ispasp_jax.walk.streams import Stream
+from ispasp_jax.walk.roles import Roles
+from ispasp_jax.walk.streams import Stream, Weights
 
 
 class Norm(NamedTuple):
@@ -36,12 +36,18 @@ class Norm(NamedTuple):
     @property
     def roles(self) -> Roles:
         """Its variables, found by evaluating it."""
-        return consumers.roles(self.chain)
+        return roles.roles(self.chain)
 
     @property
     def is_running(self) -> bool:
         """Whether there is a running mean and variance."""
         return None not in (self.roles.mean, self.roles.var)
+
+    @property
+    def name(self) -> str:
+        """The layer, for people."""
+        mean = self.roles.mean
+        return str(mean.variable.origin if mean else self.value.origin)
 
 
 def norms(flat: Flat) -> list[Norm]:
@@ -101,7 +107,7 @@ def _features(value: Value, weights) -> int | None:
     return None
 
 
-def recalibrate(norm: Norm, stream: Stream) -> dict[Value, Array]:
+def recalibrate(norm: Norm, stream: Stream) -> Weights:
     """The weights with the norm's moments those of the stream's activations."""
 
     def make():

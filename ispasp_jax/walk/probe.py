@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ispasp_jax.graph import Traced
-from ispasp_jax.walk import consumers, flat, sites
+from ispasp_jax.walk import consumers, flat, layouts, sites
 from ispasp_jax.walk.pieces import piece
 from ispasp_jax.walk.sites import Site
 from ispasp_jax.walk.streams import weights_of
@@ -45,9 +45,9 @@ def probe(traced: Traced, variables: Any, *inputs: Any) -> dict[str, float]:
 
 def _apart(site: Site, weights, hidden, out) -> float:
     whole = consumers.consumer(site, weights)
-    h = sites.as_hidden(site, hidden).astype(jnp.float32)
-    patches = np.asarray(sites.patches(site, h), np.float64)
+    h = layouts.as_hidden(site, hidden).astype(jnp.float32)
+    patches = np.asarray(layouts.patches(site, h), np.float64)
     matrix = np.asarray(whole.kernel, np.float64).reshape(patches.shape[-1], -1)
     expected = patches @ matrix * whole.scale + whole.shift
-    u = np.asarray(sites.as_out(site, out), np.float64)
+    u = np.asarray(layouts.as_out(site, out), np.float64)
     return float(np.abs(u - expected).max() / max(np.abs(u).max(), 1e-30))

@@ -15,14 +15,21 @@ from ispasp_jax.errors import InputError
 from ispasp_jax.graph import Group, Plan
 from ispasp_jax.selection.criterion import Criterion
 from ispasp_jax.selection.problem import LeastSquares, batch_sum
-from ispasp_jax.walk import consumers, repair, sites
-from ispasp_jax.walk.moments import Folds, Moments, rows
+from ispasp_jax.walk import (
+    consumers,
+    fits,
+    forms,
+    layouts,
+    least_squares,
+    sites,
+)
+from ispasp_jax.walk.moments import Measurement, Moments, rows
 from ispasp_jax.walk.pieces import compiled
 from ispasp_jax.walk.sites import Site
 from ispasp_jax.walk.streams import Activations, Stream, Weights
 
 
-class Asked(NamedTuple):
+class Task(NamedTuple):
     """What is the same for every group of a walk.
 
     Attributes:
@@ -56,8 +63,7 @@ class Read(NamedTuple):
       size: what its share of a stack is divided by.
       total: the sum of H over the images, a batch of one; None where nobody asks.
       squares: ‖V‖² and ‖U‖² on some images, of a support; None without images.
-      folds: moments of its patches and of what it gives; None likewise.
-      places: those of H that the moments are of.
+      measurement: moments of its patches and of what it gives; None likewise.
     """
 
     site: Site
@@ -67,17 +73,15 @@ class Read(NamedTuple):
     size: float
     total: Float[Array, "1 *positions D"] | None
     squares: Callable[[Bool[np.ndarray, " d"]], tuple[float, float]] | None
-    folds: Folds | None
-    places: Int[np.ndarray, " k"] | None
+    measurement: Measurement | None
 
 
 def gather(
     site: Site,
     group: Group,
     stream: Stream,
-    asked: Asked,
-    folds: Folds | None,
-    places: Int[np.ndarray, " k"] | None = None,
+    task: Task,
+    measurement: Measurement | None,
     stacked: bool = False,
 ) -> Read:
     """What is known of a group at one of its consumers.
@@ -86,9 +90,8 @@ def gather(
       site: the consumer.
       group: the group.
       stream: the network as it is, before the consumer.
-      asked: what is asked of every group.
-      folds: moments, for criteria that need them.
-      places: those of H that the moments are of.
+      task: what is asked of every group.
+      measurement: moments, for criteria that need them.
       stacked: whether others read the group, too.
 
     Raises:
@@ -98,17 +101,17 @@ def gather(
         index = sites.index(site, group.atom)
         hidden = stream.live[site.hidden]
         total = None
-        if "hidden" in asked.needs:
+        if "hidden" in task.needs:
             total = _summed(site, hidden, stream.weight)
         size = 1.0
         kernel, scale, _ = consumers.consumer(site, stream.weights)
         if stacked:
             size = max(_mean_size(site, hidden, stream.weight, kernel, scale), 1e-30)
-        kept = _first(hidden, stream.weight, asked.residual_images)
+        kept = _first(hidden, stream.weight, task.residual_images)
         squares = functools.partial(_squares, site, index, kept, kernel, scale)
         squares = squares if kept else None
-        return Read(site, kernel, scale, index, size, total, squares, folds, places)
-    except sites.Unsuited as why:
+        return Read(site, kernel, scale, index, size, total, squares, measurement)
+    except forms.Unsuited as why:
         raise InputError(
             f"group {group.name!r} cannot be selected: of {site.name}, {why}; ignore "
             "it, or give a plan."
@@ -120,11 +123,11 @@ def _summed(site: Site, hidden: Activations, weights: Activations) -> Array:
 
     def make():
         def function(h, weight):
-            return batch_sum(sites.as_hidden(site, h).astype(jnp.float32), weight)
+            return batch_sum(layouts.as_hidden(site, h).astype(jnp.float32), weight)
 
         return function
 
-    run = compiled(("sum", sites.form(site), site.hidden.aval), make)
+    run = compiled(("sum", site.form, site.hidden.aval), make)
     return sum(run(h, weight) for h, weight in zip(hidden, weights, strict=True))
 
 
@@ -133,8 +136,8 @@ def _mean_size(site, hidden, weights, kernel, scale) -> float:
 
     def make():
         def function(h, weight, kernel, scale):
-            h = sites.as_hidden(site, h).astype(jnp.float32)
-            u = sites.linear(site, h, kernel) * scale
+            h = layouts.as_hidden(site, h).astype(jnp.float32)
+            u = layouts.linear(site, h, kernel) * scale
             sizes = jnp.sqrt(jnp.square(u).sum(tuple(range(1, u.ndim))))
             return (sizes * weight).sum(), weight.sum()
 
@@ -154,21 +157,23 @@ def regression_of(group: Group, read: Read, weights: Weights) -> LeastSquares:
       InputError: least squares does not reach it.
     """
     try:
-        reach = consumers.reach(read.site, weights)
-    except consumers.Unreached as why:
+        reach = fits.reach(read.site, weights)
+    except fits.Unreached as why:
         raise InputError(
             f"group {group.name!r}: no least squares can be asked of {read.site.name}, "
             f"{why}; choose another criterion."
         ) from why
-    first, second = repair.about(reach, read.folds)
-    whole = first + second
+    measurement = read.measurement
+    assert measurement is not None, "gathered for criteria that need least squares"
+    places, folds = measurement.places, least_squares.about(reach, measurement.folds)
+    whole = folds[0] + folds[1]
     size = 1.0
     if read.size != 1:  # of a stack, whose parts count alike
         size = np.sqrt(max(whole.yy / whole.count, 1e-30))
     d = read.site.width
-    matrix = reach.matrix[rows(read.places, d, len(reach.matrix))]
-    index = np.searchsorted(read.places, read.index)
-    return regression(whole, matrix, len(read.places), index, size)
+    matrix = reach.matrix[rows(places, d, len(reach.matrix))]
+    index = np.searchsorted(places, read.index)
+    return regression(whole, matrix, len(places), index, size)
 
 
 def regression(
@@ -226,9 +231,9 @@ def _squares(site, index, batches, kernel, scale, support) -> tuple[float, float
 
     def make(count):
         def function(h, weight, gone, kernel, scale):
-            h = sites.as_hidden(site, h)[:count].astype(jnp.float32)
+            h = layouts.as_hidden(site, h)[:count].astype(jnp.float32)
             both = jnp.concatenate([h, h * gone])
-            u = sites.linear(site, both, kernel) * scale
+            u = layouts.linear(site, both, kernel) * scale
             squares = jnp.square(u).sum(tuple(range(1, u.ndim)))
             weight = weight[:count]
             return (squares[count:] * weight).sum(), (squares[:count] * weight).sum()

@@ -1,121 +1,181 @@
-"""Repair after a cut, without labels or training.
+"""What is done about a cut, without labels or training.
 
-`least_squares` refits every consumer to what the dense network gives at the same place:
+    none   nothing
+    bn     batch norms' moments are measured again on the network as pruned so far
+    lsq    what reads a group is refitted by least squares to what the dense network
+           gives at the same place (least_squares.py); where a consumer cannot be
+           reached, norms behind it are measured again
 
-    minimise ‖P W + b − T‖² + λ ‖W − W₀‖²
-
-    P   patches of the kept hidden channels, in the network as pruned so far
-    T   for a block's last consumer: dense u + dense skip − pruned skip, before the
-        activation, so that errors of earlier blocks are corrected instead of carried;
-        for one inside a block, the dense network's u
-    W₀  the kernel as cut, batch norm folded in; the ridge pulls towards it
-    λ   chosen by two-fold hold-out over the calibration images
-
-and stores the fit so that training can go on: the kernel unscaled, batch norm's moments
-those of the refitted convolution, its scale and shift such that evaluation gives P W +
-b. What scales and shifts is found by evaluating the consumer (consumers.py); one whose
-kernel is no variable of its own, or shared, is not reached.
-
-Never judge a repair by the images that it was fitted to: they flatter it (a loss of 1.0
-there was 4 on others). Measure on images that the walk has not seen.
-
-`recalibrate` measures batch norm's moments again on the network as pruned so far: the
-alternative, and what serves where least squares does not reach.
+A repair is a small object that says where the walk has to stop for it and what it
+refits there.
 """
 
-import numpy as np
-import scipy.linalg
-from jaxtyping import Array, Float, Int
+import functools
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
-from ispasp_jax.graph.program import Value
-from ispasp_jax.walk import consumers
-from ispasp_jax.walk.consumers import Reach
-from ispasp_jax.walk.moments import Folds, Moments, rows
-from ispasp_jax.walk.streams import Weights
+import jax.numpy as jnp
 
-#: Ridges that compete, as parts of the mean diagonal of the patches' covariance.
-RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-#: Above this size one ridge is used: the hold-out's solutions would cost minutes.
-LARGEST_HELD_OUT, FIXED_RIDGE = 1500, 1e-3
-#: Hold-out errors that differ by less, of the target's variance, are equal: the larger
-#: ridge wins, whatever rounding says.
-TIE = 1e-6
-#: What rounding can do to activations and to their sums in single precision: no ridge
-#: is smaller.
-ROUNDING = 8 * float(np.finfo(np.float32).eps)
+from ispasp_jax import devices
+from ispasp_jax.errors import InputError
+from ispasp_jax.graph import Group
+from ispasp_jax.graph.atoms import Atom
+from ispasp_jax.walk import fits, least_squares, norms, sites
+from ispasp_jax.walk.flat import Flat
+from ispasp_jax.walk.moments import Measurement
+from ispasp_jax.walk.norms import Norm
+from ispasp_jax.walk.sites import Site
+from ispasp_jax.walk.streams import Stream, Weights
+
+Name = Literal["none", "bn", "lsq"]
 
 
-def about(reach: Reach, folds: Folds) -> Folds:
-    """The moments that count: about the present shift where none can be fitted."""
-    if reach.knob:
-        return folds
-    first, second = (fold.about(reach.shift) for fold in folds)
-    return first, second
+class Here(NamedTuple):
+    """What the walk knows where it has stopped.
+
+    Attributes:
+      pruned: the network as pruned so far.
+      measure: moments of the places that are left of what the consumer reads, against
+        the dense network.
+    """
+
+    pruned: Stream
+    measure: Callable[[], Measurement]
 
 
-def least_squares(
-    reach: Reach, weights: Weights, folds: Folds, kept: Int[np.ndarray, " k"]
-) -> dict[Value, Array]:
-    """The weights with a consumer refitted; what it makes of places that are not kept
-    is zero.
+#: Called by the walk after the cut at a stop: the weights that serve better. Raises
+#: fits.Unreached where there are none.
+Refit = Callable[[Here], Weights]
 
-    Args:
-      reach: the consumer, before the fit.
-      weights: the network's.
-      folds: moments of the kept places' patches and of the target.
-      kept: the places, of the consumer's D.
+
+@runtime_checkable
+class Repair(Protocol):
+    """How a network gets over its cuts.
+
+    Attributes:
+      fits: whether it compares with the dense network, which is then carried beside.
+    """
+
+    fits: bool
+
+    def stops(
+        self,
+        program: Flat,
+        groups: Sequence[Group],
+        every: Sequence[Site],
+        cut: Collection[Atom],
+    ) -> Iterable[Site | Norm]:
+        """Where the walk has to stop for it, once something before was cut.
+
+        Args:
+          program: the model's.
+          groups: all of its groups.
+          every: all consumers whose form selection can ask.
+          cut: the groups that are cut.
+        """
+        ...
+
+    def refit(self, where: Site | Norm, missed: bool) -> Refit | None:
+        """What it does at a stop; None for nothing.
+
+        Args:
+          where: a consumer or a norm.
+          missed: whether the last consumer that was to be refitted was not reached.
+        """
+        ...
+
+
+class _Nothing:
+    fits = False
+
+    def stops(self, program, groups, every, cut) -> Iterable[Site | Norm]:
+        return ()
+
+    def refit(self, where: Site | Norm, missed: bool) -> Refit | None:
+        return None
+
+
+class _Moments:
+    fits = False
+
+    def stops(self, program, groups, every, cut) -> Iterable[Site | Norm]:
+        return norms.candidates(program)
+
+    def refit(self, where: Site | Norm, missed: bool) -> Refit | None:
+        if not isinstance(where, Norm) or not where.is_running:
+            return None
+        return lambda here: norms.recalibrate(where, here.pruned)
+
+
+class _LeastSquares:
+    fits = True
+
+    def stops(self, program, groups, every, cut) -> Iterable[Site | Norm]:
+        yield from _refitted(program, groups, every, cut)
+        yield from norms.candidates(program)
+
+    def refit(self, where: Site | Norm, missed: bool) -> Refit | None:
+        if isinstance(where, Norm):
+            return _Moments().refit(where, missed) if missed else None
+        return functools.partial(_fit, where)
+
+
+def _fit(site: Site, here: Here) -> Weights:
+    """The weights with a consumer refitted, as the first process has them."""
+    weights = here.pruned.weights
+    reach = fits.reach(site, weights)
+    folds, kept = here.measure()
+    fitted = least_squares.refit(reach, weights, folds, kept)
+    changed = [v for v, array in fitted.items() if array is not weights.get(v)]
+    arrays = devices.agree([fitted[value] for value in changed])
+    return {**fitted, **dict(zip(changed, map(jnp.asarray, arrays), strict=True))}
+
+
+def _refitted(
+    program: Flat,
+    groups: Sequence[Group],
+    every: Sequence[Site],
+    cut: Collection[Atom],
+) -> Iterator[Site]:
+    """Consumers that least squares refits once something before them was cut: all but
+    those that read a stream which is not cut, since what is added to that has been
+    refitted before."""
+    last = {*_last(program, every)}
+    for site in every:
+        read = [g for g in groups if next(sites.of_leaf([site], g.atom), None)]
+        own = any(g.atom in cut or g.kind != "stream" for g in read)
+        if own or site in last:
+            yield site
+
+
+def _last(program: Flat, found: Sequence[Site]) -> Iterator[Site]:
+    """The consumers behind which no other comes."""
+    by_place = {site.place: site for site in found}
+    ahead, seen = [*program.outputs], set()
+    while ahead:
+        place = program.made.get(ahead.pop())
+        if place is None or place in seen:
+            continue
+        seen.add(place)
+        if place in by_place:
+            yield by_place[place]
+        else:
+            ahead += program.equations[place].inputs
+
+
+REPAIRS: dict[Name, Repair] = {
+    "none": _Nothing(),
+    "bn": _Moments(),
+    "lsq": _LeastSquares(),
+}
+
+
+def of(name: Name) -> Repair:
+    """The repair of that name.
 
     Raises:
-      Unreached: the consumer's arrays cannot hold the fit.
+      InputError: there is none.
     """
-    start = reach.matrix
-    index = rows(kept, reach.site.width, len(start))
-    fitted = fit(about(reach, folds), start[index])
-    whole = folds[0] + folds[1]
-    full = np.zeros_like(start)
-    full[index] = fitted
-    var = np.maximum(np.einsum("po,po->o", fitted, whole.xx @ fitted), 0) / whole.count
-    mean = whole.x @ fitted
-    return consumers.store(reach.site, weights, full, whole.y, mean, var)
-
-
-def fit(folds: Folds, start: Float[np.ndarray, "p o"]) -> Float[np.ndarray, "p o"]:
-    """The ridge solution around `start`, its ridge chosen by hold-out between folds."""
-    whole = folds[0] + folds[1]
-    held_out = len(start) <= LARGEST_HELD_OUT and min(f.count for f in folds) > 1
-    ridge = _held_out_ridge(folds, start) if held_out else FIXED_RIDGE
-    return start + _solve(whole, ridge, whole.xy - whole.xx @ start)
-
-
-def _held_out_ridge(folds, start) -> float:
-    errors = np.zeros(len(RIDGES))
-    for a, b in (folds, folds[::-1]):
-        error = a.xy - a.xx @ start
-        # ‖y − xW‖² over the other fold's centred rows, up to a constant.
-        for index, ridge in enumerate(RIDGES):
-            W = start + _solve(a, ridge, error)
-            errors[index] += (W * (b.xx @ W - 2 * b.xy)).sum()
-    tie = TIE * float(folds[0].yy + folds[1].yy)
-    return max(np.asarray(RIDGES)[errors <= errors.min() + tie])
-
-
-def _solve(moments: Moments, ridge: float, right: Float[np.ndarray, "p o"]):
-    """(xx + λ · 1)⁻¹ right with λ the ridge, in parts of the mean diagonal, and at
-    least what rounding can have done; more where that does not suffice.
-    """
-    λ = max(
-        ridge * np.trace(moments.xx) / len(right),
-        ROUNDING * np.linalg.norm(moments.xx),
-        # Channels that are constant: what their values' last bits make of them.
-        moments.count * np.square(ROUNDING * moments.x).mean(),
-    )
-    if not λ > 0:  # every channel is zero: nothing says anything about them
-        return np.zeros_like(right)
-    while True:
-        A = moments.xx.copy()
-        A[np.diag_indices_from(A)] += λ
-        try:
-            factors = scipy.linalg.cho_factor(A, overwrite_a=True, check_finite=False)
-            return scipy.linalg.cho_solve(factors, right, check_finite=False)
-        except np.linalg.LinAlgError:
-            λ *= 10
+    if name not in REPAIRS:
+        raise InputError(f"repair {name!r} is none of 'none', 'bn' and 'lsq'.")
+    return REPAIRS[name]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ispasp_jax.walk.selecting import GroupResult
+from ispasp_jax.walk.results import GroupResult
 
 
 class Done(NamedTuple):

@@ -13,7 +13,6 @@ import itertools
 import zlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,34 +23,12 @@ from ispasp_jax import devices
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph import Cut, Group
 from ispasp_jax.selection.problem import Problem, Selection, Unsuited, checked
-from ispasp_jax.walk import sites
+from ispasp_jax.walk import layouts, sites
 from ispasp_jax.walk.flat import Flat
 from ispasp_jax.walk.pieces import compiled
-from ispasp_jax.walk.reads import Asked, Read, regression_of
+from ispasp_jax.walk.reads import Read, Task, regression_of
+from ispasp_jax.walk.results import GroupResult
 from ispasp_jax.walk.streams import Weights
-
-
-class GroupResult(NamedTuple):
-    """What became of a group.
-
-    Attributes:
-      name: the group's name.
-      cut: its width before, and the channels kept.
-      relative_residual: ‖V‖/‖U‖ with U = consumer(H) − consumer(0), on the first
-        `residual_images` images; None where no channel was cut or none was asked for.
-      iterations: of the criterion, until the support repeated.
-      drift: ‖z − z_dense‖/‖z_dense‖ behind the consumer, skip included, against the
-        dense network's; None unless the dense stream was carried.
-      unrepaired: why least squares was asked for and did not reach the consumer; None
-        where it did, or was not asked. Batch norm's moments are measured again then.
-    """
-
-    name: str
-    cut: Cut
-    relative_residual: float | None
-    iterations: int
-    drift: float | None
-    unrepaired: str | None = None
 
 
 def select(
@@ -59,7 +36,7 @@ def select(
     layer: int | None,
     reads: Sequence[Read],
     weights: Weights,
-    asked: Asked,
+    task: Task,
     labelled: Mapping[str, Array],
 ) -> GroupResult:
     """Selects the channels of a group that stay.
@@ -69,7 +46,7 @@ def select(
       layer: of a scan, where each has channels of its own.
       reads: all places where it is read.
       weights: the network as it is before this cut.
-      asked: what is asked of every group.
+      task: what is asked of every group.
       labelled: gradient and curvature, for criteria that need labels.
 
     Raises:
@@ -77,25 +54,20 @@ def select(
       InputError: the criterion cannot be asked of this group.
     """
     name, iterations = group.name, 0
-    if asked.plan is not None:
-        kept = np.asarray(asked.plan[name].kept)
+    if task.plan is not None:
+        kept = np.asarray(task.plan[name].kept)
         kept = kept if layer is None else kept[layer]
         support = np.isin(np.arange(group.width), kept)
     else:
-        selection = _answer(group, layer, reads, weights, asked, labelled)
+        selection = _answer(group, layer, reads, weights, task, labelled)
         support, iterations = np.asarray(selection.support), int(selection.iterations)
     residual = _relative_residual(reads, support)
     cut = Cut(len(support), np.flatnonzero(support))
     return GroupResult(name, cut, residual, iterations, None)
 
 
-def uncut(name: str, width: int) -> GroupResult:
-    """What becomes of a group that keeps all its channels."""
-    return GroupResult(name, Cut(width, np.arange(width)), None, 0, None)
-
-
-def _answer(group, layer, reads, weights, asked, labelled) -> Selection:
-    needs, name = asked.needs, group.name
+def _answer(group, layer, reads, weights, task, labelled) -> Selection:
+    needs, name = task.needs, group.name
     flat = reads[0].site.flat
     problem = Problem(**labelled)
     arrays = {}
@@ -111,18 +83,18 @@ def _answer(group, layer, reads, weights, asked, labelled) -> Selection:
         problem = problem._replace(producer=producer(flat, group, weights, layer))
     if "key" in needs:
         seed = zlib.crc32(name.encode()) + (layer or 0)
-        problem = problem._replace(key=jax.random.fold_in(asked.key, seed))
+        problem = problem._replace(key=jax.random.fold_in(task.key, seed))
     if "least_squares" in needs:
         found = tuple(regression_of(group, read, weights) for read in reads)
         problem = problem._replace(least_squares=found if found[1:] else found[0])
-    size = jnp.int32(asked.sizes[name])  # traced: sizes may differ from block to block
+    size = jnp.int32(task.sizes[name])  # traced: sizes may differ from block to block
     texts = tuple(sites.text(read.site) for read in reads) if arrays else ()
     plain = tuple(_is_plain(read) for read in reads)
-    key = "select", asked.criterion, texts, plain, len(reads)
+    key = "select", task.criterion, texts, plain, len(reads)
     run = compiled(
         key,
         lambda: functools.partial(
-            _select, asked.criterion, [read.site for read in reads], plain
+            _select, task.criterion, [read.site for read in reads], plain
         ),
     )
     try:
@@ -160,7 +132,7 @@ def _consume(found, plain, arrays, hidden):
             h = h.reshape(-1, *total.shape[1:])
         else:
             h = _places(h, total.shape, arrays["indices"][place])
-        u = sites.linear(site, h, arrays["kernels"][place]) * arrays["scales"][place]
+        u = layouts.linear(site, h, arrays["kernels"][place]) * arrays["scales"][place]
         if len(found) == 1:
             return u
         outputs.append(u.reshape(len(u), -1) / arrays["sizes"][place])

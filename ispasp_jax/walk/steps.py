@@ -2,14 +2,16 @@
 read which groups, what is selected where, and what is refitted.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph import Group, Traced
-from ispasp_jax.walk import norms, sites
+from ispasp_jax.walk import sites
 from ispasp_jax.walk.flat import Flat, flatten
 from ispasp_jax.walk.norms import Norm
+from ispasp_jax.walk.repair import Repair
+from ispasp_jax.walk.results import Key
 from ispasp_jax.walk.sites import Site
 
 
@@ -17,21 +19,27 @@ class Step(NamedTuple):
     """A place where the walk stops.
 
     Attributes:
-      place: of the program.
-      site: the consumer there; None at a norm.
-      groups: those that it alone reads, whose channels are selected there.
-      norm: whose moments are measured again, where that is asked for.
+      where: a consumer, or a norm whose moments may be measured again.
+      groups: those that the consumer alone reads, whose channels are selected there.
     """
 
-    place: int
-    site: Site | None = None
+    where: Site | Norm
     groups: tuple[Group, ...] = ()
-    norm: Norm | None = None
+
+    @property
+    def place(self) -> int:
+        """Of the program."""
+        return self.where.place
 
     @property
     def name(self) -> str:
         """Whose place it is, for errors."""
-        return self.site.name if self.site else self.norm.roles.mean.variable.origin
+        return self.where.name
+
+    @property
+    def keys(self) -> list[Key]:
+        """What is decided there."""
+        return [(group.name, layer_of(group, self.where)) for group in self.groups]
 
 
 class Readers(NamedTuple):
@@ -114,7 +122,7 @@ def steps(
     groups: Sequence[Group],
     every: Sequence[Site],
     found: Readers,
-    repair: str,
+    repair: Repair,
 ) -> list[Step]:
     """The walk's stops, in order.
 
@@ -123,49 +131,20 @@ def steps(
       groups: all of its groups.
       every: all consumers whose form selection can ask.
       found: what reads the groups that are cut.
-      repair: "none", "bn" or "lsq".
+      repair: what is done about the cuts.
     """
-    stops = []
     cut = {group.atom for group in found.groups}
-    refitted = {*_refitted(program, groups, every, cut)} if repair == "lsq" else set()
-    for site in every:
-        own = found.own.get(site, ())
-        if own or site in refitted:
-            stops.append(Step(site.place, site, own))
-    if repair != "none":
-        stops += [Step(norm.place, norm=norm) for norm in norms.candidates(program)]
-    return sorted(stops, key=lambda step: step.place)
+    stops = [*repair.stops(program, groups, every, cut)]
+    repaired = {*stops}
+    steps = [
+        Step(site, found.own.get(site, ()))
+        for site in every
+        if site in found.own or site in repaired
+    ]
+    steps += [Step(norm) for norm in stops if isinstance(norm, Norm)]
+    return sorted(steps, key=lambda step: step.place)
 
 
-def _refitted(
-    program: Flat, groups: Sequence[Group], every: Sequence[Site], cut: Collection
-) -> Iterable[Site]:
-    """Consumers that least squares refits once something before them was cut: all but
-    those that read a stream which is not cut, since what is added to that has been
-    refitted before."""
-    last = {*_last(program, every)}
-    for site in every:
-        read = [g for g in groups if next(sites.of_leaf([site], g.atom), None)]
-        own = any(g.atom in cut or g.kind != "stream" for g in read)
-        if own or site in last:
-            yield site
-
-
-def _last(program: Flat, found: Sequence[Site]) -> Iterable[Site]:
-    """The consumers behind which no other comes."""
-    by_place = {site.place: site for site in found}
-    ahead, seen = [*program.outputs], set()
-    while ahead:
-        place = program.made.get(ahead.pop())
-        if place is None or place in seen:
-            continue
-        seen.add(place)
-        if place in by_place:
-            yield by_place[place]
-        else:
-            ahead += program.equations[place].inputs
-
-
-def layer_of(group: Group, site: Site) -> int | None:
+def layer_of(group: Group, where: Site | Norm) -> int | None:
     """Of a group that has channels of its own in every layer, the site's."""
-    return site.layer if group.layers else None
+    return where.layer if group.layers and isinstance(where, Site) else None

@@ -9,6 +9,7 @@ what that is computed from lies on the host. The same functions run on the same 
 so the results are the same, bit for bit.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from jaxtyping import Array, Float
 
 from ispasp_jax import devices
 from ispasp_jax.errors import InputError
-from ispasp_jax.graph.program import Value
+from ispasp_jax.graph.program import AnyArray, Value
 from ispasp_jax.walk.flat import Flat, nbytes
 from ispasp_jax.walk.pieces import Piece, forward, piece
 
@@ -27,10 +28,7 @@ from ispasp_jax.walk.pieces import Piece, forward, piece
 #: several.
 Images = Iterable[Any]
 
-#: A batch each: a list of what is there, or what is made when it is read.
-Activations = Sequence[Float[Array, "n ..."]]
-
-Weights = Mapping[Value, Array]
+Weights = Mapping[Value, AnyArray]
 
 
 class Lazy(Sequence):
@@ -44,6 +42,14 @@ class Lazy(Sequence):
 
     def __getitem__(self, k: int) -> Array:
         return self._make(range(self._count)[k])
+
+
+#: A batch each: what is there, or what is made when it is read.
+Activations = list[Array] | Lazy
+
+
+#: What is called with (batch, value) when a value is made.
+Watch = Mapping[Value, Callable[[int, Array], None]]
 
 
 def across(weight: Float[Array, " n"], x: Float[Array, "n ..."]) -> Array:
@@ -83,7 +89,7 @@ class Stream(NamedTuple):
         self,
         place: int,
         keep: Iterable[Value] = (),
-        watch: Mapping[Value, Callable[[int, Array], None]] | None = None,
+        watch: Watch | None = None,
     ) -> "Stream":
         """The stream at a later place.
 
@@ -92,76 +98,58 @@ class Stream(NamedTuple):
           keep: values that are needed although no equation reads them any more.
           watch: what is called with (batch, value) for values made on the way.
         """
-        wanted = list(dict.fromkeys([*self.flat.alive(place), *keep]))
-        passed = {v: self.live[v] for v in wanted if v in self.live}
-        new = [v for v in wanted if v not in passed]
-        watch = self._on_the_way(watch, place)
-        extra = [value for value in watch if value not in new]
-        step = piece(self.flat, [*new, *extra], self.live)
+        way = self._way(place, keep, watch)
+        return self._replace(place=place, live=way.passed | self._made(way))
 
-        def kept(k: int, made: list[Array]) -> list[Array]:
-            for value, array in zip(step.wanted, made, strict=True):
-                if value in watch:
-                    watch[value](k, array)
-            return made[: len(new)]
-
-        live = passed | self._made(step, passed, kept, new)
-        return self._replace(place=place, live=live)
-
-    def hidden(self, place: int, watch=None) -> "Stream":
+    def hidden(self, place: int, watch: Watch | None = None) -> "Stream":
         """The stream before a consumer, by way of the waist on the way there; where
         what is alive there exceeds the memory, it is computed at each reading."""
         waist = self.flat.waist(self.place, place)
-        at_waist = self.to(waist, watch=watch) if waist > self.place else self
-        behind = at_waist._on_the_way(watch, place)
-        room = self.memory is None or self._has_room(self.flat.alive(place))
-        if room or place <= at_waist.place or behind:
-            return at_waist.to(place, watch=behind)
-        alive = self.flat.alive(place)
-        passed = {v: at_waist.live[v] for v in alive if v in at_waist.live}
-        step = piece(self.flat, [v for v in alive if v not in passed], at_waist.live)
-        last: dict[int, list[Array]] = {}
+        there = self.to(waist, watch=watch) if waist > self.place else self
+        way = there._way(place, (), watch)
+        on_the_way = place > there.place and not way.watch
+        lazy = on_the_way and not self._has_room(self.flat.alive(place))
+        live = there._lazy(way) if lazy else there._made(way)
+        return there._replace(place=place, live=way.passed | live)
 
-        def made(k: int, which: int) -> Array:
-            if k not in last:
-                last.clear()
-                last[k] = at_waist.run(step, k)[0]
-            return last[k][which]
-
-        lazy = {
-            v: Lazy(lambda k, which=which: made(k, which), len(self.weight))
-            for which, v in enumerate(step.wanted)
-        }
-        return at_waist._replace(place=place, live=passed | lazy)
-
-    def _on_the_way(self, watch, place: int) -> dict[Value, Callable]:
-        """Of what is watched, what is made up to a place."""
+    def _way(self, place: int, keep: Iterable[Value], watch: Watch | None) -> "_Way":
+        """What there is to do up to a place."""
+        wanted = [*dict.fromkeys([*self.flat.alive(place), *keep])]
+        passed = {v: self.live[v] for v in wanted if v in self.live}
+        new = [value for value in wanted if value not in passed]
         made = self.flat.made
-        return {
+        watch = {
             value: seen
             for value, seen in (watch or {}).items()
             if self.place <= made.get(value, -1) < place
         }
+        extra = [value for value in watch if value not in new]
+        step = piece(self.flat, [*new, *extra], self.live)
+        return _Way(passed, step, len(new), watch)
 
     def run(self, step: Piece, k: int) -> tuple[list[Array], Array]:
         """A piece's values for a batch, and whether they are finite."""
         given = [self.live[value][k] for value in step.given]
         return forward(step)(given, weights_of(step, self.weights))
 
-    def _made(self, step: Piece, passed, change, new) -> dict[Value, Activations]:
-        """What a piece gives, batch by batch: on the devices where there is room, else
-        on the host."""
+    def _made(self, way: "_Way") -> dict[Value, Activations]:
+        """What is new, batch by batch: on the devices where there is room, else on the
+        host."""
+        step, new = way.step, way.step.wanted[: way.new]
+        if not step.wanted:
+            return {}
         finite: list[Array] = []
 
         def batches() -> Iterator[list[Array]]:
             for k in range(len(self.weight)):
                 made, sound = self.run(step, k)
                 finite.append(sound)
-                yield change(k, made)
+                for value, array in zip(step.wanted, made, strict=True):
+                    if value in way.watch:
+                        way.watch[value](k, array)
+                yield made[: way.new]
 
-        if not step.wanted:
-            return {}
-        room = self.memory is None or self._has_room([*passed, *new])
+        room = self._has_room([*way.passed, *new])
         found = [*batches()] if room else [[*map(_to_host, b)] for b in batches()]
         if not all(jax.device_get(finite)):
             raise FloatingPointError(
@@ -176,13 +164,46 @@ class Stream(NamedTuple):
 
         return {value: read(place) for place, value in enumerate(new)}
 
+    def _lazy(self, way: "_Way") -> dict[Value, Activations]:
+        """What is new, computed whenever it is read; of the last batch it is kept."""
+        last: dict[int, list[Array]] = {}
+
+        def made(which: int, k: int) -> Array:
+            if k not in last:
+                last.clear()
+                last[k] = self.run(way.step, k)[0]
+            return last[k][which]
+
+        return {
+            value: Lazy(functools.partial(made, which), len(self.weight))
+            for which, value in enumerate(way.step.wanted)
+        }
+
     def _has_room(self, values: Iterable[Value]) -> bool:
+        if self.memory is None:
+            return True
         there = {v for v, a in self.live.items() if not isinstance(a, Lazy)}
         size = sum(map(nbytes, {*there, *values}))
         return size * len(self.weight) <= self.memory
 
 
-def weights_of(step: Piece, weights: Weights) -> list[Array]:
+class _Way(NamedTuple):
+    """What leads a stream from one place to another.
+
+    Attributes:
+      passed: what is alive at both.
+      step: what is computed.
+      new: how many of the step's values, the first, are alive behind it.
+      watch: what is called with the step's values.
+    """
+
+    passed: dict[Value, Activations]
+    step: Piece
+    new: int
+    watch: Watch
+
+
+def weights_of(step: Piece, weights: Weights) -> list[Any]:
     """The weights that a piece reads."""
     return [weights.get(value, value.constant) for value in step.weights]
 

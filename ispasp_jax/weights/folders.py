@@ -1,187 +1,31 @@
-"""What is kept on disk: self-describing model folders, and (of training_states) states
-of running training.
-
-A model folder is config.json (architecture, widths, preprocessing) and
+"""Model folders, self-describing: config.json (architecture, widths, preprocessing) and
 model.safetensors (every array under its "/"-joined path): no pickle, no original
 network needed. A network that is none of this package's lies beside them as a program,
 model.stablehlo, which runs without its code.
 """
 
-import contextlib
-import ctypes
-import dataclasses
-import functools
 import json
 import os
-import shutil
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
-from jaxtyping import Array, Float
 
-from ispasp_jax import data, models, walk
-from ispasp_jax.data import Preprocessing
+from ispasp_jax import data, files, models
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph import (
     Plan,
-    Traced,
     adapters,
     key_path,
-    modules,
     plans,
-    trace,
-    widths,
 )
 from ispasp_jax.graph.by_hand import leaves, nested
 from ispasp_jax.weights import descriptions, stablehlo, tensors
 from ispasp_jax.weights.descriptions import ARRAYS, CONFIG, FILES, PROGRAM
+from ispasp_jax.weights.model import Model, of
 from ispasp_jax.weights.tensors import as_weights, fingerprint, is_key, printable, some
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """A network with its variables and all that is needed to use it.
-
-    Attributes:
-      name: of the architecture, as `--model` takes it.
-      network: a model of any framework that takes the variables (of graph.modules,
-        where they are fewer than the architecture's), or a program (of stablehlo).
-      variables: its variables, a program's by key path; their shapes, of an
-        architecture alone.
-      preprocessing: how images become inputs; None where nobody said.
-      options: of the architecture, such as {"stem": "small"}.
-    """
-
-    name: str
-    network: Any
-    variables: Any
-    preprocessing: Preprocessing | None
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of an input."""
-        if self.preprocessing is None:
-            return self.network.inputs[0][0][1:]
-        return self.preprocessing.shape
-
-    @functools.cached_property
-    def traced(self) -> Traced:
-        """What the network's equations say of its channels, on a batch of two."""
-        inputs = [jax.ShapeDtypeStruct((2, *self.input_shape), "float32")]
-        if isinstance(self.network, stablehlo.Stored):
-            inputs = [
-                jax.ShapeDtypeStruct((2, *shape[1:]), dtype)
-                for shape, dtype in self.network.inputs
-            ]
-        return trace(self.network, self.variables, *inputs)
-
-    @functools.cached_property
-    def unselectable(self) -> dict[str, str]:
-        """Groups that no criterion can be asked of, and why."""
-        return walk.unselectable(self.traced)
-
-    @property
-    def widths(self) -> dict[str, int]:
-        """How many channels each group has."""
-        return {group.name: group.width for group in self.traced.groups}
-
-    @property
-    def dense_widths(self) -> dict[str, int]:
-        """How many channels are here of each group of the architecture; one that is cut
-        to a single channel is a group there only."""
-        return widths.counted(self.dense, self.variables, self._known)
-
-    @property
-    def _known(self) -> dict[str, int]:
-        """Widths that the network itself knows."""
-        if not isinstance(self.network, modules.Evaluated):
-            return {}
-        return {n: one.kept.shape[-1] for n, one in self.network.plan.items()}
-
-    @functools.cached_property
-    def dense(self) -> Traced:
-        """What the equations of the architecture, at its own widths, say of them."""
-        network = modules.whole(self.network)
-        if isinstance(self.network, modules.Evaluated):
-            return self.network.traced
-        if isinstance(self.network, stablehlo.Stored):
-            return self.traced
-        if not isinstance(network, nn.Module):
-            made = models.create(self.name, self.num_classes, **self.options)
-            return of(self.name, made, self.preprocessing, self.options).traced
-        if network is self.network and self.variables:
-            return self.traced
-        shapes = models.shapes(network, self.input_shape)
-        inputs = jax.ShapeDtypeStruct((2, *self.input_shape), "float32")
-        return trace(network, shapes, inputs)
-
-    @property
-    def num_classes(self) -> int:
-        """Length of the logits."""
-        known = getattr(self.network, "num_classes", None)
-        return known or self.traced.program.outputs[0].shape[-1]
-
-    def resize(self, variables: Any, known: Mapping[str, int] | None = None) -> "Model":
-        """The architecture with variables that any plan, or several, left of it.
-
-        Args:
-          variables: what is left.
-          known: channels of groups of which the arrays do not tell how many there are.
-
-        Raises:
-          InputError: they are not this architecture's, cut; or it closes over arrays of
-            which it matters which channels stay.
-        """
-        network = modules.whole(self.network)
-        counts = widths.counted(self.dense, variables, known)
-        plan = widths.first(self.dense, counts)
-        plan = {n: one for n, one in plan.items() if one.kept.shape[-1] < one.width}
-        if plan:
-            network = modules.applicable(network, self.dense, plan, variables)
-        if isinstance(network, modules.Evaluated):
-            if not widths.by_number(self.dense, plan):
-                raise InputError(
-                    f"{self.name} holds arrays that are not its variables, and its "
-                    "widths do not say which places of them stay; prune it again."
-                )
-        return self.replace(network, variables)
-
-    def cut(self, plan: Plan, variables: Any) -> "Model":
-        """This model with the variables that a plan leaves of it."""
-        if not plan:
-            return self.replace(self.network, variables)
-        module = modules.whole(self.network)
-        if module is self.network:
-            network = modules.applicable(module, self.traced, plan, variables)
-            return self.replace(network, variables)
-        known = {n: one.kept.shape[-1] for n, one in plan.items()}
-        return self.resize(variables, self.dense_widths | known)
-
-    def replace(self, network: Any, variables: Any) -> "Model":
-        """The same model with another network, as after pruning or training."""
-        return dataclasses.replace(self, network=network, variables=variables)
-
-    def __call__(self, images: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
-        """Logits of preprocessed images."""
-        return _logits(adapters.learner(self.network), self.variables, images)
-
-
-def of(
-    name: str, made: Any, preprocessing: Preprocessing, options: Mapping[str, Any]
-) -> Model:
-    """An architecture, as `models.create` made it; Linen's has no arrays yet."""
-    if isinstance(made, tuple):
-        network, variables = made
-    elif isinstance(made, nn.Module):
-        network, variables = made, models.shapes(made, preprocessing.shape)
-    else:
-        network, variables = made, adapters.function(made)[1]
-    return Model(name, network, variables, preprocessing, options)
 
 
 def save(folder: str | os.PathLike, model: Model, plan: Plan | None = None) -> None:
@@ -206,7 +50,7 @@ def save(folder: str | os.PathLike, model: Model, plan: Plan | None = None) -> N
                 f"{folder} holds other files ({', '.join(sorted(names)[:3])}); give a "
                 "new folder, or a model's."
             )
-        with replacing(folder) as new:
+        with files.new_folder(folder) as new:
             write(new, model)
             if plan is not None:
                 text = json.dumps(plans.to_json(plan, model.name))
@@ -444,56 +288,3 @@ def _check_sums(config: Mapping[str, Any], variables: Any, folder: Path) -> None
             f"{folder / ARRAYS} is not as it was written; the folder is damaged, make "
             f'it again (or, if you changed the file, delete "sums" in {CONFIG}).'
         )
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _logits(model, variables, images):
-    return model.evaluate(variables, images)
-
-
-@contextlib.contextmanager
-def replacing(folder: str | os.PathLike, aside: Path | None = None) -> Iterator[Path]:
-    """A new, empty folder that takes `folder`'s place when the block ends well; until
-    then it lies in the folder `aside`, or beside.
-    """
-    folder = Path(folder).absolute()
-    if folder.is_symlink():
-        raise InputError(
-            f"{folder} is a symbolic link, which the new folder would replace; give "
-            "the folder that it names, or another."
-        )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = (aside or folder.parent) / f".{folder.name}.new-{os.getpid()}"
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir()
-    try:
-        yield new
-        move(new, folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-
-
-def move(new: Path, folder: Path) -> None:
-    """Renames a finished folder to its place; the one that was there goes.
-
-    Where the system cannot swap two folders, there is an instant in which the old one
-    has left and the new one has not come; a kill then leaves both, hidden.
-    """
-    if folder.exists() and _swap(new, folder):
-        shutil.rmtree(new, ignore_errors=True)
-        return
-    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _swap(a: Path, b: Path) -> bool:
-    """Exchanges two folders in one step; False where Linux or the disk cannot."""
-    try:
-        rename = ctypes.CDLL(None).renameat2
-    except (AttributeError, OSError, TypeError):
-        return False
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    return rename(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0

@@ -28,63 +28,21 @@ def fetch(source: str) -> tuple[Path, dict[str, Any]]:
     """
     repo, _, revision = source.removeprefix("hf:").partition("@")
     try:
-        import huggingface_hub
-        from huggingface_hub import constants, errors
+        from huggingface_hub import errors
     except ImportError as error:
         raise InputError(
             f"weights {source}: the package huggingface_hub is not installed; "
             "pip install 'ispasp_jax[hub]', or download model.safetensors yourself and "
             "give its path."
         ) from error
-
-    def download(name, **options):
-        found = huggingface_hub.hf_hub_download(
-            repo, name, revision=revision or None, **options
-        )
-        return Path(found)
-
-    def find(name):
-        """The file, or None where the repository has none of that name."""
-        try:
-            return download(name, local_files_only=True)
-        except errors.LocalEntryNotFoundError:
-            if constants.HF_HUB_OFFLINE or not _reachable(constants.ENDPOINT):
-                raise
-        try:
-            return download(name)
-        except errors.LocalEntryNotFoundError:
-            raise  # the connection failed
-        except errors.EntryNotFoundError:
-            return None
-
     try:
-        path = find("model.safetensors")
+        path = _find("model.safetensors", repo, revision or None)
         try:
-            config = find("config.json") if path else None
+            config = _find("config.json", repo, revision or None) if path else None
         except errors.LocalEntryNotFoundError:
             config = None  # the weights can be used without it
-    except errors.HFValidationError as error:
-        raise InputError(
-            f"weights {source}: {repo!r} is no name of a repository; expected "
-            "hf:OWNER/NAME[@REVISION], such as hf:timm/resnet34.tv_in1k."
-        ) from error
-    except errors.LocalEntryNotFoundError as error:
-        raise InputError(
-            f"weights {source}: the Hub cannot be reached and its cache has no "
-            "model.safetensors of this repository; connect (and unset HF_HUB_OFFLINE), "
-            "or download the file elsewhere and give its path."
-        ) from error
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-        raise InputError(
-            f"weights {source}: the Hub has no such repository or revision, or it is "
-            "private; check the name, or log in with `hf auth login`."
-        ) from error
-    except Exception as error:  # of the HTTP library beneath, of any kind
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(
-            f"weights {source}: the download failed ({reason}); try again, or download "
-            "model.safetensors yourself and give its path."
-        ) from error
+    except Exception as error:  # ours, or of the HTTP library beneath, of any kind
+        raise InputError(f"weights {source}: {_said(error, repo)}") from error
     if path is None:
         raise InputError(
             f"weights {source}: the repository has no model.safetensors; name one that "
@@ -98,6 +56,57 @@ def fetch(source: str) -> tuple[Path, dict[str, Any]]:
             "is fetched again."
         ) from error
     return path, preprocessing(about, f"weights {source}")
+
+
+def _find(name: str, repo: str, revision: str | None) -> Path | None:
+    """A repository's file, or None where it has none of that name."""
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+
+    def download(**options) -> Path:
+        return Path(
+            huggingface_hub.hf_hub_download(repo, name, revision=revision, **options)
+        )
+
+    try:
+        return download(local_files_only=True)
+    except errors.LocalEntryNotFoundError:
+        if constants.HF_HUB_OFFLINE or not _reachable(constants.ENDPOINT):
+            raise
+    try:
+        return download()
+    except errors.LocalEntryNotFoundError:
+        raise  # the connection failed
+    except errors.EntryNotFoundError:
+        return None
+
+
+def _said(error: Exception, repo: str) -> str:
+    """What a failed download comes to, and what to do."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.HFValidationError):
+        return (
+            f"{repo!r} is no name of a repository; expected "
+            "hf:OWNER/NAME[@REVISION], such as hf:timm/resnet34.tv_in1k."
+        )
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return (
+            "the Hub cannot be reached and its cache has no model.safetensors of this "
+            "repository; connect (and unset HF_HUB_OFFLINE), or download the file "
+            "elsewhere and give its path."
+        )
+    unknown = errors.RepositoryNotFoundError, errors.RevisionNotFoundError
+    if isinstance(error, unknown):
+        return (
+            "the Hub has no such repository or revision, or it is private; check the "
+            "name, or log in with `hf auth login`."
+        )
+    reason = str(error).strip().partition("\n")[0]
+    return (
+        f"the download failed ({reason}); try again, or download model.safetensors "
+        "yourself and give its path."
+    )
 
 
 def _reachable(endpoint: str) -> bool:

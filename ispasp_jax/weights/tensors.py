@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ispasp_jax import files
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph.by_hand import Tree, leaves
 
@@ -77,13 +78,6 @@ def write(
         raise OSError(f"{path} cannot be written ({error})") from error
 
 
-def write_arrays(
-    path: Path, variables: Tree, metadata: dict[str, str] | None = None
-) -> None:
-    """Writes every array under its path in the tree, as safetensors."""
-    write(path, dict(leaves(jax.device_get(variables))), metadata)
-
-
 def is_key(leaf: Any) -> bool:
     """Whether it is a random key, as an NNX module's dropout holds."""
     dtype = getattr(leaf, "dtype", None)
@@ -109,19 +103,8 @@ def write_whole(
       InputError: the path is a folder or a symbolic link.
       OSError: nothing can be written there; what was there is as it was.
     """
-    path = Path(path)
-    if os.path.islink(path) or os.path.isdir(path):
-        what = "a symbolic link" if os.path.islink(path) else "a folder"
-        raise InputError(
-            f"{path} is {what}, which the new file would replace; give another name."
-        )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary, arrays, metadata)
-        os.replace(temporary, path)
-    finally:
-        if os.path.lexists(temporary):
-            temporary.unlink()
+    with files.new_file(path) as new:
+        write(new, arrays, metadata)
 
 
 def unwritable(path: Path, error: Exception) -> str:
