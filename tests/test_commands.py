@@ -17,6 +17,7 @@ from ispasp_jax.cli import prune, train
 from ispasp_jax.graph import plans
 from ispasp_jax.graph.by_hand import leaves
 from ispasp_jax.selection import criteria
+from ispasp_jax.weights import folders
 
 ROOT = Path(__file__).parents[1]
 
@@ -154,7 +155,7 @@ def stop_after(monkeypatch, epochs):
 
 @pytest.fixture
 def every_epoch(monkeypatch):
-    monkeypatch.setattr("ispasp_jax.cli.dense.SECONDS_BETWEEN_STATES", 0)
+    monkeypatch.setattr("ispasp_jax.cli.learning.SECONDS_BETWEEN_STATES", 0)
 
 
 def arrays(folder):
@@ -464,7 +465,7 @@ def test_runs_repeat_under_a_seed_and_differ_between_seeds(trained, here):
 
 def test_dry_run_touches_neither_weights_nor_images(here, monkeypatch, capsys):
     monkeypatch.setattr(data, "open_source", None)
-    monkeypatch.setattr(checkpoints, "load", None)
+    monkeypatch.setattr(folders, "load", None)
     assert prune.main(["--dry-run", "--model=resnet34", "--preset=paper"]) == 0
     assert "layer3.4" in capsys.readouterr().out
     flags = ["--dry-run", "--model=resnet34", "--data=folder:nowhere"]
@@ -488,7 +489,7 @@ def test_help_needs_no_jax():
 CACHED = """
 import sys
 import jax
-from ispasp_jax.commands import prune
+from ispasp_jax.cli import prune
 
 assert jax.config.jax_compilation_cache_dir is None
 events = []

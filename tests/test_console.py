@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -180,8 +179,7 @@ def test_memory_is_said_where_it_is_much(images, limit, said):
     prep = Preprocessing(224, 256, (0.5,) * 3, (0.5,) * 3)
     variables = models.shapes(network, prep.shape)
     model = Model("mobilenetv2", network, variables, prep, {})
-    args = Namespace(precision="fp32", calibration_memory=limit)
-    sentence = doubts.of_memory(args, model, images, False)
+    sentence = doubts.of_memory(model, images, limit, half=False, least_squares=False)
     assert bool(sentence) == said
     if said:
         (gigabytes,) = re.findall(r"about ([\d.]+) GiB", sentence)

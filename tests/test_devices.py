@@ -330,7 +330,7 @@ def test_a_guarded_command_ends_as_it_says(case):
     program = "\n".join(
         [
             "import argparse, os, sys, time",
-            "from ispasp_jax.commands import peers",
+            "from ispasp_jax.cli import peers",
             "peers.guard(argparse.Namespace(distributed=True))",
             does,
         ]

@@ -329,7 +329,7 @@ def test_plans_are_refused_in_one_sentence(
     before = sorted(here.rglob("*"))
     if own_weights:
         flags = [*flags, f"--weights={weights / 'a'}"]
-    assert prune.main(["--model=mlp", "--plan=plans.json", *flags]) == 2
+    assert prune.main(["--model=mlp", "--plan=plan.json", *flags]) == 2
     said = capsys.readouterr()
     assert sentence in said.err and said.out == ""
     told = [line for line in said.err.splitlines() if "dense network:" not in line]
@@ -354,9 +354,9 @@ def test_resuming_with_another_plan_in_the_file_is_refused(
     weights, here, monkeypatch, capsys
 ):
     Path("plan.json").write_text(written(**HIDDEN))
-    flags = [f"--weights={weights / 'a'}", "--plan=plans.json"]
+    flags = [f"--weights={weights / 'a'}", "--plan=plan.json"]
     with monkeypatch.context() as patch:
-        patch.setattr("ispasp_jax.cli.run.Run.finish", stopped)
+        patch.setattr("ispasp_jax.cli.stages.measure", stopped)
         assert run(*flags, out="out") == 130
     Path("plan.json").write_text(written(**{"hidden.0": (256, [5])}))
     assert run(*flags, "--resume", out="out") == 2

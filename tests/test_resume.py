@@ -202,7 +202,7 @@ def test_curves_and_sizes_are_kept(trained, tmp_path, monkeypatch, capsys):
     assert not Path(".a.partial/sizes.json").exists()
     with monkeypatch.context() as patch:
         patch.setattr("ispasp_jax.cli.budgets.measure_curves", None)
-        patch.setattr("ispasp_jax.cli.run.walk", stop_walk)
+        patch.setattr("ispasp_jax.cli.cuts.walk", stop_walk)
         assert prune.main([*flags, "--resume"]) == 130
     with monkeypatch.context() as patch:
         patch.setattr("ispasp_jax.cli.budgets.measure_curves", None)
@@ -245,9 +245,9 @@ def create(num_classes, stem="small"):
 """
 COMMAND = """
 import sys
-from ispasp_jax.cli import dense, prune
+from ispasp_jax.cli import learning, prune
 
-dense.SECONDS_BETWEEN_STATES = 0
+learning.SECONDS_BETWEEN_STATES = 0
 sys.exit(prune.main(sys.argv[1:]))
 """
 

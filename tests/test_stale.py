@@ -5,7 +5,6 @@ or images under the same path, and no file that was damaged gives another result
 import json
 import os
 import shutil
-from argparse import Namespace
 from pathlib import Path
 
 import jax
@@ -17,12 +16,11 @@ from networks import NETWORKS, images_of, variables_of
 from PIL import Image
 
 import ispasp_jax
-from ispasp_jax import budget, data
+from ispasp_jax import budget, data, json_text
 from ispasp_jax.cli import (
     budgets,
     content,
     curve_files,
-    json_files,
     prune,
     sizes,
     train,
@@ -30,6 +28,7 @@ from ispasp_jax.cli import (
     widths,
     workspace,
 )
+from ispasp_jax.cli.prune_config import configuration
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph import plans
 from ispasp_jax.graph.by_hand import leaves
@@ -110,7 +109,7 @@ def test_curves_and_walks_are_of_these_weights_and_images(
     flags = [*flags, "--out=out"]
     assert prune.main(flags) == 0
     with monkeypatch.context() as patch:
-        patch.setattr(plan, "verify", stop)
+        patch.setattr(plans, "verify", stop)
         assert prune.main([*flags[:-1], "--out=stopped"]) == 130
     change()
     capsys.readouterr()
@@ -172,7 +171,7 @@ def test_the_dense_network_is_kept_for_these_images_and_settings(here, capsys):
 
 
 def test_training_goes_on_with_the_same_images_alone(here, monkeypatch, capsys):
-    monkeypatch.setattr("ispasp_jax.cli.dense.SECONDS_BETWEEN_STATES", 0)
+    monkeypatch.setattr("ispasp_jax.cli.learning.SECONDS_BETWEEN_STATES", 0)
     npz("d.npz")
     flags = ["--model=mlp", "--data=npz:d.npz", "--batch-size=64", "--epochs=2"]
     with monkeypatch.context() as patch:
@@ -257,7 +256,7 @@ def good_curves():
         )
         for name, d in (("a", 3), ("b", 2))
     }
-    return {"format": 1, "identity": {"model": "mlp"}, "curves": found}
+    return curve_files.CurveFile({"model": "mlp"}, found)
 
 
 CURVES = json.dumps(curve_files.to_json(good_curves()))
@@ -270,7 +269,7 @@ WITHOUT_SUM = json.dumps(
 @given(damaged(CURVES))
 def test_damaged_curves_are_the_same_or_an_error(text):
     try:
-        held = curve_files.from_json(json_files.parse(text))
+        held = curve_files.from_json(json_text.parse(text))
     except InputError:
         return
     assert curve_files.to_json(held)["groups"] == json.loads(CURVES)["groups"]
@@ -281,7 +280,7 @@ def test_damaged_curves_are_the_same_or_an_error(text):
 def test_curves_that_are_read_can_be_used(text):
     """Of a file that does not name its sum: any budget can be solved from it."""
     try:
-        found = curve_files.from_json(json_files.parse(text))["curves"]
+        found = curve_files.from_json(json_text.parse(text)).curves
     except InputError:
         return
     widths = {name: len(curve.order) for name, curve in found.items()}
@@ -343,7 +342,7 @@ PLAN = {"a": plans.Cut(5, np.array([0, 2, 3])), "b": plans.Cut(4, np.array([1]))
 @given(damaged(json.dumps(plans.to_json(PLAN, "mlp"))))
 def test_a_damaged_plan_is_a_plan_or_an_error(text):
     try:
-        model, found = plans.from_json(json_files.parse(text))
+        model, found = plans.from_json(json_text.parse(text))
     except InputError:
         return
     assert plans.from_json(plans.to_json(found, model))[0] == model
@@ -496,12 +495,11 @@ def test_no_curves_of_other_widths_are_read(tmp_path):
     prep = data.Preprocessing(8, None, (0.5,), (0.5,))
     variables = variables_of(network, prep.shape)
     model = folders.Model("mlp", network, variables, prep)
-    args = prune.parser().parse_args(["--model=mlp"])
+    config = configuration(["--model=mlp", "--target=macs=50%"])
     held = good_curves()
-    held["identity"]["widths"] = widths.scoped(args, model)
+    held.identity["widths"] = widths.scope(config.pruning, model)
     path = tmp_path / curve_files.CURVES
     path.write_text(json.dumps(curve_files.to_json(held)))
     with pytest.raises(InputError, match="a curve of group 'a' with 3 channels"):
-        curve_files.beside(args, tmp_path, model)
-    run = Namespace(args=args)
-    assert sizes._kept(run, tmp_path, model, held["identity"]) is None
+        curve_files.beside(tmp_path, config.pruning, model)
+    assert sizes._kept(tmp_path, config, model, held.identity) is None

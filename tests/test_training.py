@@ -324,7 +324,7 @@ def test_the_teachers_variables_are_arguments():
 def here(tmp_path, monkeypatch):
     """An empty present folder; training states are kept after every epoch."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ispasp_jax.cli.dense.SECONDS_BETWEEN_STATES", 0)
+    monkeypatch.setattr("ispasp_jax.cli.learning.SECONDS_BETWEEN_STATES", 0)
     return tmp_path
 
 

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from ispasp_jax import graph, models, weights
-from ispasp_jax.cli import dense
+from ispasp_jax.cli import loading
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph.check import random_plan
 from ispasp_jax.weights import hub
@@ -582,20 +582,19 @@ def test_a_local_copy_of_a_hubs_repository_has_its_preprocessing(tmp_path):
     ],
 )
 def test_another_architecture_by_the_hubs_config(model, theirs, words):
-    args = types.SimpleNamespace(weights="hf:some/one", model=model)
     about = {"architecture": theirs} if theirs else {}
     if words is None:
-        dense._check_hub(args, about)
+        loading._check_hub("hf:some/one", model, about)
         return
     with pytest.raises(InputError, match=re.escape(words)):
-        dense._check_hub(args, about)
+        loading._check_hub("hf:some/one", model, about)
 
 
 def test_another_interpolation_is_said(capsys):
-    args = types.SimpleNamespace(weights="hf:some/one", model="resnet50")
-    dense._check_hub(args, {"interpolation": "bilinear"})
+    model = "resnet50"
+    loading._check_hub("hf:some/one", model, {"interpolation": "bilinear"})
     assert capsys.readouterr().err == ""
-    dense._check_hub(args, {"interpolation": "bicubic"})
+    loading._check_hub("hf:some/one", model, {"interpolation": "bicubic"})
     assert "resized by bicubic interpolation" in capsys.readouterr().err
 
 

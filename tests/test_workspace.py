@@ -15,7 +15,8 @@ import pytest
 
 import ispasp_jax
 from ispasp_jax import training
-from ispasp_jax.cli import dense, locks, prune, train, walk_store, workspace
+from ispasp_jax.cli import learning, locks, prune, train, walk_store, workspace
+from ispasp_jax.graph import plans
 from ispasp_jax.training import States
 from ispasp_jax.weights import folders
 
@@ -69,7 +70,7 @@ def calling(monkeypatch, where, action):
 HOLDER = """
 import sys
 from pathlib import Path
-from ispasp_jax.commands import locks
+from ispasp_jax.cli import locks
 with locks.locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -119,7 +120,7 @@ class Destructor:
 def test_an_interrupt_in_a_destructor_is_not_lost(
     trained, here, monkeypatch, capsys, interruptible
 ):
-    calling(monkeypatch, (checkpoints, "load"), Destructor)
+    calling(monkeypatch, (folders, "load"), Destructor)
     assert prune.main(flags_of(trained)) == 130
     assert said(capsys) == "interrupted; nothing was finished yet"
 
@@ -127,9 +128,9 @@ def test_an_interrupt_in_a_destructor_is_not_lost(
 @pytest.mark.parametrize(
     "number, where, ending",
     [
-        (signal.SIGTERM, (checkpoints, "load"), "nothing was finished yet"),
+        (signal.SIGTERM, (folders, "load"), "nothing was finished yet"),
         (signal.SIGINT, (workspace.Workspace, "begin"), "nothing was finished yet"),
-        (signal.SIGTERM, (plan, "verify"), "--resume goes on from here"),
+        (signal.SIGTERM, (plans, "verify"), "--resume goes on from here"),
     ],
     ids=["loading", "beginning", "after the walk"],
 )
@@ -196,8 +197,8 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
     [
         slow((workspace.Workspace, "begin"), False, id="settings"),
         ((walk_store, "_save"), False),
-        slow((plan, "verify"), True, id="plan"),
-        slow((checkpoints, "write"), True, id="network"),
+        slow((plans, "verify"), True, id="plan"),
+        slow((folders, "write"), True, id="network"),
         ((States, "save"), True),
         slow((workspace.Workspace, "deliver"), True, id="result"),
     ],
@@ -205,7 +206,7 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 def test_a_full_disk_is_a_sentence_and_costs_nothing(
     where, resumable, trained, here, monkeypatch, capsys
 ):
-    monkeypatch.setattr(dense, "SECONDS_BETWEEN_STATES", 0)
+    monkeypatch.setattr(learning, "SECONDS_BETWEEN_STATES", 0)
     flags = [*flags_of(trained), "--finetune-epochs=2", "--repair=none"]
     try:
         with monkeypatch.context() as patch:
@@ -225,7 +226,7 @@ def test_a_full_disk_is_a_sentence_and_costs_nothing(
 @pytest.mark.parametrize(
     "gone, where, words",
     [
-        ("", (plan, "verify"), "was deleted while it ran"),
+        ("", (plans, "verify"), "was deleted while it ran"),
         slow("", (walk_store, "_save"), "cannot be written"),
         slow("", (workspace.Workspace, "deliver"), "was deleted while it ran"),
         ("plan.json", (workspace.Workspace, "deliver"), "plan.json went missing"),
@@ -260,7 +261,7 @@ def test_a_stopped_runs_state_is_not_deleted_by_another(
     trained, here, monkeypatch, capsys
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(plan, "verify", stop)
+        patch.setattr(plans, "verify", stop)
         assert prune.main(flags_of(trained)) == 130
     before = {p: p.read_bytes() for p in PARTIAL.rglob("*") if p.is_file()}
     for other in ([], ["--keep=0.5"], ["--keep=0.5", "--resume"]):
@@ -280,7 +281,7 @@ def test_a_run_says_what_it_replaces_and_all_that_it_saves(trained, here, capsys
     assert prune.main([*flags_of(trained), "--keep=0.3", "--method=l1"]) == 0
     text = capsys.readouterr().err
     assert "out holds a run of ispasp on digits, seed 0, 9,610 parameters" in text
-    assert "saved in out: model, plans.json, report.json" in text
+    assert "saved in out: model, plan.json, report.json" in text
     assert listing(Path("out")) == ["model", "plan.json", "report.json"]
 
 
@@ -300,7 +301,7 @@ def test_training_that_starts_at_epoch_1_says_why(here, monkeypatch, capsys):
 
 
 def test_a_damaged_state_is_not_trained_on(here, monkeypatch, capsys):
-    monkeypatch.setattr(dense, "SECONDS_BETWEEN_STATES", 0)
+    monkeypatch.setattr(learning, "SECONDS_BETWEEN_STATES", 0)
     flags = ["--model=mlp", "--epochs=3"]
     assert train.main([*flags, "--out=whole"]) == 0
 

@@ -1,12 +1,11 @@
-"""Budgets as the command meets them: curves measured or kept from before (see
-curve_files.py), the feasible range, widths, what was reached.
+"""Budgets as the command meets them: curves (see curve_files.py), the feasible range,
+widths, and what was reached.
 """
 
 import math
-from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,6 +14,8 @@ from ispasp_jax import budget, devices, report
 from ispasp_jax.budget import KINDS, Asked, cost, latency
 from ispasp_jax.budget.cost import BySize
 from ispasp_jax.cli import curve_files, widths
+from ispasp_jax.cli.config import Limits, PruneConfig, Pruning
+from ispasp_jax.cli.curve_files import CurveFile
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph import narrow
 from ispasp_jax.graph.widths import first
@@ -30,10 +31,24 @@ PLOT = "curves.png"
 _ROUNDS = 6
 
 
-def check(args: Namespace, model: Model) -> None:
-    """Raises InputError where no curves could meet the targets of the flags."""
-    asked = widths.budget(args)._replace(tolerance=None)
-    allowed = budget.candidates(None, widths.scoped(args, model), asked)
+class Widths(NamedTuple):
+    """What meets a budget.
+
+    Attributes:
+      sizes: channels of every group that may be cut.
+      record: what was asked and reached, for report.json.
+      curves: those that it was solved from, with the latencies that were timed.
+    """
+
+    sizes: dict[str, int]
+    record: dict[str, Any]
+    curves: CurveFile
+
+
+def check(limits: Limits, pruning: Pruning, model: Model) -> None:
+    """Raises InputError where no curves could meet the targets."""
+    asked = widths.budget_of(limits, pruning)._replace(tolerance=None)
+    allowed = budget.candidates(None, widths.scope(pruning, model), asked)
     budget.feasible(_counted(model), allowed, asked.targets)
 
 
@@ -45,115 +60,125 @@ def _counted(model: Model) -> dict[str, BySize]:
     }
 
 
-def scoped(args: Namespace, model: Model, held: Mapping[str, Any]) -> Curves:
+def in_scope(pruning: Pruning, model: Model, known: Curves) -> Curves:
     """The curves of the groups that --scope and --ignore let be cut."""
-    known = held["curves"]
-    return {n: known[n] for n in widths.scoped(args, model) if n in known}
+    return {n: known[n] for n in widths.scope(pruning, model) if n in known}
 
 
-def dry_run(args: Namespace, model: Model, out: Path):
+def dry_run(limits: Limits, config: PruneConfig, model: Model, out: Path) -> Widths:
     """`solve` from curves that are there.
 
     Raises:
       InputError: there are none.
     """
-    held = curve_files.given(args, model) or curve_files.beside(args, out, model)
+    if limits.curves is not None:
+        held = curve_files.read(limits.curves, config.pruning, model)
+    else:
+        held = curve_files.beside(out, config.pruning, model)
     if held is None:
         raise InputError(
             "--target and --tolerance need curves, and a dry run measures none; give "
             "--curves FILE or the --out of an earlier run, or leave --dry-run out."
         )
-    return solve(args, model, held)
+    return solve(limits, config, model, held)
 
 
 def measure(
-    args: Namespace, model: Model, batches: list[np.ndarray], mesh: jax.sharding.Mesh
-) -> dict[str, Any]:
-    """Measures the curves: what curves.json is to hold, with "curves" as Curves."""
+    config: PruneConfig,
+    model: Model,
+    batches: list[np.ndarray],
+    mesh: jax.sharding.Mesh,
+) -> CurveFile:
+    """Measures the curves."""
+    pruning = config.pruning
     try:
         found = measure_curves(
             model.traced,
             model.variables,
             batches,
-            [model.traced[name] for name in widths.scoped(args, model)],
-            repaired=args.repair == "lsq",
+            [model.traced[name] for name in widths.scope(pruning, model)],
+            repaired=pruning.repair == "lsq",
             mesh=mesh,
-            memory=args.calibration_memory,
+            memory=pruning.calibration_memory,
             progress=lambda parts: report.track(parts, "curves", len(parts)),
         )
     except FloatingPointError as error:
         raise InputError(str(error)) from error
-    identity = curve_files.identity(args, model, batches)
-    return {"format": 1, "identity": identity, "curves": found}
+    return CurveFile(curve_files.identity(config, model, batches), found)
 
 
-def solve(
-    args: Namespace, model: Model, held: dict[str, Any]
-) -> tuple[dict[str, int], dict[str, Any]]:
-    """The sizes that meet the budget of the flags, and a record of asked and reached.
-
-    Prints the feasible range first. `held` gains the latencies that were timed.
+def solve(limits: Limits, config: PruneConfig, model: Model, held: CurveFile) -> Widths:
+    """The sizes that meet the budget, from curves; prints the feasible range first.
 
     Raises:
       InputError: the budget cannot be met, with the nearest that can.
     """
-    asked = widths.budget(args)
-    costs, found = _counted(model), scoped(args, model, held)
-    wants_latency = any(target.kind == "latency" for target in asked.targets)
-    if wants_latency:
-        costs["latency"] = _latency(args, model, held)
-    channels = widths.scoped(args, model)
+    pruning = config.pruning
+    asked = widths.budget_of(limits, pruning)
+    channels = widths.scope(pruning, model)
+    costs, found = _counted(model), in_scope(pruning, model, held.curves)
+    timed = any(target.kind == "latency" for target in asked.targets)
+    size = config.output.latency_batch_size
+    if timed:
+        costs["latency"], held = _latency(model, channels, size, held)
     allowed = budget.candidates(found, channels, asked)
     ranges = budget.feasible(costs, allowed)
     say(_range_table(ranges))
     budget.feasible(costs, allowed, asked.targets)
-    if wants_latency:
-        sizes, milliseconds = _timed(args, model, found, costs, asked)
+    if timed:
+        search = _Search(model, channels, found, costs, size)
+        sizes, milliseconds, full = search.within(asked)
+        ranges["latency"] = (ranges["latency"][0], full)
     else:
         sizes = budget.solve(found, costs, channels, asked)
     reached = {kind: c.total(sizes) for kind, c in costs.items()}
-    if wants_latency:
-        reached["latency"], full = milliseconds
-        ranges["latency"] = (ranges["latency"][0], full)
-    return sizes, {
-        "asked": widths.targets(args),
+    if timed:
+        reached["latency"] = milliseconds
+    at = {name: (curve, sizes[name]) for name, curve in found.items()}
+    record = {
+        "asked": list(limits.target),
         "limits": {t.kind: t.limit(ranges[t.kind][1]) for t in asked.targets},
         "tolerance": asked.tolerance,
         "min_channels": asked.min_channels,
         "round_to": asked.round_to,
         "feasible": {kind: list(pair) for kind, pair in ranges.items()},
         "reached": reached,
-        "repaired": args.repair == "lsq",
-        "predicted_residuals": {
-            name: float(c.relative[sizes[name]]) for name, c in found.items()
-        },
-        "predicted_damage": sum(
-            float(c.damage[sizes[name]]) for name, c in found.items()
-        ),
+        "repaired": pruning.repair == "lsq",
+        "predicted_residuals": {n: float(c.relative[k]) for n, (c, k) in at.items()},
+        "predicted_damage": sum(float(c.damage[k]) for c, k in at.values()),
     }
+    return Widths(sizes, record, held)
 
 
-def timed_again(report: dict[str, Any]) -> str | None:
-    """Puts the latencies of the finished network in the place of those that chose its
-    widths, so that a report knows one; a sentence where they miss the target.
+def timed_again(
+    record: Mapping[str, Any], dense: float, pruned: float
+) -> tuple[dict[str, Any], str | None]:
+    """A budget's record with the latencies of the finished network in the place of
+    those that chose its widths, so that a report knows one; and a sentence where they
+    miss the target.
 
     Args:
-      report: with "budget", if there is one, "dense" and "pruned".
+      record: of `solve`.
+      dense: milliseconds.
+      pruned: milliseconds.
     """
-    record = report.get("budget", {})
-    if "latency" not in record.get("reached", ()):
-        return None
-    full, narrow = (report[name]["latency_ms"] for name in ("dense", "pruned"))
+    if "latency" not in record["reached"]:
+        return dict(record), None
     chosen = record["reached"]["latency"]
-    record["latency_when_chosen"] = chosen
-    record["reached"]["latency"] = narrow
-    record["feasible"]["latency"][1] = full
+    least, _ = record["feasible"]["latency"]
     wanted = [t for t in map(budget.target, record["asked"]) if t.kind == "latency"]
-    limit = record["limits"]["latency"] = min(t.limit(full) for t in wanted)
-    if narrow <= limit:
-        return None
-    return (
-        f"latency: {numeral(narrow)} ms at the end, more than the {numeral(limit)} "
+    limit = min(t.limit(dense) for t in wanted)
+    found = {
+        **record,
+        "limits": {**record["limits"], "latency": limit},
+        "feasible": {**record["feasible"], "latency": [least, dense]},
+        "reached": {**record["reached"], "latency": pruned},
+        "latency_when_chosen": chosen,
+    }
+    if pruned <= limit:
+        return found, None
+    return found, (
+        f"latency: {numeral(pruned)} ms at the end, more than the {numeral(limit)} "
         f"asked for, and {numeral(chosen)} when the widths were chosen: this device's "
         "timings vary by as much; ask for less, or leave it alone while it is timed"
     )
@@ -169,7 +194,7 @@ def draw(held: Curves, sizes: Mapping[str, int], path: Path) -> bool:
     return True
 
 
-def _range_table(ranges) -> str:
+def _range_table(ranges: Mapping[str, tuple[float, float]]) -> str:
     rows = [
         [KINDS[kind], least, full, f"{least / full:.1%}"]
         for kind, (least, full) in ranges.items()
@@ -177,65 +202,80 @@ def _range_table(ranges) -> str:
     return report.table([["feasible", "least", "dense", "least/dense"], *rows])
 
 
-def _latency(args, model, held) -> BySize:
-    """Milliseconds by size on the present device, kept in `held`."""
-    channels = widths.scoped(args, model)
-    here = {"device": report.device(), "batch_size": args.latency_batch_size}
+def _latency(
+    model: Model, channels: Mapping[str, int], batch_size: int, held: CurveFile
+) -> tuple[BySize, CurveFile]:
+    """Milliseconds by size on the present device, and the curves with them."""
+    here = {"device": report.device(), "batch_size": batch_size}
     if kept := curve_files.latency(held, {**here, "widths": channels}):
-        return kept
+        return kept, held
     say("timing every group on this device")
     groups = [model.traced[name] for name in channels]
-    found = latency.latency_by_size(model.traced, args.latency_batch_size, groups)
-    held["latency"] = curve_files.latency_to_json(found, here)
-    return found
+    found = latency.latency_by_size(model.traced, batch_size, groups)
+    return found, held._replace(latency=curve_files.latency_to_json(found, here))
 
 
-def _timed(args, model, held: Curves, costs, asked: Asked):
-    """Sizes whose measured latency is within the target; its milliseconds, and dense.
+class _Search(NamedTuple):
+    """Where sizes are looked for whose measured latency is within a target.
 
-    The blocks' times do not add up to the network's, so the model's limit is tightened
-    until the network itself, timed in turns with the dense one, is fast enough.
+    Attributes:
+      model: the dense network.
+      channels: of every group that may be cut.
+      curves: of those groups.
+      costs: by size, of every kind.
+      batch_size: images a pass.
     """
-    wanted = min(
-        (t for t in asked.targets if t.kind == "latency"),
-        key=lambda t: t.limit(costs["latency"].full),
-    )
-    others = tuple(t for t in asked.targets if t.kind != "latency")
-    channels, share = widths.scoped(args, model), None
-    for _ in range(_ROUNDS):
-        targets = others
-        if share is not None:
-            targets = (*others, budget.Target("latency", share, True))
-        sizes = channels
-        if targets:
-            asked = asked._replace(targets=targets)
-            sizes = budget.solve(held, costs, channels, asked)
-        narrow, full = devices.agree(_milliseconds(args, model, sizes))
-        limit = wanted.limit(full)
-        say(
-            f"latency: {numeral(narrow)} ms of {numeral(full)} dense, asked for "
-            f"{numeral(limit)}"
+
+    model: Model
+    channels: dict[str, int]
+    curves: Curves
+    costs: Mapping[str, BySize]
+    batch_size: int
+
+    def within(self, asked: Asked) -> tuple[dict[str, int], float, float]:
+        """The sizes; the network's milliseconds with them, and the dense one's.
+
+        The blocks' times do not add up to the network's, so the model's limit is
+        tightened until the network itself, timed in turns with the dense one, is fast
+        enough.
+        """
+        wanted = min(
+            (t for t in asked.targets if t.kind == "latency"),
+            key=lambda t: t.limit(self.costs["latency"].full),
         )
-        if narrow <= limit:
-            return sizes, (float(narrow), float(full))
-        if share is None:
-            share = limit / full
-        else:
-            share *= 0.97 * limit / narrow
-    raise InputError(
-        f"--target latency={numeral(limit)}ms: after {_ROUNDS - 1} tries the network "
-        f"still takes {numeral(narrow)} ms of {numeral(full)} on this device; ask for "
-        f"about "
-        f"{math.ceil(100 * narrow / full)}% or more."
-    )
+        others = tuple(t for t in asked.targets if t.kind != "latency")
+        share: float | None = None
+        pruned = dense = limit = math.inf
+        for _ in range(_ROUNDS):
+            targets = others
+            if share is not None:
+                targets = (*others, budget.Target("latency", share, True))
+            sizes = self.channels
+            if targets:
+                asked = asked._replace(targets=targets)
+                sizes = budget.solve(self.curves, self.costs, self.channels, asked)
+            pruned, dense = devices.agree(self._milliseconds(sizes))
+            limit = wanted.limit(dense)
+            say(
+                f"latency: {numeral(pruned)} ms of {numeral(dense)} dense, asked for "
+                f"{numeral(limit)}"
+            )
+            if pruned <= limit:
+                return sizes, float(pruned), float(dense)
+            share = limit / dense if share is None else share * 0.97 * limit / pruned
+        raise InputError(
+            f"--target latency={numeral(limit)}ms: after {_ROUNDS - 1} tries the "
+            f"network still takes {numeral(pruned)} ms of {numeral(dense)} on this "
+            f"device; ask for about {math.ceil(100 * pruned / dense)}% or more."
+        )
 
-
-def _milliseconds(args, model, sizes):
-    """Of the network with these sizes, and of the dense one, timed in turns."""
-    traced, pairs = model.traced, []
-    plan = first(traced, sizes)
-    for kept in (plan, {}):
-        shapes = traced.take(kept, traced.variables)
-        function = narrow(traced.function, traced, kept) if kept else traced.function
-        pairs.append((function, jax.tree.map(latency.filled, shapes)))
-    return latency.latencies(pairs, model.input_shape, args.latency_batch_size)
+    def _milliseconds(self, sizes: Mapping[str, int]) -> list[float]:
+        """Of the network with these sizes, and of the dense one, timed in turns."""
+        traced, pairs = self.model.traced, []
+        plan = first(traced, sizes)
+        for kept in (plan, {}):
+            shapes = traced.take(kept, traced.variables)
+            function = traced.function
+            function = narrow(function, traced, kept) if kept else function
+            pairs.append((function, jax.tree.map(latency.filled, shapes)))
+        return latency.latencies(pairs, self.model.input_shape, self.batch_size)

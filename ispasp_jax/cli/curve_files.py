@@ -3,17 +3,18 @@ on, so that they answer for that network and those images alone.
 """
 
 import json
-from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ispasp_jax.budget.cost import BySize
 from ispasp_jax.cli import content, json_files, widths
+from ispasp_jax.cli.config import PruneConfig, Pruning
 from ispasp_jax.errors import InputError
 from ispasp_jax.walk import curves
+from ispasp_jax.walk.curves import Curves
 from ispasp_jax.weights.folders import Model, fingerprint
 
 #: What a run calls its curves.
@@ -21,41 +22,52 @@ CURVES = "curves.json"
 _EXPECTED = f"the {CURVES} of a run of prune.py with --target or --tolerance"
 
 
+class CurveFile(NamedTuple):
+    """Curves, and what they were measured on.
+
+    Attributes:
+      identity: of `identity`.
+      curves: by group.
+      latency: timings by size on some device, as JSON has them; None: none were taken.
+    """
+
+    identity: Mapping[str, Any]
+    curves: Curves
+    latency: Mapping[str, Any] | None = None
+
+
 def identity(
-    args: Namespace, model: Model, batches: list[np.ndarray]
+    config: PruneConfig, model: Model, batches: list[np.ndarray]
 ) -> dict[str, Any]:
     """What curves depend on, by content.
 
     Args:
-      args: the flags.
+      config: scope, precision and repair.
       model: the network.
       batches: calibration images, preprocessed.
     """
     found = {
         "model": model.name,
         "options": dict(model.options),
-        "widths": widths.scoped(args, model),
+        "widths": widths.scope(config.pruning, model),
         "weights": fingerprint(model.variables),
         "images": content.of_batches(batches),
-        "precision": args.precision,
-        "repaired": args.repair == "lsq",
+        "precision": config.run.precision,
+        "repaired": config.pruning.repair == "lsq",
     }
     return json.loads(json.dumps(found))
 
 
-def given(args: Namespace, model: Model) -> dict[str, Any] | None:
-    """The curves of --curves, or None without it: what curves.json holds, with "curves"
-    as Curves.
+def read(path: Path, pruning: Pruning, model: Model) -> CurveFile:
+    """The curves of --curves.
 
     Raises:
       InputError: they cannot be read, or are of another network.
     """
-    if args.curves is None:
-        return None
     try:
-        return _fitting(args, args.curves, model)
+        return _fitting(path, pruning, model)
     except InputError as error:
-        raise InputError(f"--curves {args.curves} cannot be used: {error}") from error
+        raise InputError(f"--curves {path} cannot be used: {error}") from error
 
 
 def fingerprint_of(path: Path) -> str:
@@ -72,14 +84,14 @@ def fingerprint_of(path: Path) -> str:
         ) from error
 
 
-def beside(args: Namespace, folder: Path, model: Model) -> dict[str, Any] | None:
+def beside(folder: Path, pruning: Pruning, model: Model) -> CurveFile | None:
     """The curves in a run's folder, whatever they were measured on; None if none are.
 
     Raises:
       InputError: they are damaged, or of another network.
     """
     path = folder / CURVES
-    return _fitting(args, path, model) if path.exists() else None
+    return _fitting(path, pruning, model) if path.exists() else None
 
 
 def answers(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
@@ -90,13 +102,13 @@ def answers(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     return groups and {**there, "widths": wanted["widths"]} == wanted
 
 
-def _fitting(args: Namespace, path: Path, model: Model) -> dict[str, Any]:
+def _fitting(path: Path, pruning: Pruning, model: Model) -> CurveFile:
     held = json_files.read(path, _EXPECTED, from_json)
     there, lengths = (
-        held["identity"],
-        {name: len(curve.order) for name, curve in held["curves"].items()},
+        held.identity,
+        {name: len(curve.order) for name, curve in held.curves.items()},
     )
-    before, wanted = there.get("widths"), widths.scoped(args, model)
+    before, wanted = there.get("widths"), widths.scope(pruning, model)
     fits = isinstance(before, dict) and wanted.items() <= before.items()
     if there.get("model") != model.name or not fits:
         raise InputError(
@@ -113,15 +125,17 @@ def _fitting(args: Namespace, path: Path, model: Model) -> dict[str, Any]:
     return held
 
 
-def to_json(held: Mapping[str, Any]) -> dict[str, Any]:
-    """What curves.json holds, for JSON."""
-    kept = {key: held[key] for key in held if key not in ("curves", "sum")}
-    found = {**kept, "groups": curves.to_json(held["curves"])}
+def to_json(held: CurveFile) -> dict[str, Any]:
+    """What curves.json holds."""
+    found: dict[str, Any] = {"format": 1, "identity": held.identity}
+    if held.latency is not None:
+        found["latency"] = held.latency
+    found["groups"] = curves.to_json(held.curves)
     return {**found, "sum": _sum(found)}
 
 
-def from_json(data: Any) -> dict[str, Any]:
-    """What curves.json holds, with "curves" as Curves.
+def from_json(data: Any) -> CurveFile:
+    """What curves.json says.
 
     Raises:
       InputError: it does not hold curves, or a byte of it has changed.
@@ -132,14 +146,12 @@ def from_json(data: Any) -> dict[str, Any]:
         raise InputError("not curves: it does not say what they were measured on")
     if "sum" in data and data["sum"] != _sum(data):
         raise InputError("damaged: its content does not have the sum that it names")
-    found = {key: data[key] for key in data if key not in ("groups", "sum")}
-    found["curves"] = curves.from_json(data.get("groups"))
-    if "latency" in found:
-        if "slope" in (found["latency"] or {}):  # of an earlier version: timed again
-            del found["latency"]
-        else:
-            _check_latency(found["latency"])
-    return found
+    found, latency = curves.from_json(data.get("groups")), None
+    # Timings of an earlier version, with a slope, are taken again.
+    if "latency" in data and "slope" not in (data["latency"] or {}):
+        latency = data["latency"]
+        _check_latency(latency)
+    return CurveFile(data["identity"], found, latency)
 
 
 def _sum(data: Mapping[str, Any]) -> str:
@@ -147,11 +159,11 @@ def _sum(data: Mapping[str, Any]) -> str:
     return content.of_text(text)
 
 
-def latency(held: Mapping[str, Any], here: Mapping[str, Any]) -> BySize | None:
+def latency(held: CurveFile, here: Mapping[str, Any]) -> BySize | None:
     """Latencies that were timed before, where they agree with `here`: device, batch
     size and widths.
     """
-    there = held.get("latency")
+    there = held.latency
     if not there or any(there.get(key) != value for key, value in here.items()):
         return None
     terms = {tuple(names): milliseconds for names, milliseconds in there["terms"]}

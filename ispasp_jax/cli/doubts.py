@@ -3,9 +3,6 @@ is something to say, else None.
 """
 
 import math
-from argparse import Namespace
-from collections.abc import Mapping
-from typing import Any
 
 from ispasp_jax.data import Preprocessing
 from ispasp_jax.numerals import numeral
@@ -61,23 +58,24 @@ def of_images(own: Preprocessing, wanted: Preprocessing) -> str | None:
 
 
 def of_memory(
-    args: Namespace, model: Model, images: int, least_squares: bool
+    model: Model, images: int, limit: int | None, *, half: bool, least_squares: bool
 ) -> str | None:
     """Of a walk that takes much memory.
 
     Args:
-      args: the flags.
       model: to be pruned.
       images: calibration images on each device.
+      limit: bytes of their activations there; None: no limit.
+      half: whether activations are of 16 bits.
       least_squares: whether second moments are summed.
     """
     estimate = memory.estimate(
         model.traced,
         images,
         least_squares=least_squares,
-        limit=args.calibration_memory,
+        limit=limit,
     )
-    gigabytes = estimate / 2**30 / (2 if args.precision == "bf16" else 1)
+    gigabytes = estimate / 2**30 / (2 if half else 1)
     if gigabytes < _GIGABYTES_TO_MENTION:
         return None
     return (
@@ -98,9 +96,9 @@ def of_tuning(before: float, after: float, images: int) -> str | None:
     )
 
 
-def of_latency(report: Mapping[str, Any]) -> str | None:
-    """Of a pruned network that is slower."""
-    if report["pruned"]["latency_ms"] <= report["dense"]["latency_ms"]:
+def of_latency(dense: float, pruned: float) -> str | None:
+    """Of a pruned network that is slower, in milliseconds."""
+    if pruned <= dense:
         return None
     return (
         "the pruned network is slower than the dense one on this device: keep more "

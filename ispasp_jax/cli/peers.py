@@ -12,7 +12,8 @@ import re
 import signal
 import sys
 import threading
-from argparse import Namespace
+
+from ispasp_jax.cli.config import Run
 
 #: The exit code where another process of the run was lost.
 LOST = 3
@@ -37,13 +38,13 @@ _OF_PEERS = re.compile(
 _told: int | None = None
 
 
-def guard(args: Namespace) -> None:
-    """Splits the process where --distributed is given: the command goes on in the new
+def guard(run: Run) -> None:
+    """Splits the process where --distributed was given: the command goes on in the new
     one, and the old one exits as it does, or with LOST and a sentence.
 
     Call it before jax is loaded, whose threads would not survive.
     """
-    if not args.distributed or not hasattr(os, "fork") or "jax" in sys.modules:
+    if not run.distributed or not hasattr(os, "fork") or "jax" in sys.modules:
         return
     foreign, told, alive = os.pipe(), os.pipe(), os.pipe()
     sys.stdout.flush()

@@ -5,10 +5,10 @@ was itself left by a run of prune.py, it also writes plan_from_dense.json: all c
 far as one plan, in coordinates of the network at the architecture's own widths.
 """
 
-from argparse import Namespace
 from pathlib import Path
 
 from ispasp_jax.cli import json_files, widths
+from ispasp_jax.cli.config import PlanFile, Pruning, Scratch, Weights
 from ispasp_jax.cli.workspace import Workspace
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph import plans
@@ -20,16 +20,16 @@ from ispasp_jax.weights.folders import CONFIG, Model
 PLAN, FROM_DENSE = "plan.json", "plan_from_dense.json"
 
 
-def given(args: Namespace) -> Plan | None:
-    """The plan of --plan, for the model of --model; None without --plan.
+def read(file: PlanFile, model: str) -> Plan:
+    """The plan of --plan, for the model of --model.
 
     Raises:
       InputError: the file cannot be read, is no plan, or is for another model.
     """
-    return None if args.plan is None else _read(args.plan, args.model, "--plan ")
+    return _read(file.plan, model, "--plan ")
 
 
-def sizes(args: Namespace, plan: Plan, model: Model) -> dict[str, int]:
+def sizes(file: PlanFile, plan: Plan, pruning: Pruning, model: Model) -> dict[str, int]:
     """Channels that the plan of --plan keeps in every group that it cuts, or that the
     flags would let be cut.
 
@@ -39,18 +39,20 @@ def sizes(args: Namespace, plan: Plan, model: Model) -> dict[str, int]:
     try:
         plans.check(plan, model.traced)
     except InputError as error:
-        raise InputError(f"--plan {args.plan}: {error}") from error
+        raise InputError(f"--plan {file.plan}: {error}") from error
     kept = {name: cut.size for name, cut in plan.items()}
-    found = {**widths.scoped(args, model), **kept}
+    found = {**widths.scope(pruning, model), **kept}
     return {name: found[name] for name in model.widths if name in found}
 
 
-def write(work: Workspace, weights: str | None, model: Model, plan: Plan) -> str | None:
+def write(
+    work: Workspace, start: Weights | Scratch, model: Model, plan: Plan
+) -> str | None:
     """Writes a run's plans.
 
     Args:
       work: where to.
-      weights: --weights.
+      start: where the network comes from.
       model: the network that was pruned.
       plan: what was cut.
 
@@ -59,7 +61,9 @@ def write(work: Workspace, weights: str | None, model: Model, plan: Plan) -> str
     """
     work.write(PLAN, plans.to_json(plan, model.name))
     try:
-        before = _before(weights, model) if weights else None
+        before = None
+        if isinstance(start, Weights):
+            before = _before(start.weights, model)
     except InputError as error:
         return f"{FROM_DENSE} is left out: {error}"
     if before is not None:

@@ -1,104 +1,121 @@
-"""How many channels of each group a run keeps: fractions by the flags, or what meets a
-budget, from curves that are kept beside the result.
+"""How many channels of each group a run keeps: by ratios, or what meets a budget, from
+curves that are kept beside the result.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import jax
-import numpy as np
 
 from ispasp_jax import devices
-from ispasp_jax.cli import budgets, curve_files, widths
+from ispasp_jax.cli import budgets, curve_files, plan_files, widths
+from ispasp_jax.cli.config import Limits, PlanFile, PruneConfig
+from ispasp_jax.cli.curve_files import CurveFile
+from ispasp_jax.cli.records import Dense, Images, Sizes, Task, noted
+from ispasp_jax.cli.workspace import Workspace
 from ispasp_jax.errors import InputError
+from ispasp_jax.graph.plans import Plan
 from ispasp_jax.report import say
+from ispasp_jax.selection.criterion import Criterion
 from ispasp_jax.walk.clocks import Clocks
 from ispasp_jax.weights.folders import Model
-
-if TYPE_CHECKING:
-    from ispasp_jax.cli.run import Run
 
 _SIZES = "sizes.json"
 
 
-def choose(
-    run: "Run", model: Model, batches: list[np.ndarray], mesh: jax.sharding.Mesh
-) -> dict[str, int]:
-    """The sizes, by group; a budget's also go to the run's report and folder.
+def check(config: PruneConfig, choice: Criterion | Plan, model: Model) -> None:
+    """Raises InputError where the model cannot be cut as asked, as far as that can be
+    known before anything is measured.
+    """
+    pruning = config.pruning
+    match pruning.cut:
+        case PlanFile() as file:
+            assert not isinstance(choice, Criterion)
+            plan_files.sizes(file, choice, pruning, model)
+        case Limits() as limits:
+            budgets.check(limits, pruning, model)
+            if limits.curves is not None:
+                curve_files.read(limits.curves, pruning, model)
+        case ratios:
+            widths.by_ratio(ratios, pruning, model)
 
-    Args:
-      run: whose flags ask for them.
-      model: the network to prune.
-      batches: calibration images, preprocessed.
-      mesh: devices to spread them over.
+
+def choose(task: Task, dense: Dense, images: Images, work: Workspace) -> Sizes:
+    """The sizes; those of a budget and their curves are kept at once, for --resume.
 
     Raises:
       InputError: the budget cannot be met.
     """
-    if not widths.has_budget(run.args):
-        return widths.kept(run.args, model)
-    held, found = _curves(run, model, batches, mesh)
-    left_out = set(widths.scoped(run.args, model)) - set(held["curves"])
+    match task.config.pruning.cut:
+        case PlanFile():
+            return Sizes({})
+        case Limits() as limits:
+            return _within(limits, task, dense.model, images, work)
+        case ratios:
+            pruning = task.config.pruning
+            return Sizes(widths.by_ratio(ratios, pruning, dense.model))
+
+
+def _within(
+    limits: Limits, task: Task, model: Model, images: Images, work: Workspace
+) -> Sizes:
+    """The sizes within a budget."""
+    clocks, config = Clocks(), task.config
+    with clocks.on("curves"):
+        held, origin, notes = _known(limits, task, model, images, work)
+        if held is None:
+            held = budgets.measure(config, model, images.batches, images.mesh)
+            work.write(curve_files.CURVES, curve_files.to_json(held))
+    left_out = set(widths.scope(config.pruning, model)) - set(held.curves)
     if left_out:
-        run.note(
+        notes += noted(
             f"{', '.join(sorted(left_out))}: not cut, since least squares does not "
             "reach the consumer and there is no curve"
         )
     # Latencies are never the same twice, so a stopped walk goes on with its sizes.
-    kept = run.work.read(_SIZES) if run.work.resumed else None
+    kept = work.read(_SIZES) if work.resumed else None
     if kept is None:
-        sizes, record = budgets.solve(run.args, model, held)
-        kept = {"sizes": sizes, "budget": {"curves": found, **record}}
-        run.work.write(curve_files.CURVES, curve_files.to_json(held))
-        run.work.write(_SIZES, kept)
-    run.report["budget"] = kept["budget"]
+        sizes, record, held = budgets.solve(limits, config, model, held)
+        kept = {"sizes": sizes, "budget": {"curves": origin, **record}}
+        work.write(curve_files.CURVES, curve_files.to_json(held))
+        work.write(_SIZES, kept)
     if devices.is_first():
-        path = run.work.folder / budgets.PLOT
-        found = budgets.scoped(run.args, model, held)
-        if not budgets.draw(found, kept["sizes"], path):
-            run.note("no curves.png: install the [plots] extra (matplotlib)")
-    return kept["sizes"]
+        path = work.folder / budgets.PLOT
+        known = budgets.in_scope(config.pruning, model, held.curves)
+        if not budgets.draw(known, kept["sizes"], path):
+            notes += noted("no curves.png: install the [plots] extra (matplotlib)")
+    return Sizes(kept["sizes"], kept["budget"], clocks.so_far(), notes)
 
 
-def _curves(run, model, batches, mesh) -> tuple[dict[str, Any], str]:
-    """Curves known or measured, and which; those measured are kept at once."""
-    clocks = Clocks()
-    with clocks.on("curves"):
-        held, found = _known(run, model, batches)
-        if held is None:
-            held = budgets.measure(run.args, model, batches, mesh)
-            run.work.write(curve_files.CURVES, curve_files.to_json(held))
-    run.took("curves", clocks.so_far())
-    return held, found
-
-
-def _known(run, model, batches) -> tuple[dict[str, Any] | None, str]:
-    """Curves of these weights and images that are there, if any are, and whether this
-    run measured them or is to."""
-    identity = curve_files.identity(run.args, model, batches)
-    held, found = curve_files.given(run.args, model), "kept from an earlier run"
-    if held is None:
-        held = _kept(run, run.out, model, identity)
-    elif held["identity"].get("weights") != identity["weights"]:
-        run.note(
-            f"{run.args.curves} does not say that it was measured on these weights: "
-            "leave --curves out unless you know that it fits"
-        )
-    if held is None:
-        found = "measured"
-        if run.work.resumed:
-            held = _kept(run, run.work.folder, model, identity)
-    return held, found
+def _known(
+    limits: Limits, task: Task, model: Model, images: Images, work: Workspace
+) -> tuple[CurveFile | None, str, tuple[str, ...]]:
+    """Curves of these weights and images that are there, if any are; whether this run
+    measured them or is to; and notes.
+    """
+    wanted = curve_files.identity(task.config, model, images.batches)
+    before, notes = "kept from an earlier run", ()
+    if limits.curves is not None:
+        held = curve_files.read(limits.curves, task.config.pruning, model)
+        if held.identity.get("weights") != wanted["weights"]:
+            notes = noted(
+                f"{limits.curves} does not say that it was measured on these weights: "
+                "leave --curves out unless you know that it fits"
+            )
+        return held, before, notes
+    held = _kept(task.out, task.config, model, wanted)
+    if held is not None:
+        return held, before, notes
+    if work.resumed:
+        held = _kept(work.folder, task.config, model, wanted)
+    return held, "measured", notes
 
 
 def _kept(
-    run, folder: Path, model: Model, identity: dict[str, Any]
-) -> dict[str, Any] | None:
+    folder: Path, config: PruneConfig, model: Model, wanted: dict
+) -> CurveFile | None:
     """The curves in a folder if they are of the same weights and images, and of all
     groups that may be cut."""
     try:
-        held = curve_files.beside(run.args, folder, model)
+        held = curve_files.beside(folder, config.pruning, model)
     except InputError as error:
         say(f"{str(error).partition(';')[0]}: measuring the curves again")
         return None
-    return held if held and curve_files.answers(held["identity"], identity) else None
+    return held if held and curve_files.answers(held.identity, wanted) else None

@@ -31,9 +31,9 @@ def read(
 
     Args:
       source: a .safetensors file; a .pth or .pt file (needs torch); a .msgpack file or
-        an Orbax folder that Flax wrote, of one step or of all; or hf:REPO[@REVISION]
-        (needs huggingface_hub; what is in its cache is used without asking the
-        network).
+        an Orbax folder, of one step or of all, of a Flax training state or of any
+        model's arrays; or hf:REPO[@REVISION] (needs huggingface_hub; what is in its
+        cache is used without asking the network).
       ema: of a training state that holds the weights and their moving average, the
         average.
 
@@ -215,8 +215,8 @@ def _chosen(path: Path, own: Any, average: Any, ema: bool) -> tuple[Any, str | N
 
 
 def _read_flax(path: Path, ema: bool) -> tuple[dict[str, np.ndarray], str | None]:
-    """What flax.training.checkpoints or Orbax saved of params and batch statistics;
-    and which of several was taken.
+    """What flax.training.checkpoints or Orbax saved: params and batch statistics, or
+    where there is no such thing all arrays by key path; and which of several was taken.
 
     Raises:
       InputError: not such a checkpoint.
@@ -228,6 +228,8 @@ def _read_flax(path: Path, ema: bool) -> tuple[dict[str, np.ndarray], str | None
             tree = _restore_orbax(found)
         else:
             tree = _restore_msgpack(path)
+        if not {"params", "optimizer"} & {*(tree if isinstance(tree, Mapping) else ())}:
+            return _floating(tree), step
         average = _both(tree, (), _FLAX_AVERAGE)[1]
         # The old flax.optim kept the parameters as its target.
         own = tree["params"] if "params" in tree else tree["optimizer"]["target"]
@@ -247,6 +249,14 @@ def _read_flax(path: Path, ema: bool) -> tuple[dict[str, np.ndarray], str | None
             "expected a .msgpack file, an Orbax folder, or a folder written by "
             "train.py or prune.py."
         ) from error
+
+
+def _floating(tree: Any) -> dict[str, np.ndarray]:
+    """A tree's arrays by key path, without what counts steps or draws numbers."""
+    found = {name: np.asarray(leaf) for name, leaf in leaves(tree)}
+    if not found:
+        raise ValueError("it holds no arrays")
+    return {n: a for n, a in found.items() if a.dtype.name in tensors.KINDS}
 
 
 def orbax_folder(path: Path) -> tuple[Path, str | None]:

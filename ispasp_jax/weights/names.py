@@ -35,7 +35,7 @@ from ispasp_jax.graph.by_hand import leaves
 from ispasp_jax.models import aliases as other_names
 from ispasp_jax.models import shapes
 from ispasp_jax.weights.files import HEADER, read, weights_of
-from ispasp_jax.weights.tensors import as_float32, some, write_whole
+from ispasp_jax.weights.tensors import as_float32, is_key, some, write_whole
 
 __all__ = [
     "classes",
@@ -104,21 +104,31 @@ def to_variables(
 
 
 def to_tree(arrays: Arrays, like: Any, source: str = "the weights") -> Any:
-    """Variables of any framework, filled with arrays by their key paths.
+    """Variables of any framework, filled with arrays by their key paths; random keys
+    and counters stay as they are.
 
     Args:
-      arrays: of `read`; their names are key paths joined by "/".
+      arrays: of `read`; their names are key paths joined by "/", of the variables or of
+        a tree that holds them as one item, such as {"model": ..., "step": ...}.
       like: the variables that are to be filled, at the widths of the arrays.
       source: what error messages call the arrays.
 
     Raises:
       InputError: names or shapes differ.
     """
-    given = weights_of(arrays, source)
-    expected = {path: tuple(leaf.shape) for path, leaf in leaves(like)}
-    found = {name: array.shape for name, array in given.items()}
-    if found != expected:
-        odd = sorted(set(found.items()) ^ set(expected.items()))
+    given = {_bare(n): a for n, a in weights_of(arrays, source).items()}
+    expected = {
+        _bare(path): tuple(leaf.shape)
+        for path, leaf in leaves(like)
+        if not is_key(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating)
+    }
+    parts = {name.partition("/")[0] for name in given}
+    trees = [given, *(_under(part, given) for part in sorted(parts))]
+    fitting = (t for t in trees if {n: a.shape for n, a in t.items()} == expected)
+    found = next(fitting, None)
+    if found is None:
+        shapes = {name: array.shape for name, array in given.items()}
+        odd = sorted(set(shapes.items()) ^ set(expected.items()))
         raise InputError(
             f"{source}: not the weights of this model, for example "
             f"{some(f'{name} {shape}' for name, shape in odd)}; give arrays under its "
@@ -126,10 +136,21 @@ def to_tree(arrays: Arrays, like: Any, source: str = "the weights") -> Any:
         )
 
     def fill(path, leaf):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return jnp.asarray(given[name], leaf.dtype)
+        name = _bare(jax.tree_util.keystr(path, simple=True, separator="/"))
+        return jnp.asarray(found[name], leaf.dtype) if name in expected else leaf
 
     return jax.tree_util.tree_map_with_path(fill, like)
+
+
+def _bare(name: str) -> str:
+    """A key path without the end of NNX's, which some ways to save leave out."""
+    return name.removesuffix("/value")
+
+
+def _under(part: str, arrays: Arrays) -> dict[str, np.ndarray]:
+    """The arrays of one item of a tree."""
+    found = (n for n in arrays if n.startswith(f"{part}/"))
+    return {n.removeprefix(f"{part}/"): arrays[n] for n in found}
 
 
 def to_torchvision(variables: Any) -> dict[str, np.ndarray]:

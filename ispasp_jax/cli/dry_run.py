@@ -1,0 +1,61 @@
+"""What prune.py prints for --dry-run: groups, widths, kept channels and costs, from
+shapes alone.
+"""
+
+from typing import Any
+
+from ispasp_jax import data
+from ispasp_jax.budget import cost
+from ispasp_jax.cli import budgets, opening, plan_files, tasks, widths
+from ispasp_jax.cli.config import Data, Limits, PlanFile, PruneConfig
+from ispasp_jax.data import Preprocessing
+from ispasp_jax.errors import InputError
+from ispasp_jax.report import budget_table, cost_table, plan_table
+from ispasp_jax.selection.criterion import Criterion
+from ispasp_jax.weights.folders import Model
+
+
+def dry_run(config: PruneConfig) -> None:
+    """Prints the plan."""
+    found = tasks.choice(config.pruning, config.network.model)
+    num_classes, prep = _describe(config.data)
+    prep = opening.preprocessing(config.data, prep)
+    model = opening.architecture(config.network, num_classes, prep)
+    record = None
+    match config.pruning.cut:
+        case PlanFile() as file:
+            assert not isinstance(found, Criterion)
+            sizes = plan_files.sizes(file, found, config.pruning, model)
+        case Limits() as limits:
+            solved = budgets.dry_run(limits, config, model, tasks.place(config))
+            sizes, record = solved.sizes, solved.record
+        case ratios:
+            sizes = widths.by_ratio(ratios, config.pruning, model)
+    size = " × ".join(map(str, model.input_shape))
+    named = f"{config.network.model} on {config.data.data}"
+    print(f"{named}: input {size}, {num_classes} classes\n")
+    wide = model.widths
+    rows = [{"name": n, "width": wide[n], "kept": size} for n, size in sizes.items()]
+    tables = [] if record is None else [budget_table(record)]
+    costs = cost_table(_costs(model, {}), _costs(model, sizes))
+    print(plan_table(rows, record), *tables, costs, sep="\n\n")
+
+
+def _describe(options: Data) -> tuple[int, Preprocessing]:
+    """Classes and preprocessing, by the data's own words or by the flags alone."""
+    try:
+        num_classes, prep = data.describe(options.data)
+    except InputError:
+        if not (options.num_classes and options.image_size):
+            raise
+        half = (0.5,) * 3
+        return options.num_classes, Preprocessing(options.image_size, None, half, half)
+    return options.num_classes or num_classes, prep
+
+
+def _costs(model: Model, sizes: dict[str, int]) -> dict[str, Any]:
+    """At these sizes; the dense network's where there are none."""
+    return {
+        "macs": int(cost.macs_by_size(model.traced).total(sizes)),
+        "params": int(cost.parameters_by_size(model.traced).total(sizes)),
+    }

@@ -1,0 +1,137 @@
+"""The configuration that the flags of prune.py make. Imports nothing slow."""
+
+from argparse import Namespace
+from collections.abc import Iterable, Sequence
+
+from ispasp_jax.cli import flags
+from ispasp_jax.cli.config import (
+    Limits,
+    Output,
+    PlanFile,
+    Preset,
+    PruneConfig,
+    Pruning,
+    Ratios,
+    Tuning,
+)
+from ispasp_jax.cli.prune_flags import parser
+from ispasp_jax.errors import InputError
+
+#: Epochs of fine-tuning on the embedded digits.
+DIGITS_FINETUNE_EPOCHS = 4
+
+
+def configuration(argv: Sequence[str] | None) -> PruneConfig:
+    """What the flags ask for.
+
+    Raises:
+      InputError: they are none, or exclude each other.
+    """
+    args = parser().parse_args(argv)
+    _check_cut(args)
+    tuning = _tuning(args)
+    _check_distillation(args, tuning)
+    return PruneConfig(
+        network=flags.network(args),
+        data=flags.data(args),
+        pruning=_pruning(args),
+        tuning=tuning,
+        optimisation=flags.optimisation(args),
+        run=flags.run(args),
+        output=Output(args.latency_batch_size, args.torch),
+        dry_run=args.dry_run,
+    )
+
+
+def _pruning(args: Namespace) -> Pruning:
+    return Pruning(
+        cut=_cut(args),
+        method=args.method or ("plan" if args.plan else "ispasp"),
+        num_iters=args.num_iters,
+        scope=args.scope,
+        ignore=_flat(args.ignore),
+        min_channels=args.min_channels,
+        round_to=args.round_to,
+        repair=args.repair,
+        calibration_images=args.calibration_images,
+        calibration_memory=args.calibration_memory,
+    )
+
+
+def _tuning(args: Namespace) -> Tuning:
+    epochs = args.finetune_epochs
+    if epochs is None:
+        digits = args.data == "digits" and not args.weights
+        epochs = DIGITS_FINETUNE_EPOCHS if digits else 0
+    return Tuning(
+        finetune_epochs=epochs,
+        block_finetune_epochs=args.block_finetune_epochs,
+        distill=args.distill,
+        distill_temperature=args.distill_temperature,
+    )
+
+
+def _cut(args: Namespace) -> Ratios | Preset | Limits | PlanFile:
+    if args.plan:
+        return PlanFile(args.plan)
+    if args.target or args.tolerance is not None:
+        return Limits(_flat(args.target), args.tolerance, args.curves)
+    if args.preset:
+        return Preset(args.preset)
+    return _ratios(_flat(args.keep) or ("0.4",))
+
+
+def _flat(items: Iterable[Iterable[str]] | None) -> tuple[str, ...]:
+    """What a flag says, of all times that it is given."""
+    return tuple(text for texts in items or () for text in texts)
+
+
+def _ratios(texts: Iterable[str]) -> Ratios:
+    """K or GLOB=K, each."""
+    ratios: dict[str, float] = {}
+    for text in texts:
+        glob, equals, ratio = text.rpartition("=")
+        glob = glob if equals else "*"
+        try:
+            ratios.pop(glob, None)  # the last that matches wins
+            ratios[glob] = float(ratio)
+        except ValueError:
+            raise InputError(
+                f"--keep {text!r} is not a ratio; expected K or GLOB=K with K in (0, "
+                "1]."
+            ) from None
+    return Ratios(tuple(ratios.items()))
+
+
+def _check_cut(args: Namespace) -> None:
+    """Raises InputError where flags exclude each other."""
+    ways = {
+        "--plan": args.plan,
+        "--preset": args.preset,
+        "--keep": args.keep,
+        "--target or --tolerance": args.target or args.tolerance,
+    }
+    given = [flag for flag, value in ways.items() if value is not None]
+    if args.plan and args.method is not None:
+        given = ["--plan", "--method"]
+    if len(given) > 1:
+        raise InputError(
+            f"{' and '.join(given)} were both given; each says what is kept, give one "
+            "of them."
+        )
+    if args.curves and "--target or --tolerance" not in given:
+        raise InputError("--curves is for --target and --tolerance; give one of them.")
+
+
+def _check_distillation(args: Namespace, tuning: Tuning) -> None:
+    """Raises InputError where there is nothing to teach, or nobody who could."""
+    if tuning.distill and not tuning.trains:
+        raise InputError(
+            "--distill is for fine-tuning, and this run has none; give "
+            "--finetune-epochs too."
+        )
+    if tuning.distill and args.new_head:
+        raise InputError(
+            "--distill learns from the dense network, and --new-head starts its "
+            "classifier afresh; train that first (train.py --new-head)."
+        )

@@ -1,0 +1,69 @@
+"""report.json, put together from the records of a run's stages."""
+
+from typing import Any
+
+from ispasp_jax import report
+from ispasp_jax.cli.budgets import PLOT
+from ispasp_jax.cli.config import PlanFile
+from ispasp_jax.cli.curve_files import CURVES
+from ispasp_jax.cli.plan_files import FROM_DENSE, PLAN
+from ispasp_jax.cli.records import Dense, Final, Pruned, Task, Tuned
+
+#: What a finished run leaves in its folder.
+REPORT, TORCH = "report.json", "torchvision.safetensors"
+OUTPUTS = (
+    *("model", PLAN, REPORT, FROM_DENSE),
+    *(CURVES, PLOT, TORCH),
+)
+
+
+def assemble(
+    task: Task, dense: Dense, pruned: Pruned, tuned: Tuned, final: Final, total: float
+) -> dict[str, Any]:
+    """What report.json holds.
+
+    Args:
+      task: what was asked.
+      dense: of the stages, as all that follow.
+      pruned: .
+      tuned: .
+      final: .
+      total: seconds of the run.
+    """
+    config = task.config
+    found: dict[str, Any] = {
+        "model": config.network.model,
+        "method": config.pruning.method,
+        "data": config.data.data,
+        "seed": config.run.seed,
+        "versions": report.versions(),
+        "device": report.device(config.run.devices),
+        "stages": [stage._asdict() for stage in final.stages],
+        "seconds": {**_seconds(pruned), "total": total},
+        "notes": [*dict.fromkeys((*dense.notes, *pruned.notes, *final.notes))],
+    }
+    if isinstance(config.pruning.cut, PlanFile):
+        found["plan"] = str(config.pruning.cut.plan)
+    if final.budget is not None:
+        found["budget"] = dict(final.budget)
+    found["groups"] = pruned.groups
+    if tuned.recipe is not None:
+        found["finetuning"] = tuned.recipe._asdict()
+    return {**found, "dense": final.dense, "pruned": final.pruned}
+
+
+def _seconds(pruned: Pruned) -> dict[str, Any]:
+    """Of curves, selection and repair: all seconds, what of them was compilation, and
+    the rest in dense passes over the calibration images.
+    """
+    spent = pruned.seconds
+    names = ["curves"] * ("curves" in spent) + ["selection", "repair"]
+    own = {name: spent.get(name, 0.0) for name in names}
+    compiling = {name: spent.get(f"compilation of {name}", 0) for name in names}
+    return {
+        "dense_forward": pruned.forward,
+        **{name: own[name] + compiling[name] for name in names},
+        "compilation": compiling,
+        "dense_passes": {name: own[name] / pruned.forward for name in names},
+        "compilation_in_both": compiling["selection"] + compiling["repair"],
+    }
