@@ -31,7 +31,16 @@ MAKERS = frozenset({"dot_general", "conv_general_dilated", "gather"})
 
 
 def rule(*names: str, narrow=None):
-    """Registers the decorated function for primitives of these names."""
+    """Registers the decorated function for primitives of these names.
+
+    Args:
+      *names: of primitives.
+      narrow: (equation, size of an atom) -> the parameters of the equation that change
+        when dimensions are narrower; None where none of them holds a size.
+
+    Returns:
+      A decorator of (equation) -> None, which joins, refines or freezes atoms.
+    """
 
     def register(function):
         for name in names:
