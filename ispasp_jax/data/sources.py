@@ -30,6 +30,9 @@ def open_source(spec: str) -> Source:
         DIR/train and DIR/val (or DIR/test), each with a folder a class or a labels.csv.
         `tfds:NAME[:TRAIN,TEST]`: a prepared TensorFlow data set.
 
+    Returns:
+      The source: splits, number of classes, default preprocessing.
+
     Raises:
       InputError: no such kind, or the data is missing, empty or broken.
     """

@@ -90,6 +90,9 @@ def measure_curves(
         streams.py. None: all that are alive at once.
       progress: wraps the iterable of consumers.
 
+    Returns:
+      Curves by group; a group that least squares does not reach has none.
+
     Raises:
       FloatingPointError: NaN or infinity in weights, images or activations.
       InputError: the images are no batches that the model takes.

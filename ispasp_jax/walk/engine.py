@@ -68,6 +68,9 @@ def walk(
         sizes and criterion are not asked.
       options: how the walk goes.
 
+    Returns:
+      The variables that are left, and what became of every group.
+
     Raises:
       FloatingPointError: NaN or infinity in weights, images, activations, moments or
         importance.
