@@ -134,7 +134,7 @@ def depthwise_rows(case: Case, repeats: int) -> list[dict]:
         (images,) = timing.random_batches(batch, batch, case.shape)
         labelled = Batch(images, jnp.arange(batch) % CLASSES, jnp.ones(batch))
         step = functools.partial(
-            training._train_step.__wrapped__,
+            training.loop._train_step.__wrapped__,
             learner(network),
             transformation,
             recipe,

@@ -9,7 +9,7 @@ import posixpath
 import re
 from pathlib import Path
 
-from ispasp_jax.cli import prune, train
+from ispasp_jax.cli import prune_flags, train
 from ispasp_jax.selection.criteria import CRITERIA
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +26,7 @@ PICTURES = "benchmarks/results/"
 #: A page's mark -> what stands in its place.
 MARKS = {
     "<!-- train.py -->": lambda: flags(train.parser()),
-    "<!-- prune.py -->": lambda: flags(prune.parser()),
+    "<!-- prune.py -->": lambda: flags(prune_flags.parser()),
     "<!-- criteria -->": lambda: criteria(),
 }
 

@@ -5,7 +5,43 @@ command for --help, costs nothing.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the same table, for type checkers
+    from ispasp_jax import budget as budget
+    from ispasp_jax import data as data
+    from ispasp_jax import devices as devices
+    from ispasp_jax import graph as graph
+    from ispasp_jax import models as models
+    from ispasp_jax import selection as selection
+    from ispasp_jax import training as training
+    from ispasp_jax import walk as walk
+    from ispasp_jax import weights as weights
+    from ispasp_jax.budget import Budget as Budget
+    from ispasp_jax.errors import InputError as InputError
+    from ispasp_jax.graph import narrow as narrow
+    from ispasp_jax.graph import plans as _plans
+    from ispasp_jax.graph import trace as trace
+    from ispasp_jax.graph.by_hand import Group as Group
+    from ispasp_jax.graph.by_hand import mask as mask
+    from ispasp_jax.graph.by_hand import take as take
+    from ispasp_jax.graph.optimizers import take_optimizer as take_optimizer
+    from ispasp_jax.pruning import Pruned as Pruned
+    from ispasp_jax.pruning import check as check
+    from ispasp_jax.pruning import prune as prune
+    from ispasp_jax.selection import Criterion as Criterion
+    from ispasp_jax.selection import Problem as Problem
+    from ispasp_jax.selection import Selection as Selection
+    from ispasp_jax.selection import algorithm_1 as algorithm_1
+    from ispasp_jax.selection import batch_sum as batch_sum
+    from ispasp_jax.selection import criteria as criteria
+    from ispasp_jax.selection import criterion as criterion
+    from ispasp_jax.selection import ispasp as ispasp
+    from ispasp_jax.weights import Model as Model
+    from ispasp_jax.weights import load as load
+    from ispasp_jax.weights import save as save
+
+    plan = _plans
 
 __version__ = "0.2.0"
 
@@ -38,7 +74,7 @@ _WHERE = {
     "plan": "graph.plans",
 }
 
-__all__ = ["__version__", *_WHERE]
+__all__ = ["__version__", *_WHERE]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

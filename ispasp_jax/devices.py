@@ -46,7 +46,7 @@ def initialise() -> None:
         raise InputError(
             f"JAX_COORDINATOR_ADDRESS={address} is not HOST:PORT of the first process."
         )
-    found: dict[str, int] = {}
+    found: dict[str, Any] = {}
     for name in ("num_processes", "process_id"):
         text = os.environ.get(f"JAX_{name.upper()}")
         if text is not None and not text.isdecimal():
@@ -86,6 +86,12 @@ def mesh(count: int | Literal["all"] | None = "all") -> Mesh:
     """A mesh of one axis over the first `count` devices of every process; None is all
     of them, and one where they are CPUs, which share the same cores anyway.
 
+    Args:
+      count: devices of each process, "all", or None.
+
+    Returns:
+      The mesh; its one axis is called "batch".
+
     Raises:
       InputError: a process has fewer.
     """
@@ -116,6 +122,9 @@ def place(mesh: Mesh | None, batch: Any) -> Any:
     Args:
       mesh: of `mesh`; None leaves the batch as it is.
       batch: a tree of arrays of equal length, the same on every process.
+
+    Returns:
+      The same tree, spread.
     """
     if mesh is None:
         return batch
@@ -132,7 +141,15 @@ def place(mesh: Mesh | None, batch: Any) -> Any:
 
 
 def replicate(mesh: Mesh | None, tree: Any) -> Any:
-    """Copies a tree of arrays to all devices; None leaves it as it is."""
+    """Copies a tree of arrays to all devices; None leaves it as it is.
+
+    Args:
+      mesh: of `mesh`; None leaves the tree as it is.
+      tree: of arrays, the same on every process.
+
+    Returns:
+      The same tree, on every device of the mesh.
+    """
     if mesh is None:
         return tree
     sharding = NamedSharding(mesh, PartitionSpec())
@@ -149,7 +166,15 @@ def _put(array, sharding: NamedSharding):
 
 
 def rows(x: Any, weight: Any) -> Any:
-    """The rows of x that weigh something; they stay spread where all of them do."""
+    """The rows of x that weigh something; they stay spread where all of them do.
+
+    Args:
+      x: an array, an example a row.
+      weight: of the rows, 0 for those that are padding.
+
+    Returns:
+      The array without its padding.
+    """
     if not getattr(weight, "is_fully_addressable", True):
         weight = multihost_utils.process_allgather(weight, tiled=True)
     real = np.asarray(weight) > 0
@@ -165,6 +190,12 @@ def agree(tree: Any) -> Any:
     """The first process's values on every process: arrays and numbers, the same shapes
     everywhere. Results of one program on hosts of different make may differ in their
     last bit, and a decision may not.
+
+    Args:
+      tree: arrays and numbers.
+
+    Returns:
+      The first process's tree.
     """
     if jax.process_count() == 1:
         return tree
@@ -172,5 +203,9 @@ def agree(tree: Any) -> Any:
 
 
 def barrier(name: str) -> None:
-    """Waits until every process is here."""
+    """Waits until every process is here.
+
+    Args:
+      name: the same on every process, another for every place in the program.
+    """
     multihost_utils.sync_global_devices(name)

@@ -19,7 +19,7 @@ from ispasp_jax.walk import gates, probe, unselectable
 from ispasp_jax.walk import inputs as inputs_
 from ispasp_jax.walk import repair as repairs
 from ispasp_jax.walk.clocks import Clocks
-from ispasp_jax.walk.curves import Curve, measure_curves
+from ispasp_jax.walk.curves import Curves, measure_curves
 from ispasp_jax.walk.engine import walk
 from ispasp_jax.walk.options import Options, Tune
 from ispasp_jax.walk.results import GroupResult, Walked
@@ -160,7 +160,9 @@ def prune(
     why = unselectable(traced)
     left = {group.name: why[group.name] for group in groups if group.name in why}
     groups = tuple(group for group in groups if group.name not in left)
-    if plan is None and isinstance(keep, Budget):
+    if plan is None and not isinstance(keep, Budget):
+        sizes = budget.sizes(groups, keep)
+    elif plan is None and isinstance(keep, Budget):
         with clocks.on("curves"):
             repaired = repairs.of(repair).fits
             curves = measure_curves(
@@ -168,8 +170,6 @@ def prune(
                 memory=memory,
             )  # fmt: skip
         sizes = _solved(traced, groups, keep, curves)
-    elif plan is None:
-        sizes = budget.sizes(groups, keep)
     result = walk(
         traced,
         variables,
@@ -197,7 +197,7 @@ def prune(
         result.variables,
         result.groups,
         result.plan,
-        clocks.so_far() | result.seconds,
+        {**clocks.so_far(), **result.seconds},
         traced,
         module,
         unfit,
@@ -206,7 +206,7 @@ def prune(
 
 
 def _solved(
-    traced: Traced, groups: Iterable[Group], asked: Budget, curves: Mapping[str, Curve]
+    traced: Traced, groups: Iterable[Group], asked: Budget, curves: Curves
 ) -> dict[str, int]:
     """The sizes that meet a budget with the least predicted damage."""
     costs = {

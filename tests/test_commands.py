@@ -142,7 +142,7 @@ def test_digits_from_nothing_at_a_small_size(here, capsys):
 
 def stop_after(monkeypatch, epochs):
     """Ctrl-C at the beginning of an epoch, once that many are done."""
-    real, done = training.train_step, []
+    real, done = training.loop.train_step, []
 
     def step(*arguments):
         if len(done) == epochs * (1437 // 64) + 3:
@@ -150,7 +150,7 @@ def stop_after(monkeypatch, epochs):
         done.append(True)
         return real(*arguments)
 
-    monkeypatch.setattr(training, "train_step", step)
+    monkeypatch.setattr(training.loop, "train_step", step)
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Least squares where it says little: the answers are finite, and of the size asked."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -167,7 +169,7 @@ def test_a_matrix_that_rounding_made_indefinite_is_solved():
         )
         noise = rng.normal(size=(30, 30))
         noise *= 1e-3 * np.linalg.norm(found.xx) / np.linalg.norm(noise + noise.T)
-        folds.append(found._replace(xx=found.xx + noise + noise.T))
+        folds.append(dataclasses.replace(found, xx=found.xx + noise + noise.T))
     assert np.linalg.eigvalsh(folds[0].xx).min() < -1e-5 * np.trace(folds[0].xx)
     fitted = least_squares.fit(tuple(folds), start)
     assert np.isfinite(fitted).all() and np.abs(fitted - start).max() < 10

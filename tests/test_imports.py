@@ -1,6 +1,7 @@
 """The walls between the packages, and what an import must not do."""
 
 import ast
+import graphlib
 import pathlib
 import subprocess
 import sys
@@ -71,6 +72,26 @@ def test_every_package_has_its_walls():
         assert "cli" not in ours(path), path
 
 
+def test_no_modules_import_each_other():
+    """Not even inside functions, so that every file can be read after what it uses."""
+    files = {
+        ".".join(("ispasp_jax", *path.relative_to(ROOT).with_suffix("").parts)): path
+        for path in ROOT.rglob("*.py")
+    }
+    files = {name.removesuffix(".__init__"): path for name, path in files.items()}
+
+    def module(name):
+        return name if name in files else name.rpartition(".")[0]
+
+    graph = {
+        name: {module(other) for other in imported(path)} & files.keys()
+        for name, path in files.items()
+    }
+    for name, others in graph.items():  # of the root, nothing but its name is asked
+        others -= {name, "ispasp_jax"}
+    graphlib.TopologicalSorter(graph).prepare()
+
+
 @pytest.mark.parametrize("package", LIBRARIES)
 def test_the_core_needs_few_libraries(package):
     known = {"jax", "jaxtyping", "numpy", "ispasp_jax", *sys.stdlib_module_names}
@@ -128,6 +149,19 @@ assert callable(ispasp_jax.ispasp) and ispasp_jax.ispasp() == ispasp_jax.ispasp(
 from ispasp_jax.selection.algorithm_1 import algorithm_1
 assert algorithm_1 is ispasp_jax.algorithm_1 is ispasp_jax.selection.algorithm_1
 """
+
+
+def test_type_checkers_are_told_of_every_public_name():
+    (block,) = (
+        node
+        for node in ast.parse((ROOT / "__init__.py").read_text()).body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    )
+    told: dict = {}
+    exec("\n".join(map(ast.unparse, block.body)), told)
+    told = {name: told[name] for name in told if not name.startswith("_")}
+    assert told.keys() == {*ispasp_jax.__all__} - {"__version__"}
+    assert all(getattr(ispasp_jax, name) is thing for name, thing in told.items())
 
 
 @pytest.mark.parametrize("early", ["", "import ispasp_jax.selection.algorithm_1"])

@@ -90,7 +90,7 @@ def test_what_is_no_batches_of_labels(labels, words):
         ({"layer1.0": None}, "None channels of group"),
     ],
 )
-def test_sizes_that_a_network_does_not_have(sizes, words):
+def test_sizes_that_a_network_does_not_have(sizes, words, unchecked):
     with pytest.raises(InputError, match=words):
         walk(TRACED, VARIABLES, [IMAGES], sizes)
 

@@ -310,7 +310,7 @@ def test_the_teachers_variables_are_arguments():
             network, recipe, transformation, networks.variables_of(network)
         )
         ends.append(trained(network, transformation, recipe, state, 0, teacher))
-        compiled.append(training._train_step._cache_size())
+        compiled.append(training.loop._train_step._cache_size())
         jax.tree.map(np.testing.assert_array_equal, teacher.variables, before)
     assert compiled[0] == compiled[1]
     kernels = [end.variables["params"]["hidden.0"]["kernel"] for end in ends]
@@ -336,7 +336,7 @@ def dense(tmp_path_factory):
 
 
 def stop_in_second_epoch(monkeypatch):
-    real, done = training.train_step, []
+    real, done = training.loop.train_step, []
 
     def step(*arguments):
         if len(done) == 1437 // 64 + 3:
@@ -344,7 +344,7 @@ def stop_in_second_epoch(monkeypatch):
         done.append(True)
         return real(*arguments)
 
-    monkeypatch.setattr(training, "train_step", step)
+    monkeypatch.setattr(training.loop, "train_step", step)
 
 
 def arrays(folder):

@@ -288,7 +288,7 @@ def test_a_run_says_what_it_replaces_and_all_that_it_saves(trained, here, capsys
 def test_training_that_starts_at_epoch_1_says_why(here, monkeypatch, capsys):
     flags = ["--model=mlp", "--epochs=2", "--out=out"]
     with monkeypatch.context() as patch:
-        patch.setattr(training, "train_step", stop)
+        patch.setattr(training.loop, "train_step", stop)
         assert train.main(flags) == 130
     assert said(capsys) == "interrupted; nothing was finished yet"
     assert train.main([*flags, "--resume"]) == 0

@@ -63,5 +63,8 @@ def rounded(
 def widths_of(groups: Groups) -> dict[str, int]:
     """Widths by name."""
     if isinstance(groups, Mapping):
-        return {name: getattr(of, "width", of) for name, of in groups.items()}
+        return {
+            str(name): of.width if isinstance(of, Group) else of
+            for name, of in groups.items()
+        }
     return {group.name: group.width for group in groups}

@@ -137,8 +137,10 @@ def _target(kind: str, value: str | float) -> Target:
 
 
 def _is_number(value: Any, low: float, high: float = math.inf) -> bool:
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return real and low <= value <= high
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return False
+    number: Any = value  # numbers.Real does not say that it is ordered
+    return low <= number <= high
 
 
 def target(text: str) -> Target:

@@ -2,6 +2,7 @@
 widths, and what was reached.
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -100,7 +101,7 @@ def measure(
             repaired=pruning.repair == "lsq",
             mesh=mesh,
             memory=pruning.calibration_memory,
-            progress=lambda parts: report.track(parts, "curves", len(parts)),
+            progress=functools.partial(report.track, label="curves"),
         )
     except FloatingPointError as error:
         raise InputError(str(error)) from error
@@ -125,15 +126,14 @@ def solve(limits: Limits, config: PruneConfig, model: Model, held: CurveFile) ->
     ranges = budget.feasible(costs, allowed)
     say(_range_table(ranges))
     budget.feasible(costs, allowed, asked.targets)
+    measured: dict[str, float] = {}
     if timed:
         search = _Search(model, channels, found, costs, size)
-        sizes, milliseconds, full = search.within(asked)
+        sizes, measured["latency"], full = search.within(asked)
         ranges["latency"] = (ranges["latency"][0], full)
     else:
         sizes = budget.solve(found, costs, channels, asked)
-    reached = {kind: c.total(sizes) for kind, c in costs.items()}
-    if timed:
-        reached["latency"] = milliseconds
+    reached = {kind: c.total(sizes) for kind, c in costs.items()} | measured
     at = {name: (curve, sizes[name]) for name, curve in found.items()}
     record = {
         "asked": list(limits.target),

@@ -58,11 +58,11 @@ def _used(split: Split, used: np.ndarray) -> str:
     """
     labels = getattr(split, "labels", None)
     start = [] if labels is None else [*_parts(np.asarray(labels)[used])]
-    if hasattr(split, "images"):
+    if (images := getattr(split, "images", None)) is not None:
         whole = len(used) == len(split)
-        return _of([*start, *_parts(split.images if whole else split.images[used])])
-    if hasattr(split, "files"):
-        return _of([*start, *(_file(Path(split.files[i])) for i in used)])
+        return _of([*start, *_parts(images if whole else images[used])])
+    if (files := getattr(split, "files", None)) is not None:
+        return _of([*start, *(_file(Path(files[i])) for i in used)])
     some = used[:: -(-len(used) // _READ)]
     images = (split.read(int(i)) for i in some)
     parts = (part for image, label in images for part in (*_parts(image), _int(label)))

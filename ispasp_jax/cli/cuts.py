@@ -2,6 +2,8 @@
 the walk. What is finished is kept in the workspace.
 """
 
+import functools
+
 import jax
 import numpy as np
 
@@ -18,10 +20,10 @@ from ispasp_jax.cli import (
 )
 from ispasp_jax.cli.config import Limits
 from ispasp_jax.cli.records import (
+    Baseline,
     Dense,
     Images,
     Pruned,
-    Score,
     Sizes,
     Stage,
     Task,
@@ -66,7 +68,7 @@ def pruned_before(task: Task, work: Workspace) -> Pruned | None:
 def calibrate(task: Task, dense: Dense) -> Images:
     """The calibration images, and what a pass over them takes."""
     config, pruning = task.config, task.config.pruning
-    mesh, chosen = devices.mesh(config.run.devices), task.chosen
+    mesh, chosen = devices.mesh(config.run.devices), task.calibration
     needs = task.choice.needs if isinstance(task.choice, Criterion) else ()
     notes = noted(
         doubts.of_memory(
@@ -83,7 +85,7 @@ def calibrate(task: Task, dense: Dense) -> Images:
             f"{pruning.calibration_images} asked for"
         )
     size = min(opening.batch_size(config.data, task.source), len(chosen))
-    prep = dense.model.preprocessing
+    prep = dense.model.images
     found = data.batches(task.source.train, prep, size, indices=chosen)
     images, labels = [], []
     for batch in report.track(found, "calibration images", -(-len(chosen) // size)):
@@ -97,29 +99,29 @@ def calibrate(task: Task, dense: Dense) -> Images:
 def cut(
     task: Task,
     dense: Dense,
-    scored: Score,
+    baseline: Baseline,
     images: Images,
-    kept: Sizes,
+    channels: Sizes,
     work: Workspace,
 ) -> Pruned:
     """Selects, cuts and repairs group after group; the result is also saved, for
     --resume.
     """
     config, model, folder = task.config, dense.model, work.path(_PRUNED)
-    walked, notes = _walk(task, model, images, kept, work)
+    walked, notes = _walk(task, model, images, channels, work)
     few = images.batches[0][:8].astype(np.float32)
     plans.verify(walked.plan, model.traced, model.variables, few)
     left_out = plan_files.write(work, config.network.start, model, walked.plan)
-    notes = (*scored.notes, *images.notes, *kept.notes, *notes, *noted(left_out))
+    notes = (*baseline.notes, *images.notes, *channels.notes, *notes, *noted(left_out))
     with replacing(folder) as new:
         pruned = written(new, model.cut(walked.plan, walked.variables))
         record = Pruned(
             model=pruned,
-            stages=(scored.stage, *_scores(task, model, walked, pruned)),
+            stages=(baseline.stage, *_scores(task, model, walked, pruned)),
             forward=images.forward,
-            seconds={**kept.seconds, **walked.seconds},
+            seconds={**channels.seconds, **walked.seconds},
             groups=report.groups(walked.groups),
-            budget=kept.budget,
+            budget=channels.budget,
             notes=notes,
         )
         work.write(_RECORD, record.to_json())
@@ -127,12 +129,12 @@ def cut(
 
 
 def _walk(
-    task: Task, model: Model, images: Images, kept: Sizes, work: Workspace
+    task: Task, model: Model, images: Images, channels: Sizes, work: Workspace
 ) -> tuple[Walked, tuple[str, ...]]:
     """The walk, and what a person should know of it."""
     config, notes, tune = task.config, (), None
     pruning, epochs = config.pruning, config.tuning.block_finetune_epochs
-    by_criterion = isinstance(task.choice, Criterion)
+    criterion = task.choice if isinstance(task.choice, Criterion) else None
     store, done = walk_store.open_store(work.path(_WALK), work.resumed)
     if done:
         notes += noted(
@@ -150,15 +152,15 @@ def _walk(
             model.traced,
             model.variables,
             images.batches,
-            kept.sizes,
-            task.choice if by_criterion else None,
+            channels.sizes,
+            criterion,
             labels=images.labels,
-            plan=None if by_criterion else task.choice,
+            plan=None if isinstance(task.choice, Criterion) else task.choice,
             options=Options(
                 key=jax.random.key(config.run.seed),
                 repair=pruning.repair,
                 tune=tune,
-                progress=lambda steps: report.track(steps, "pruning", len(steps)),
+                progress=functools.partial(report.track, label="pruning"),
                 mesh=images.mesh,
                 store=store,
                 memory=pruning.calibration_memory,

@@ -38,7 +38,7 @@ def start(config: TrainConfig, source: Source) -> Model:
     origin = config.network.start
     if isinstance(origin, Weights):
         model = loading.load(origin, config.network, config.data, source)
-        if doubt := doubts.of_images(source.preprocessing, model.preprocessing):
+        if doubt := doubts.of_images(source.preprocessing, model.images):
             say(doubt)
         return model
     return opening.initialised(_architecture(config, source), config.run.seed)
@@ -165,7 +165,7 @@ def _identity(config: TrainConfig, source: Source, model: Model) -> dict[str, An
         "images": content.of_training(source),
         "seed": config.run.seed,
         "options": dict(model.options),
-        "preprocessing": data.to_json(model.preprocessing),
+        "preprocessing": data.to_json(model.images),
     }
     if isinstance(config.network.start, Weights):
         found["weights_given"] = folders.fingerprint(model.variables)

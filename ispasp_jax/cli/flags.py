@@ -6,14 +6,19 @@ import argparse
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal, TypeVar
 
 from ispasp_jax.cli.config import Data, Network, Optimisation, Run, Scratch, Weights
 from ispasp_jax.cli.parsing import Parser
 from ispasp_jax.errors import InputError
 
+N = TypeVar("N", int, float)
 
-def _number(kind: type, allowed: Callable, what: str) -> Callable[[str], float]:
-    def parse(text: str) -> float:
+
+def _number(
+    kind: Callable[[str], N], allowed: Callable[[N], bool], what: str
+) -> Callable[[str], N]:
+    def parse(text: str) -> N:
         try:
             value = kind(text)
         except ValueError:
@@ -42,14 +47,14 @@ def gibibytes(text: str) -> int:
 _real = _number(float, lambda x: abs(x) < float("inf"), "a number")
 
 
-def resize(text: str) -> int | str:
+def resize(text: str) -> int | Literal["none"]:
     """Pixels, or "none"."""
-    return text if text == "none" else positive(text)
+    return "none" if text == "none" else positive(text)
 
 
-def device_count(text: str) -> int | str:
+def device_count(text: str) -> int | Literal["all"]:
     """A number of devices, or "all"."""
-    return text if text == "all" else positive(text)
+    return "all" if text == "all" else positive(text)
 
 
 def numbers(text: str) -> tuple[float, ...]:

@@ -35,14 +35,14 @@ def train(
     keeper = Keeper(work, label) if work else None
     transformation = training.optimizer(recipe, steps)
     state = None
-    if keeper and work.resumed:
+    if keeper and keeper.work.resumed:
         start = training.start(model.network, recipe, transformation, model.variables)
         state = keeper.latest(start, steps)
 
     def epoch_batches(epoch):
         images = data.batches(
             source.train,
-            model.preprocessing,
+            model.images,
             size,
             recipe=source.recipe,
             seed=config.run.seed,
@@ -107,7 +107,7 @@ def recipe(
 def evaluate(config: Config, source: Source, model: Model) -> training.Score:
     """Top-1 and loss on the test split."""
     size = config.data.batch_size or 256
-    batches = data.batches(source.test, model.preprocessing, size)
+    batches = data.batches(source.test, model.images, size)
     total = -(-len(source.test) // size)
     return training.evaluate(
         model.network,

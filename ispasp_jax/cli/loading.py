@@ -77,7 +77,7 @@ def _from_folder(
             f"--stem {stem} is not the stem that {start.weights} was trained with "
             f"({model.options.get('stem', 'this model has no choice')}); leave it out."
         )
-    prep = preprocessing(options, model.preprocessing)
+    prep = preprocessing(options, model.images)
     new = dataclasses.replace(model, preprocessing=prep)
     if not _takes(new, model):
         raise InputError(
@@ -120,7 +120,7 @@ def _from_file(
 def with_classes(model: Model, num_classes: int) -> Model:
     """The architecture for so many classes; Linen's without arrays."""
     made = models.create(model.name, num_classes, **model.options)
-    return folders.of(model.name, made, model.preprocessing, model.options)
+    return folders.of(model.name, made, model.images, model.options)
 
 
 def _filled(

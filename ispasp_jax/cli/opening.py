@@ -75,7 +75,7 @@ def preprocessing(options: Data, base: Preprocessing) -> Preprocessing:
             f"--mean has {len(new.mean)} numbers and --std {len(new.std)}; expected "
             "one a channel, 1 or 3, in both."
         )
-    if resize is not None and options.image_size and options.resize is None:
+    if options.image_size and options.resize is None and base.resize is not None:
         scale = base.resize / base.image_size
         new = new._replace(resize=round(scale * new.image_size))
     return data.checked(new)

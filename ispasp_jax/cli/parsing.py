@@ -32,7 +32,8 @@ class Parser(argparse.ArgumentParser):
             **options,
         )
 
-    def parse_args(self, args=None, namespace=None):
+    # Narrower than the overloads above it: a namespace is never typed here.
+    def parse_args(self, args=None, namespace=None):  # pyright: ignore[reportIncompatibleMethodOverride]
         given = sys.argv[1:] if args is None else args
         return super().parse_args([_dashed(arg) for arg in given], namespace)
 

@@ -46,10 +46,10 @@ def prune(config: PruneConfig) -> None:
             dense = stages.dense_network(task, work)
             pruned = cuts.pruned_before(task, work)
             if pruned is None:
-                scored = stages.score_dense(task, dense)
+                baseline = stages.score_dense(task, dense)
                 images = cuts.calibrate(task, dense)
-                kept = sizes.choose(task, dense, images, work)
-                pruned = cuts.cut(task, dense, scored, images, kept, work)
+                channels = sizes.choose(task, dense, images, work)
+                pruned = cuts.cut(task, dense, baseline, images, channels, work)
             tuned = tuning.finetune(task, dense, pruned, work)
             final = stages.measure(task, dense, pruned, tuned, work)
             total = time.perf_counter() - began

@@ -1,6 +1,7 @@
 """The flags of prune.py. Imports nothing slow."""
 
 from pathlib import Path
+from typing import Literal
 
 from ispasp_jax.cli import flags, methods
 from ispasp_jax.cli.parsing import Parser
@@ -218,5 +219,5 @@ def _add_output(parser: Parser) -> None:
     )
 
 
-def _multiple(text: str) -> int | str:
-    return text if text == "auto" else flags.positive(text)
+def _multiple(text: str) -> int | Literal["auto"]:
+    return "auto" if text == "auto" else flags.positive(text)

@@ -37,8 +37,8 @@ class Task:
     choice: Criterion | Plan
 
     @property
-    def chosen(self) -> np.ndarray:
-        """Which training images are for calibration."""
+    def calibration(self) -> np.ndarray:
+        """Indices of the training images that are for calibration."""
         wanted, seed = self.config.pruning.calibration_images, self.config.run.seed
         return data.calibration_indices(self.source.train, wanted, seed)
 
@@ -73,7 +73,7 @@ class Dense(NamedTuple):
     notes: tuple[str, ...]
 
 
-class Score(NamedTuple):
+class Baseline(NamedTuple):
     """What the network to prune scores.
 
     Attributes:

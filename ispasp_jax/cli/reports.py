@@ -25,10 +25,10 @@ def assemble(
 
     Args:
       task: what was asked.
-      dense: of the stages, as all that follow.
-      pruned: .
-      tuned: .
-      final: .
+      dense: the first stage's record.
+      pruned: the walk's.
+      tuned: fine-tuning's.
+      final: the last stage's.
       total: seconds of the run.
     """
     config = task.config

@@ -20,10 +20,10 @@ from ispasp_jax.cli import (
 )
 from ispasp_jax.cli.config import Limits, Weights
 from ispasp_jax.cli.records import (
+    Baseline,
     Dense,
     Final,
     Pruned,
-    Score,
     Stage,
     Task,
     Tuned,
@@ -45,12 +45,12 @@ def dense_network(task: Task, work: Workspace) -> Dense:
     if isinstance(origin, Weights):
         model = loading.load(origin, config.network, config.data, source)
         say(f"dense network: {origin.weights}")
-        notes = noted(doubts.of_images(source.preprocessing, model.preprocessing))
+        notes = noted(doubts.of_images(source.preprocessing, model.images))
     else:
         own = Weights(str(dense.network(config, source)))
         model = loading.load(own, config.network, config.data, source)
     sizes.check(config, task.choice, model)
-    used = None if config.tuning.trains else task.chosen
+    used = None if config.tuning.trains else task.calibration
     work.begin(
         {
             "weights": folders.fingerprint(model.variables),
@@ -61,11 +61,11 @@ def dense_network(task: Task, work: Workspace) -> Dense:
     return Dense(model, time.perf_counter() - start, notes)
 
 
-def score_dense(task: Task, dense: Dense) -> Score:
+def score_dense(task: Task, dense: Dense) -> Baseline:
     """What the network to prune scores."""
     stage = score(task, "dense", dense.model, dense.seconds)
     classes, count = task.source.num_classes, len(task.source.test)
-    return Score(stage, noted(doubts.of_dense(stage.top1, classes, count)))
+    return Baseline(stage, noted(doubts.of_dense(stage.top1, classes, count)))
 
 
 def score(task: Task, name: str, model: Model, seconds: float) -> Stage:
@@ -86,21 +86,28 @@ def measure(
     stages, notes = pruned.stages, ()
     if tuned.recipe is not None:
         last = score(task, "finetuned", loaded, tuned.seconds)
-        before, count = stages[-1].top1, len(task.source.test)
-        notes = noted(doubts.of_tuning(before, last.top1, count))
+        count = len(task.source.test)
+        notes = noted(doubts.of_tuning(stages[-1].top1, last.top1, count))
         stages = (*stages, last)
     costs = _costs(dense.model, loaded, task.config.output.latency_batch_size)
-    times = [each["latency_ms"] for each in costs]
+    before, after = (each["latency_ms"] for each in costs)
     record, missed = pruned.budget, None
     if record is not None:
-        record, missed = budgets.timed_again(record, *times)
-    notes += noted(missed, doubts.of_latency(*times))
+        record, missed = budgets.timed_again(record, before, after)
+    notes += noted(missed, doubts.of_latency(before, after))
     made = []
     output = task.config.output
     if output.formats and devices.is_first():
         size = output.latency_batch_size
         made = exports.write(output.formats, dense.model, loaded, work.folder, size)
-    return Final(stages, *costs, record, notes, tuple(made))
+    return Final(
+        stages,
+        dense=costs[0],
+        pruned=costs[1],
+        budget=record,
+        notes=notes,
+        exports=tuple(made),
+    )
 
 
 def deliver(task: Task, found: dict, work: Workspace) -> list[str]:
@@ -127,7 +134,7 @@ def _write_torch(model: Model, work: Workspace) -> None:
         "num_classes": model.num_classes,
         "widths": model.dense_widths,
         "options": dict(model.options),
-        **data.to_json(model.preprocessing),
+        **data.to_json(model.images),
     }
     weights.save_safetensors(work.folder / TORCH, model.variables, about)
 

@@ -36,6 +36,7 @@ class Keeper:
         except InputError as error:
             state, why = None, str(error).removesuffix(".")
         if devices.agree(state is not None):
+            assert state is not None  # the processes read the same files
             say(f"{self.label}: resuming after epoch {int(state.step) // steps}")
             return state
         say(f"{self.label}: starting at epoch 1, since {why}")

@@ -150,8 +150,9 @@ class Workspace:
                 f"was going on, and {out} is as it was; --resume makes them again."
             )
         with replacing(out, self.folder) as new:
-            for name in found if new else ():
-                _copy(self.folder / name, new / name)
+            if new is not None:
+                for name in found:
+                    _copy(self.folder / name, new / name)
         self.remove()
         return found
 

@@ -4,6 +4,7 @@ nothing is allocated on the word of a head.
 
 import contextlib
 import gzip
+import io
 import math
 import os
 import zipfile
@@ -67,7 +68,9 @@ def idx_array(place: str, name: str) -> UInt8[np.ndarray, "n *hw"]:
         ) from error
 
 
-def _idx_content(file: IO[bytes], axes: int, most: int) -> UInt8[np.ndarray, "..."]:
+def _idx_content(
+    file: io.BufferedIOBase, axes: int, most: int
+) -> UInt8[np.ndarray, "..."]:
     # Magic number 0, 0, 8 (bytes), axes; then the length of every axis, big-endian.
     head = file.read(4 + 4 * axes)
     if head[:4] != bytes((0, 0, 8, axes)) or len(head) < 4 + 4 * axes:

@@ -63,6 +63,9 @@ def batches(
       epoch: see recipe.
       workers: threads; None is one a processor, at most 16.
 
+    Returns:
+      Batches of one shape, as they are due.
+
     Raises:
       InputError: the arguments do not fit the split (at once), or an image cannot be
         read (when its batch is due).

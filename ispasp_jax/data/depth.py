@@ -2,6 +2,8 @@
 guess: what is black and what of another range is refused where it cannot be told.
 """
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image
@@ -25,7 +27,8 @@ def is_deep(image: Image.Image) -> bool:
         raise InputError(
             "the image counts from white, 0, to black; save it from black."
         )
-    ways = [str(tile[3]) for tile in image.tile]  # as PNG's RGB;16B; PPM has its white
+    tiles = getattr(image, "tile", ())  # of an image from a file
+    ways = [str(tile[3]) for tile in tiles]  # as PNG's RGB;16B; PPM has its white
     return any(";16" in way or "65535" in way for way in ways)
 
 
@@ -42,7 +45,8 @@ def eight_bits(image: Image.Image, deep: bool = False) -> Image.Image:
     if image.mode[0] in "IF":
         return Image.fromarray(of_array(np.asarray(image), deep))
     if deep and image.mode in ("RGB", "RGBA"):
-        _told(max(high for _, high in image.getextrema()[:3]), 255, "upper bytes of")
+        extremes: Any = image.getextrema()  # a pair each, as there are several bands
+        _told(max(high for _, high in extremes[:3]), 255, "upper bytes of")
     return image
 
 

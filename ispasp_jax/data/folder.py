@@ -64,10 +64,11 @@ def open_folder(place: str) -> Source:
     _known(train, classes, rows)
     last = None if listed else len(classes) - 1
     others = _from_csv(test, last) if tested else _from_folders(test, classes)
-    splits = [_split(part, r) for part, r in ((train, rows), (test, others))]
-    count = max(len(classes), class_count(*(split.labels for split in splits)))
+    split, tests = _split(train, rows), _split(test, others)
+    count = max(len(classes), class_count(split.labels, tests.labels))
     preprocessing, recipe, _ = defaults(None, None, 3)
-    return Source("folder", count, *splits, preprocessing, recipe, _numbered(classes))
+    notes = _numbered(classes)
+    return Source("folder", count, split, tests, preprocessing, recipe, notes)
 
 
 def _split(part: Path, rows: _Rows) -> FileSplit:

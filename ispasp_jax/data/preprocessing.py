@@ -92,7 +92,7 @@ def checked(preprocessing: Preprocessing) -> Preprocessing:
         if value is None and name == "resize":
             continue
         whole = isinstance(value, int) and not isinstance(value, bool)
-        if not (whole and 1 <= value <= MOST_PIXELS):
+        if not (isinstance(value, int) and whole and 1 <= value <= MOST_PIXELS):
             raise InputError(
                 f"{name} {value!r:.40} is not a number of pixels: expected an integer "
                 f"from 1 to {MOST_PIXELS}{' or none' if name == 'resize' else ''}."

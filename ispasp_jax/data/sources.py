@@ -1,6 +1,7 @@
 """Data sources by name: digits, npz:FILE, idx:DIR, folder:DIR, tfds:NAME[:SPLITS]."""
 
 import os
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -28,6 +29,9 @@ def open_source(spec: str) -> Source:
         (n, h, w). `idx:DIR`: MNIST's four files, gzipped or not. `folder:DIR`:
         DIR/train and DIR/val (or DIR/test), each with a folder a class or a labels.csv.
         `tfds:NAME[:TRAIN,TEST]`: a prepared TensorFlow data set.
+
+    Returns:
+      The source: splits, number of classes, default preprocessing.
 
     Raises:
       InputError: no such kind, or the data is missing, empty or broken.
@@ -68,7 +72,7 @@ def digits(_: str = "") -> Source:
     """scikit-learn's digits: grey, 8x8, values 0..16 spread over 0..255."""
     from sklearn.datasets import load_digits
 
-    bunch = load_digits()
+    bunch: Any = load_digits()
     images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
     labels = bunch.target.astype(np.int32)
     order = np.random.default_rng(0).permutation(len(images))
@@ -99,12 +103,9 @@ def npz(file: str) -> Source:
             f"{file}: x_train has images of {shapes[0]} and x_test of {shapes[1]}; "
             "make them alike."
         )
-    return Source(
-        "npz",
-        class_count(*(split.labels for split in splits)),
-        *splits,
-        *defaults(*shapes[0]),
-    )
+    train, test = splits
+    count = class_count(train.labels, test.labels)
+    return Source("npz", count, train, test, *defaults(*shapes[0]))
 
 
 def idx(place: str) -> Source:

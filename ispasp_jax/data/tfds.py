@@ -6,7 +6,7 @@ import contextlib
 import importlib.util
 import os
 import re
-from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,11 +19,19 @@ from ispasp_jax.errors import InputError
 _PLACE = re.compile(r"(?P<name>[^:]+(:\d+\.[\d*]+\.[\d*]+)?)(:(?P<splits>.+))?")
 
 
+class Records(Protocol):
+    """The examples of a split, by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int, /) -> Any: ...
+
+
 class TfdsSplit:
     """One split of a prepared data set; labels come with the images."""
 
     def __init__(
-        self, records: Sequence, keys: tuple[str, str], num_classes: int, origin: str
+        self, records: Records, keys: tuple[str, str], num_classes: int, origin: str
     ):
         self._records, self._keys = records, keys
         self._num_classes, self._origin = num_classes, origin
@@ -68,7 +76,7 @@ def open_tfds(place: str) -> Source:
     """
     name, splits = _parse(place)
     builder = _prepared(_builder(name), name)
-    keys, *looks = _features(builder, name)
+    keys, preprocessing, recipe, notes = _features(builder, name)
     num_classes = builder.info.features[keys[1]].num_classes
 
     def split(part: str) -> TfdsSplit:
@@ -90,7 +98,7 @@ def open_tfds(place: str) -> Source:
                 split(part).read(0)
                 test = split(part)
     test = test or split("test")
-    return Source("tfds", num_classes, train, test, *looks)
+    return Source("tfds", num_classes, train, test, preprocessing, recipe, notes)
 
 
 def describe(place: str) -> tuple[int, Preprocessing]:
@@ -107,16 +115,16 @@ def describe(place: str) -> tuple[int, Preprocessing]:
 
 def _parse(place: str) -> tuple[str, tuple[str, str] | None]:
     match = _PLACE.fullmatch(place)
-    splits = match and match["splits"] and tuple(match["splits"].split(","))
+    splits = match["splits"].split(",") if match and match["splits"] else []
     if match is None or (splits and (len(splits) != 2 or not all(splits))):
         raise InputError(
             f"tfds:{place} is not understood; expected tfds:NAME or "
             "tfds:NAME:TRAIN,TEST, as in tfds:mnist:train[:90%],train[90%:]."
         )
-    return match["name"], splits or None
+    return match["name"], (splits[0], splits[1]) if splits else None
 
 
-def _builder(name: str):
+def _builder(name: str) -> Any:
     try:
         import tensorflow_datasets
     except ImportError as error:
@@ -136,7 +144,7 @@ def _builder(name: str):
         ) from error
 
 
-def _prepared(builder, name: str):
+def _prepared(builder: Any, name: str) -> Any:
     """The builder once its files exist; nothing is fetched if they do."""
     try:
         builder.as_data_source(None)
@@ -161,7 +169,7 @@ def _prepared(builder, name: str):
         ) from error
 
 
-def _records(builder, part: str) -> Sequence:
+def _records(builder: Any, part: str) -> Records:
     """The examples of a split, in either format."""
     try:
         return builder.as_data_source(part)

@@ -17,7 +17,7 @@ from ispasp_jax.data.crc32c import checksum
 _HEAD, _TAIL = 12, 4
 
 
-class TfRecords(Sequence):
+class TfRecords:
     """The examples of a split.
 
     Args:
@@ -47,7 +47,7 @@ class TfRecords(Sequence):
                 f"{part.examples_in_shard}"
             )
         with open(part.filename, "rb") as file:
-            file.seek(starts[part.skip + i - (self._ends[k] - part.take)])
+            file.seek(int(starts[part.skip + i - (self._ends[k] - part.take)]))
             (length,) = struct.unpack("<Q", file.read(_HEAD)[:8])
             record, tail = file.read(length), file.read(_TAIL)
         if struct.pack("<I", checksum(record)) != tail:

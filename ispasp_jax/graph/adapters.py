@@ -135,7 +135,7 @@ def _need(variables, what: str, how: str) -> None:
         raise InputError(f"{what} needs its variables: those that {how} gave.")
 
 
-def _mode(call: Callable[..., Any], train: bool) -> dict[str, bool]:
+def _mode(call: Callable[..., Any], train: bool) -> dict[str, Any]:
     """What a call is to be told of whether it learns."""
     try:
         known = inspect.signature(call).parameters
@@ -220,7 +220,8 @@ def _nnx(definition: Any) -> Learner:
         return module(*inputs), nnx.state(module)
 
     def split(state):
-        return nnx.split_state(state, nnx.Param, ...)
+        params, rest = nnx.split_state(state, nnx.Param, ...)
+        return params, rest
 
     return Learner(evaluate, train, split, nnx.merge_state)
 

@@ -38,6 +38,10 @@ class Reason(NamedTuple):
     shape: bool
 
 
+#: What an atom's parts make of it; None for a leaf.
+Kind = Literal["product", "sum"] | None
+
+
 class Atom:
     """A dimension, or a part of one. Identity matters, so compare `root(a) is root(b)`.
 
@@ -53,11 +57,11 @@ class Atom:
     def __init__(
         self,
         size: Size,
-        kind: Literal["product", "sum"] | None = None,
+        kind: Kind = None,
         parts: Sequence["Atom"] = (),
     ):
         self.size = int(size) if isinstance(size, numbers.Integral) else size
-        self.kind = kind
+        self.kind: Kind = kind
         self.parts = tuple(parts)
         self.reason: Reason | None = None
         self._parent: Atom | None = None
@@ -68,8 +72,8 @@ def root(atom: Atom) -> Atom:
     top = atom
     while top._parent is not None:
         top = top._parent
-    while atom is not top:
-        atom._parent, atom = top, atom._parent
+    while (parent := atom._parent) is not None:
+        atom._parent, atom = top, parent
     return top
 
 

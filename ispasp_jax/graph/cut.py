@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Bool, Int
 
 from ispasp_jax.errors import InputError
@@ -123,7 +124,7 @@ def _by_numpy(change):
 
     @functools.wraps(change)
     def changed(array, dims, masks: Masks):
-        known = isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer)
+        known = isinstance(array, jax.Array) and not isinstance(array, Tracer)
         if not known or len(array.devices()) > 1 or jnp.issubdtype(array.dtype, _KEYS):
             return change(array, dims, masks)
         if all(of(atom, masks) is None for atom in dims):

@@ -82,6 +82,11 @@ def _kind(node: Any) -> str:
     return ""
 
 
+def _nnx_linear(node, layer):
+    ins, outs = layer.shape("kernel")
+    return {"in_features": ins, "out_features": outs}
+
+
 def _nnx_general(node, layer):
     shape = layer.shape("kernel")
     ins, outs = len(node.in_features), len(node.out_features)
@@ -137,8 +142,9 @@ def _tree_conv(node, layer):
 
 
 def _tree_linear(node, layer):
-    sizes = zip(("out_features", "in_features"), layer.shape("weight"), strict=True)
-    return {n: size for n, size in sizes if getattr(node, n) != "scalar"}
+    outs, ins = layer.shape("weight")
+    sizes = {"out_features": outs, "in_features": ins}
+    return {n: size for n, size in sizes.items() if getattr(node, n) != "scalar"}
 
 
 def _tree_group_norm(node, layer):
@@ -177,9 +183,7 @@ def _embedding(*names: str):
 
 
 _HOLDERS: dict[str, Callable[[Any, _Layer], dict[str, Any]]] = {
-    "flax.nnx.Linear": lambda node, layer: dict(
-        zip(("in_features", "out_features"), layer.shape("kernel"), strict=True)
-    ),
+    "flax.nnx.Linear": _nnx_linear,
     "flax.nnx.LinearGeneral": _nnx_general,
     "flax.nnx.Einsum": lambda node, layer: {"kernel_shape": layer.shape("kernel")},
     "flax.nnx.Conv": _nnx_conv,

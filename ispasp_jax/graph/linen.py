@@ -47,7 +47,7 @@ def group_sizes(function: Callable[..., Any], *shapes: Any) -> dict[str, int]:
         module = context.module
         if isinstance(module, nn.GroupNorm) and module.num_groups:
             if context.method_name == "__call__":
-                path = "/".join(module.scope.path)
+                path = _path(module)
                 sizes[path] = args[0].shape[-1] // module.num_groups
         return following(*args, **kwargs)
 
@@ -55,6 +55,12 @@ def group_sizes(function: Callable[..., Any], *shapes: Any) -> dict[str, int]:
         # A function of its own: jax does not run again what it has traced before.
         jax.eval_shape(lambda *arrays: function(*arrays), *shapes)
     return sizes
+
+
+def _path(module: nn.Module) -> str:
+    """Of a module that is running."""
+    assert module.scope is not None
+    return "/".join(module.scope.path)
 
 
 def _sized(blocks, following, args, kwargs, context):
@@ -74,9 +80,9 @@ def _sized(blocks, following, args, kwargs, context):
 def _fields(module: nn.Module, blocks, args) -> dict[str, Any]:
     """What a layer's fields have to say, by the arrays that are there."""
     if isinstance(module, nn.GroupNorm):
-        size = blocks.get("/".join(module.scope.path))
+        size = blocks.get(_path(module))
         return {"num_groups": args[0].shape[-1] // size} if size and args else {}
-    of = _LAYERS.get(next((k for k in _LAYERS if isinstance(module, k)), None))
+    of = next((of for kind, of in _LAYERS.items() if isinstance(module, kind)), None)
     if of is None:
         return {}
     name = "embedding" if isinstance(module, nn.Embed) else "kernel"

@@ -173,7 +173,7 @@ def spread(atom: Atom, mask: np.ndarray, found: dict[Atom, np.ndarray]) -> None:
     rows = mask.ndim - 1
     for axis, part in enumerate(members):
         others = tuple(rows + a for a in range(len(members)) if a != axis)
-        spread(part, grid.any(others), found)
+        spread(part, np.any(grid, others), found)
     made = cut.of(atom, found)
     if made is not None and (made != mask).any():
         raise InputError(

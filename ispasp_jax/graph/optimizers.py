@@ -8,6 +8,7 @@ it is refused.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -64,7 +65,9 @@ def take_optimizer(
     pairs, structure = jax.tree_util.tree_flatten_with_path(state)
     owners, cut = _owners(optimizer, state, params), []
     for (path, leaf), owner in zip(pairs, owners, strict=True):
-        own = axes.get(owner.path, ()) if np.shape(leaf) != NOTHING else ()
+        own = ()
+        if owner.path is not None and np.shape(leaf) != NOTHING:
+            own = axes.get(owner.path, ())
         if own and np.shape(leaf) != owner.shape:
             raise InputError(_refusal(state, path, leaf))
         for axis in dict.fromkeys(a % len(owner.shape) for a in own):
@@ -122,7 +125,7 @@ def _check(expected: optax.OptState, state: optax.OptState) -> None:
             )
 
 
-def _refusal(state: optax.OptState, path: tuple, leaf: object) -> str:
+def _refusal(state: Any, path: tuple, leaf: Any) -> str:
     """What is said of an array that cannot be cut."""
     node, name = state, type(state).__name__
     for key in path:

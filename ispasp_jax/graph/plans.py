@@ -15,6 +15,14 @@ from ispasp_jax.graph import cut as cuts
 def apply(plan: Plan, traced: Traced, variables: Any) -> Any:
     """The variables with every group of the plan cut.
 
+    Args:
+      plan: what stays.
+      traced: the model before the cut.
+      variables: its variables, or any tree that holds trees like them.
+
+    Returns:
+      The same with smaller arrays.
+
     Raises:
       InputError: the plan is for another model, or for other widths.
     """
@@ -22,12 +30,32 @@ def apply(plan: Plan, traced: Traced, variables: Any) -> Any:
 
 
 def mask(plan: Plan, traced: Traced, variables: Any) -> Any:
-    """The variables at full width, with zeros where the plan cuts."""
+    """The variables at full width, with zeros where the plan cuts.
+
+    Args:
+      plan: what stays.
+      traced: the model before the cut.
+      variables: its variables, or any tree that holds trees like them.
+
+    Returns:
+      The same with arrays of the same shapes.
+
+    Raises:
+      InputError: the plan is for another model, or for other widths.
+    """
     return traced.mask(plan, variables)
 
 
 def check(plan: Plan, traced: Traced) -> None:
-    """Raises InputError where the plan does not fit the model."""
+    """Checks that a plan fits a model.
+
+    Args:
+      plan: what stays.
+      traced: the model before the cut.
+
+    Raises:
+      InputError: the plan is for another model, or for other widths.
+    """
     traced.masks(plan)
 
 
@@ -95,7 +123,15 @@ def _rows(kept: np.ndarray) -> str:
 
 
 def to_json(plan: Plan, model: str) -> dict:
-    """The plan as plan.json has it."""
+    """The plan as plan.json has it.
+
+    Args:
+      plan: what stays.
+      model: the model's name.
+
+    Returns:
+      What json.dumps takes.
+    """
     return {
         "format": 1,
         "model": model,
@@ -108,6 +144,12 @@ def to_json(plan: Plan, model: str) -> dict:
 
 def from_json(data: Any) -> tuple[str, Plan]:
     """The model's name and the plan, from what plan.json holds.
+
+    Args:
+      data: what json.loads gave.
+
+    Returns:
+      The model's name, and the plan.
 
     Raises:
       InputError: it is not a plan of format 1.

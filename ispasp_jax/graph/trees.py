@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Int, Shaped
 
 from ispasp_jax.errors import InputError
@@ -112,7 +113,7 @@ def indices(
         f"boolean mask of length {channels}"
         f"{f', and a row of them for each of {layers} layers' if layers else ''}"
     )
-    if isinstance(kept, jax.core.Tracer):
+    if isinstance(kept, Tracer):
         raise InputError(
             f"{what}: what is kept decides shapes, but jit traced it; "
             f"{expected}, known outside jit."

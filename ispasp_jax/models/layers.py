@@ -11,6 +11,7 @@ bfloat16; parameters and batch statistics stay in float32.
 import functools
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -28,6 +29,10 @@ def as_input(x: Array, *parameters: Array | None, **options) -> list[Array | Non
     if options.get("dtype") is None and jnp.issubdtype(x.dtype, jnp.floating):
         options["dtype"] = x.dtype
     return promote_dtype(x, *parameters, **options)
+
+
+#: Flax says that the hook takes a tuple, and calls it with the arrays.
+_PROMOTE: Any = as_input
 
 
 def is_half(x: Array) -> bool:
@@ -108,6 +113,7 @@ def _shifted(product, strides, padding, out, x, kernel):
         window = padded[:, i : i_end : strides[0], j : j_end : strides[1]]
         term = product(window, kernel[place])
         total = term if total is None else total + term
+    assert total is not None, "every window sees a pixel"
     return total.astype(dtype)
 
 
@@ -143,14 +149,14 @@ def Conv(
         use_bias=use_bias,
         kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
         conv_general_dilated=convolve,
-        promote_dtype=as_input,
+        promote_dtype=_PROMOTE,
         **options,
     )
 
 
 def Dense(features: int, **options) -> nn.Dense:
     """nn.Dense that computes in its input's dtype."""
-    return nn.Dense(features, promote_dtype=as_input, **options)
+    return nn.Dense(features, promote_dtype=_PROMOTE, **options)
 
 
 class BatchNorm(nn.BatchNorm):
@@ -160,6 +166,9 @@ class BatchNorm(nn.BatchNorm):
 
     momentum: float = 0.9
 
-    def __call__(self, x: Float[Array, "n ... c"], train: bool = False):
+    # A layer here is told whether it trains; Flax's asks for the running average.
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Float[Array, "n ... c"], train: bool = False
+    ):
         raised = x.astype(jnp.float32) if is_half(x) else x
         return super().__call__(raised, use_running_average=not train).astype(x.dtype)

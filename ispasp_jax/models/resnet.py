@@ -3,7 +3,7 @@ padding as in flax/examples/imagenet (flax_resnet18, ...), and the CIFAR ResNets
 et al., section 4.2 (20, 32, 44, 56, 110), whose shortcuts have no parameters.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -118,7 +118,8 @@ class ResNet(nn.Module):
         x = Conv(self.base, *((7, 2) if imagenet else (3, 1)), name="conv1")(x)
         x = nn.relu(BatchNorm(name="bn1")(x, train))
         if imagenet:
-            x = nn.max_pool(x, (3, 3), (2, 2), self.padding or [(1, 1), (1, 1)])
+            padding: Any = self.padding or [(1, 1), (1, 1)]
+            x = nn.max_pool(x, (3, 3), (2, 2), padding)
         block, channels = Bottleneck if self.bottleneck else BasicBlock, self.base
         for stage, depth in enumerate(self.depths):
             width = self.base * 2**stage

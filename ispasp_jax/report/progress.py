@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 
 from ispasp_jax.numerals import numeral
 
@@ -16,9 +16,16 @@ def say(text: str) -> None:
 
 
 def track(items: Iterable, label: str, total: int | None = None) -> Iterator:
-    """The items themselves, with a bar on a terminal and a line when done otherwise."""
+    """The items themselves, with a bar on a terminal, else a line now and then.
+
+    Args:
+      items: what is gone through.
+      label: what is done with them.
+      total: how many they are, where they do not say so themselves.
+    """
     from ispasp_jax import devices
 
+    total = len(items) if isinstance(items, Sized) else total
     if sys.stderr.isatty() and devices.is_first():
         from tqdm import tqdm
 

@@ -139,7 +139,7 @@ def budget_table(record: Mapping[str, Any]) -> str:
     """What a budget asked and what its widths reach."""
     from ispasp_jax.budget import KINDS
 
-    rows = [["budget", "asked", "reached", "of dense"]]
+    rows: list[list[Any]] = [["budget", "asked", "reached", "of dense"]]
     for kind, value in record["reached"].items():
         full = record["feasible"][kind][1]
         asked = record["limits"].get(kind)

@@ -94,7 +94,8 @@ def algorithm_1(
     with jax.default_matmul_precision("highest"):
         S = jnp.zeros(H.shape[-1], bool)
         finite = jnp.isfinite(μ(H)).all()
-        start = (0, S, consumed(S), False, jnp.zeros(T, H.dtype), finite)
+        t = jnp.zeros((), jnp.int32)
+        start = (t, S, consumed(S), False, jnp.zeros(T, H.dtype), finite)
         t, S, _, _, residuals, finite = jax.lax.while_loop(unfinished, iterate, start)
     return Selection(S, residuals, t, finite)
 

@@ -102,7 +102,8 @@ def cosamp_selection(
         W_all = estimate(jnp.ones(d, bool))
         S, W = jnp.zeros(d, bool), jnp.zeros_like(B)
         least, residuals = jnp.asarray(jnp.inf, A.dtype), jnp.zeros(T, A.dtype)
-        start = (0, S, W, False, S, least, residuals, jnp.isfinite(W_all).all())
+        t, finite = jnp.zeros((), jnp.int32), jnp.isfinite(W_all).all()
+        start = (t, S, W, False, S, least, residuals, finite)
         t, _, _, _, best, _, residuals, finite = jax.lax.while_loop(
             unfinished, iterate, start
         )

@@ -31,6 +31,7 @@ from ispasp_jax.selection.problem import (
     gram,
     regressions,
     regularised,
+    total,
 )
 
 #: Of the mean variance of the patches; what the repair's hold-out mostly chooses.
@@ -80,13 +81,14 @@ def _elimination(problems, d, ridge):
     def remove(step, state):
         pairs, gone, order, losses = state
         owns = [_own(inverse, gone) for _, inverse in pairs]
-        loss = sum(
+        loss = total(
             jnp.einsum("cio,cio->c", W, _divide(W, own))
             for (W, _), own in zip(pairs, owns, strict=True)
         )
         c = jnp.argmin(jnp.where(gone, jnp.inf, loss))
         pairs = tuple(
-            _without(c, *pair, own) for pair, own in zip(pairs, owns, strict=True)
+            _without(c, W, inverse, own)
+            for (W, inverse), own in zip(pairs, owns, strict=True)
         )
         return (
             pairs,
@@ -131,8 +133,8 @@ def elimination_as_cut(problem: Regressions, d: int) -> Path:
 
     def remove(step, state):
         gone, order, losses = state
-        total = losses[step - 1] * (step > 0)
-        loss = total + jnp.diagonal(K) + 2 * K @ gone.astype(K.dtype)
+        so_far = losses[step - 1] * (step > 0)
+        loss = so_far + jnp.diagonal(K) + 2 * K @ gone.astype(K.dtype)
         c = jnp.argmin(jnp.where(gone, jnp.inf, loss))
         return gone.at[c].set(True), order.at[step].set(c), losses.at[step].set(loss[c])
 

@@ -5,12 +5,14 @@ shardings. What is static (shapes, dtypes, a size that is a Python int) is check
 traced size is taken as it comes.
 """
 
+import functools
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from ispasp_jax.errors import InputError
@@ -95,11 +97,11 @@ class Selection(NamedTuple):
     finite: Bool[Array, ""]
 
 
-def check_size(size: Size, d: int) -> None:
+def check_size(size: Any, d: int) -> None:
     """Raises InputError where a size is not a number of channels, 1 to d. Of a traced
     one the dtype and shape alone are known.
     """
-    if isinstance(size, jax.core.Tracer):
+    if isinstance(size, Tracer):
         sound, got = jnp.issubdtype(size.dtype, jnp.integer) and not size.shape, size
     else:
         got = repr(size)
@@ -114,10 +116,10 @@ def check_size(size: Size, d: int) -> None:
         )
 
 
-def check_hidden(H: Float[Array, "n *positions d"]) -> None:
+def check_hidden(H: Any) -> None:
     """Raises InputError where these are no hidden activations."""
     shape, dtype = getattr(H, "shape", None), getattr(H, "dtype", None)
-    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+    if dtype is None or shape is None or not jnp.issubdtype(dtype, jnp.floating):
         found = type(H).__name__ if dtype is None else f"dtype {dtype}"
         raise InputError(
             f"hidden activations must be an array of floating-point numbers; got "
@@ -168,12 +170,17 @@ def gram(problem: Regressions, d: int) -> Float[Array, "d d"]:
     a mask m, nothing refitted, is (1 − m)ᵀ K (1 − m).
     """
 
-    def one(problem):
+    def one(problem: LeastSquares) -> Float[Array, "d d"]:
         pairs = problem.xx * (problem.start @ problem.start.T)
         taps = len(pairs) // d
         return pairs.reshape(taps, d, taps, d).sum((0, 2))
 
-    return sum(map(one, regressions(problem)))
+    return total(map(one, regressions(problem)))
+
+
+def total(arrays: Iterable[Float[Array, "..."]]) -> Float[Array, "..."]:
+    """The sum of arrays, one at least."""
+    return functools.reduce(operator.add, arrays)
 
 
 def batch_sum(

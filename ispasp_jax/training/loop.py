@@ -53,7 +53,12 @@ class Recipe(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """A trained network whose logits are learned from, in evaluation mode."""
+    """A trained network whose logits are learned from, in evaluation mode.
+
+    Attributes:
+      network: a model of any framework, as `trace` takes it.
+      variables: its variables.
+    """
 
     network: Any = dataclasses.field(metadata={"static": True})
     variables: Any
@@ -81,7 +86,15 @@ class TrainState(NamedTuple):
 
 
 def optimizer(recipe: Recipe, steps_per_epoch: int) -> optax.GradientTransformation:
-    """The recipe as an optax transformation."""
+    """The recipe as an optax transformation.
+
+    Args:
+      recipe: how to train.
+      steps_per_epoch: batches of an epoch.
+
+    Returns:
+      The transformation; its schedule counts steps.
+    """
     steps = max(1, recipe.epochs * steps_per_epoch)
     warmup = min(round(recipe.warmup_epochs * steps_per_epoch), steps - 1)
     schedule = optax.warmup_cosine_decay_schedule(
@@ -100,7 +113,16 @@ def optimizer(recipe: Recipe, steps_per_epoch: int) -> optax.GradientTransformat
 def cross_entropy(
     logits: Float[Array, "n classes"], label: Int[Array, " n"], smoothing: float = 0.0
 ) -> Float[Array, " n"]:
-    """Cross-entropy of each example, in nats."""
+    """Cross-entropy of each example, in nats.
+
+    Args:
+      logits: of each example.
+      label: its class.
+      smoothing: taken from the true class and spread over all.
+
+    Returns:
+      One number an example.
+    """
     target = jax.nn.one_hot(label, logits.shape[-1], dtype=logits.dtype)
     return optax.softmax_cross_entropy(logits, optax.smooth_labels(target, smoothing))
 
@@ -112,6 +134,14 @@ def distillation(
 ) -> Float[Array, " n"]:
     """T² · KL(teacher ‖ student) of each example, both softened by the temperature T
     (Hinton et al., arXiv 1503.02531); T² keeps the gradient's size.
+
+    Args:
+      logits: the student's.
+      teacher: the teacher's logits of the same examples.
+      temperature: T.
+
+    Returns:
+      One number an example, in nats times T².
     """
     soft, target = (jax.nn.log_softmax(z / temperature) for z in (logits, teacher))
     divergence = optax.losses.kl_divergence_with_log_targets(soft, target)
@@ -124,7 +154,17 @@ def start(
     transformation: optax.GradientTransformation,
     variables: Any,
 ) -> TrainState:
-    """The state before the first step; the average, if any, begins at the variables."""
+    """The state before the first step; the average, if any, begins at the variables.
+
+    Args:
+      network: a model of any framework, as `trace` takes it.
+      recipe: how to train.
+      transformation: of `optimizer`.
+      variables: the network's.
+
+    Returns:
+      The state at step 0.
+    """
     params, _ = learner(network).split(variables)
     return TrainState(
         jnp.zeros((), jnp.int32),
@@ -148,6 +188,9 @@ def cut_state(
       traced: its groups.
       state: the state of the network.
 
+    Returns:
+      The network at the narrower widths, and its state.
+
     Raises:
       InputError: the plan is for another architecture, or for other widths; or the
         optimizer keeps arrays that are not shaped as the variables are.
@@ -165,10 +208,20 @@ def train_step(
     teacher: Teacher | None = None,
     size: int | None = None,
 ) -> tuple[TrainState, Float[Array, ""]]:
-    """One step; returns the new state and the loss. The old state is given up.
+    """One step; the old state is given up.
 
-    `size` is how many of the batch's rows there are without those that devices.place
-    added: batch norm would count them, whatever they weigh.
+    Args:
+      network: a model of any framework, as `trace` takes it.
+      transformation: of `optimizer`; static, as network and recipe are.
+      recipe: how to train.
+      state: before the step; its arrays are given up.
+      batch: images, labels and weights.
+      teacher: whom to learn from, where the recipe's `distill` is above 0.
+      size: how many of the batch's rows there are without those that devices.place
+        added, which batch norm would count whatever they weigh; None: all of them.
+
+    Returns:
+      The state after the step, and the mean loss of the batch, in nats.
     """
     return _train_step(
         learner(network), transformation, recipe, state, batch, teacher, size
@@ -183,6 +236,7 @@ def _train_step(
     params, rest = model.split(state.variables)
     key = jax.random.fold_in(jax.random.key(0), state.step)  # of dropout
     share = recipe.distill
+    taught = None
     if share:
         taught = learner(teacher.network).evaluate(teacher.variables, batch.image)
         taught = taught.astype(jnp.float32)
@@ -194,7 +248,7 @@ def _train_step(
         if share < 1:
             labelled = cross_entropy(logits, batch.label, recipe.label_smoothing)
             losses += (1 - share) * labelled
-        if share:
+        if taught is not None:
             losses += share * distillation(logits, taught, recipe.temperature)
         _, moved = model.split(moved)
         return (losses * batch.weight).sum() / batch.weight.sum(), moved
@@ -222,7 +276,16 @@ def _averaged(decay, old: Array, now: Array) -> Array:
 def evaluation_step(
     network: Any, variables: Any, batch: Batch
 ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
-    """Correct predictions, summed loss and examples of a batch."""
+    """Correct predictions, summed loss and examples of a batch.
+
+    Args:
+      network: a model of any framework, as `trace` takes it.
+      variables: its variables.
+      batch: images, labels and weights.
+
+    Returns:
+      Three sums over the batch, each example by its weight; the loss in nats.
+    """
     return _evaluation_step(learner(network), variables, batch)
 
 
@@ -235,7 +298,12 @@ def _evaluation_step(model: Learner, variables, batch):
 
 
 class Score(NamedTuple):
-    """top1 in 0..1, mean loss in nats."""
+    """How good a network is.
+
+    Attributes:
+      top1: share of the examples whose class has the largest logit, 0 to 1.
+      loss: mean cross-entropy, in nats.
+    """
 
     top1: float
     loss: float
@@ -249,6 +317,15 @@ def evaluate(
 ) -> Score:
     """Top-1 accuracy and loss, over the devices of a mesh (devices.py) if one is given;
     padding weighs nothing.
+
+    Args:
+      network: a model of any framework, as `trace` takes it.
+      variables: its variables.
+      batches: of the split to judge by.
+      mesh: of devices.py; None stays on one device.
+
+    Returns:
+      Top-1 and mean loss over all examples.
     """
     variables = devices.replicate(mesh, variables)
     placed = (devices.place(mesh, batch) for batch in batches)

@@ -15,10 +15,10 @@ _EVENTS = (
 _compiled = 0.0
 
 
-def _listen(event: str, duration: float, **_) -> None:
+def _listen(event: str, duration_secs: float, **_: str | int) -> None:
     global _compiled
     if event in _EVENTS:
-        _compiled += duration
+        _compiled += duration_secs
 
 
 jax.monitoring.register_event_duration_secs_listener(_listen)
@@ -32,7 +32,7 @@ class Clocks:
     """
 
     def __init__(self, start: dict[str, float] | None = None):
-        self.seconds = collections.Counter(start or {})
+        self.seconds = collections.defaultdict(float, start or {})
         self._running: list[str] = []
         self._since = time.perf_counter()
         self._before = _compiled

@@ -8,6 +8,7 @@ curves know nothing of a budget, so any number of budgets can be solved from the
 """
 
 import functools
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -88,6 +89,9 @@ def measure_curves(
       memory: bytes of the images' activations that each device may keep; see
         streams.py. None: all that are alive at once.
       progress: wraps the iterable of consumers.
+
+    Returns:
+      Curves by group; a group that least squares does not reach has none.
 
     Raises:
       FloatingPointError: NaN or infinity in weights, images or activations.
@@ -234,9 +238,8 @@ class _Sums:
 
     @property
     def variance(self) -> float:
-        count, total, squares = (
-            sum(s) for s in zip(*jax.device_get(self._sums), strict=True)
-        )
+        columns = zip(*jax.device_get(self._sums), strict=True)
+        count, total, squares = (functools.reduce(operator.add, c) for c in columns)
         return max(float((squares - total**2 / count).sum() / count), 1e-30)
 
 

@@ -30,7 +30,7 @@ class Cuts:
       tree: the structure of the variables that were given.
     """
 
-    def __init__(self, flat: Flat, tree: jax.tree_util.PyTreeDef):
+    def __init__(self, flat: Flat, tree: Any):
         self._flat, self._tree = flat, tree
         self.masks: dict[Atom, np.ndarray] = {}
         self.any = False

@@ -11,7 +11,7 @@ network, in a pass of their own.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ def walk(
     traced: Traced,
     variables: Any,
     images: Images,
-    sizes: Mapping[str, int],
+    sizes: Mapping[str, SupportsIndex],
     criterion: Criterion | None = None,
     *,
     labels: gates.Labels | None = None,
@@ -68,6 +68,9 @@ def walk(
         sizes and criterion are not asked.
       options: how the walk goes.
 
+    Returns:
+      The variables that are left, and what became of every group.
+
     Raises:
       FloatingPointError: NaN or infinity in weights, images, activations, moments or
         importance.
@@ -84,9 +87,9 @@ def walk(
             plan = {n: Cut(w, np.asarray(kept)) for n, (w, kept) in plan.items()}
             sizes = {name: one.size for name, one in plan.items()}
         widths = {group.name: group.width for group in traced.groups}
-        sizes = inputs.checked_sizes(widths, sizes)
+        channels = inputs.checked_sizes(widths, sizes)
         inputs.check_variables(variables)
-        task = Task(sizes, criterion or ispasp(), key, options.residual_images, plan)
+        task = Task(channels, criterion or ispasp(), key, options.residual_images, plan)
         whole = _Walk(traced, variables, task, options, clocks)
         whole.start(batches, labels)
         for step in options.progress(whole.steps):

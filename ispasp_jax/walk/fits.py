@@ -38,7 +38,7 @@ class Kernel(NamedTuple):
     steps: tuple[Equation, ...]
 
     @property
-    def index(self) -> Int[np.ndarray, "..."]:
+    def indices(self) -> Int[np.ndarray, "..."]:
         """Of every number of the operand, in the flat variable."""
         numbers = jnp.arange(self.variable.aval.size).reshape(self.variable.shape)
         env = {self.variable: numbers}
@@ -52,7 +52,7 @@ class Kernel(NamedTuple):
     def put(self, weights: Weights, operand: Array) -> Weights:
         """The weights with another operand."""
         whole = jnp.asarray(weights[self.variable])
-        flat = whole.ravel().at[self.index.ravel()].set(operand.ravel())
+        flat = whole.ravel().at[self.indices.ravel()].set(operand.ravel())
         return {**weights, self.variable: flat.reshape(whole.shape)}
 
 
@@ -99,18 +99,19 @@ def store(
     own, link = stored_kernel(site), chain(site)
     found = roles(link)
     _, before = link.ends(weights)
-    if found.is_norm:
-        weights = found.mean.put(weights, mean)
-        weights = found.var.put(weights, var)
-        weights = found.scale.put(weights, 1.0)
+    norm = found.norm
+    if norm:
+        weights = norm.mean.put(weights, mean)
+        weights = norm.var.put(weights, var)
+        weights = norm.scale.put(weights, 1.0)
         if found.before:
             weights = found.before.put(weights, 0.0)
     scale, _ = link.ends(weights)
     alive = scale != 0
     scale = np.where(alive, scale, 1)
-    if found.is_norm:
-        weights = found.scale.put(weights, 1 / scale)
-    written = matrix if found.is_norm else matrix / scale
+    if norm:
+        weights = norm.scale.put(weights, 1 / scale)
+    written = matrix if norm else matrix / scale
     operand = layouts.from_kernel(site, jnp.asarray(written, jnp.float32))
     weights = own.put(weights, operand)
     turned, shift = _turned(link, weights), before

@@ -5,7 +5,7 @@ calibration images and their labels.
 import itertools
 import operator
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ def check_variables(variables: Any) -> None:
 
 
 def checked_sizes(
-    widths: Mapping[str, int], sizes: Mapping[str, int]
+    widths: Mapping[str, int], sizes: Mapping[str, SupportsIndex]
 ) -> dict[str, int]:
     """The sizes as Python ints.
 
@@ -140,7 +140,8 @@ def _batches(given: Any, what: str) -> Iterator[Any]:
             f"{what} are {_kind(given)}; expected batches of them, a list of arrays."
         )
     for place, batch in enumerate(given):
-        for array in batch if isinstance(batch, tuple) and batch else (batch,):
+        arrays: Any = batch if isinstance(batch, tuple) and batch else (batch,)
+        for array in arrays:
             if not _is_array(array):
                 raise InputError(
                     f"batch {place} of the {what} is {_kind(array)}; expected an array."

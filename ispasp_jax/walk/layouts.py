@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ispasp_jax.graph.program import AnyArray
 from ispasp_jax.walk.sites import RESHAPING, Site
 
 #: Positions of a feature map that moments are taken from, about: neighbours see nearly
@@ -40,7 +41,12 @@ def in_place(site: Site, factor: Float[Array, "n D"]) -> Array:
     sides = [site.hidden.shape[d] for d in own.contracted]
     others = len(site.hidden.shape) - len(sides) - 1
     factor = factor.reshape(len(factor), *[1] * others, *sides)
-    return jnp.transpose(factor, np.argsort(own.hidden))
+    return jnp.transpose(factor, _inverse(own.hidden))
+
+
+def _inverse(order: Sequence[int]) -> tuple[int, ...]:
+    """The permutation that undoes one."""
+    return tuple(np.argsort(order).tolist())
 
 
 def as_kernel(site: Site, kernel: Array) -> Float[Array, "*taps D o"]:
@@ -61,7 +67,7 @@ def from_kernel(site: Site, matrix: Float[Array, "p o"]) -> Array:
     """The contraction's operand with these numbers: `as_kernel` the other way."""
     own = site.form
     shape = tuple(site.kernel.shape[d] for d in own.kernel)
-    return jnp.transpose(matrix.reshape(shape), np.argsort(own.kernel))
+    return jnp.transpose(matrix.reshape(shape), _inverse(own.kernel))
 
 
 def as_out(site: Site, u: Array) -> Float[Array, "n *positions o"]:
@@ -69,7 +75,7 @@ def as_out(site: Site, u: Array) -> Float[Array, "n *positions o"]:
     own = site.form
     for eqn in reversed(site.chain):
         if eqn.name == "transpose":
-            u = jnp.transpose(u, np.argsort(eqn.params["permutation"]))
+            u = jnp.transpose(u, _inverse(eqn.params["permutation"]))
         elif eqn.name in RESHAPING:
             before = next(value for value in eqn.inputs if value.live)
             u = u.reshape(before.shape)
@@ -137,7 +143,7 @@ def patches(
     site: Site,
     h: Float[Array, "m *positions D"],
     step: int = 1,
-    places: Int[Array, " k"] | None = None,
+    places: Int[AnyArray, " k"] | None = None,
 ) -> Float[Array, "m *outputs p"]:
     """What the kernel, as a matrix with rows tap · D + place, is multiplied with, at
     every `step`-th place of the output; rows tap · k + i of some places alone."""

@@ -2,6 +2,7 @@
 the patches that its kernel multiplies and of what it should give, summed over batches.
 """
 
+import dataclasses
 import math
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from scipy.linalg import blas
+from scipy.linalg.blas import dger  # pyright: ignore[reportAttributeAccessIssue]
 
 from ispasp_jax.walk import layouts, sites
 from ispasp_jax.walk.pieces import compiled, piece
@@ -20,19 +21,21 @@ from ispasp_jax.walk.streams import Stream, weights_of
 _AT_ONCE = 2**23
 
 
-class Moments(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Moments:
     """Count, means and centred second moments of patches and targets; they add up."""
 
-    count: Float[np.ndarray, ""]
+    count: float
     x: Float[np.ndarray, " p"]
     y: Float[np.ndarray, " o"]
     xx: Float[np.ndarray, "p p"]
     xy: Float[np.ndarray, "p o"]
-    yy: Float[np.ndarray, ""]
+    yy: float
 
     def __add__(self, other: "Moments") -> "Moments":
         """Of both sets together."""
-        return Moments(*(np.array(m) for m in self)).add(other)
+        own = dataclasses.replace(self, xx=self.xx.copy(), xy=self.xy.copy())
+        return own.add(other)
 
     def add(self, other: "Moments") -> "Moments":
         """Of both sets together, without cancellation (Chan et al. 1983), in the memory
@@ -44,8 +47,9 @@ class Moments(NamedTuple):
         for products, more, d in ((self.xx, other.xx, dx), (self.xy, other.xy, dy)):
             products += more
             # products += weight · dx dᵀ; BLAS has columns where numpy has rows.
-            blas.dger(self.count * share, d, dx, a=products.T, overwrite_a=True)
-        return self._replace(
+            dger(self.count * share, d, dx, a=products.T, overwrite_a=True)
+        return dataclasses.replace(
+            self,
             count=count,
             x=self.x + share * dx,
             y=self.y + share * dy,
@@ -61,15 +65,15 @@ class Moments(NamedTuple):
             np.zeros_like(y),
             self.xx + self.count * np.outer(self.x, self.x),
             self.xy + self.count * np.outer(self.x, y),
-            self.yy + self.count * y @ y,
+            float(self.yy + self.count * y @ y),
         )
 
     def of(self, rows: Int[np.ndarray, " k"]) -> "Moments":
         """Of some rows of the patches alone."""
         if np.array_equal(rows, np.arange(len(self.x))):
             return self  # they are large
-        return self._replace(
-            x=self.x[rows], xx=self.xx[np.ix_(rows, rows)], xy=self.xy[rows]
+        return dataclasses.replace(
+            self, x=self.x[rows], xx=self.xx[np.ix_(rows, rows)], xy=self.xy[rows]
         )
 
 
@@ -128,8 +132,8 @@ def measure(
     pair = _pair(site, pruned)
     folds, images = (_Sum(), _Sum()), 0
     for batch, weight in enumerate(pruned.weight):
-        arrays = pair(pruned, dense.live[site.target][batch], batch, padded)
-        _add(folds, images % 2, *arrays, weight)
+        patches, target = pair(pruned, dense.live[site.target][batch], batch, padded)
+        _add(folds, images % 2, patches, target, weight)
         images += int(weight.sum())
     first, second = (fold.done() for fold in folds)
     own = rows(np.arange(k), len(padded), len(first.x))
@@ -144,7 +148,7 @@ def measure(
 
 
 def _finite(moments: Moments) -> bool:
-    return all(np.isfinite(m).all() for m in moments)
+    return all(np.isfinite(m).all() for m in vars(moments).values())
 
 
 def _bucket(k: int, d: int) -> int:
@@ -192,14 +196,15 @@ def _add(folds, first: int, patches: Array, target: Array, weight: Array) -> Non
     if jax.default_backend() != "cpu" or not patches.is_fully_addressable:
         halves = jax.device_get(_on_devices(patches, target, weight))
         for place, half in enumerate(halves):
-            found = Moments(*(np.array(m, np.float64) for m in half))
+            count, x, y, xx, xy, yy = (np.array(m, np.float64) for m in half)
+            found = Moments(np.float64(count), x, y, xx, xy, float(yy))
             folds[(place + first) % 2].put(found)
         return
     count = int(np.asarray(weight).sum())  # padding comes last
     x, y = (np.asarray(a)[:count] for a in (patches, target))
     for place in (0, 1):
-        own = (a[place::2].reshape(-1, a.shape[-1]) for a in (x, y))
-        folds[(place + first) % 2].add(*own)
+        own, wanted = (a[place::2].reshape(-1, a.shape[-1]) for a in (x, y))
+        folds[(place + first) % 2].add(own, wanted)
 
 
 class _Sum:
@@ -227,6 +232,7 @@ class _Sum:
         """Of all rows."""
         if self._rows:
             self._flush()
+        assert self._found is not None, "of one batch at least"
         return self._found
 
     def _flush(self) -> None:
@@ -235,8 +241,8 @@ class _Sum:
         count = np.float64(len(x))
         mean_x, mean_y = (_centre(a) for a in (x, y))
         products = (x.T @ x, x.T @ y, np.vdot(y, y))
-        squares = (m.astype(np.float64) for m in products)
-        self.put(Moments(count, mean_x, mean_y, *squares))
+        xx, xy, yy = (np.asarray(m, np.float64) for m in products)
+        self.put(Moments(count, mean_x, mean_y, xx, xy, float(yy)))
 
 
 def _centre(x: Float[np.ndarray, "n p"]) -> Float[np.ndarray, " p"]:

@@ -138,6 +138,7 @@ def recalibrate(norm: Norm, stream: Stream) -> Weights:
         squares = squares + s + np.square(apart) * count * n / whole
         count = whole
     roles, weights = norm.roles, stream.weights
+    assert roles.mean and roles.var, "asked of norms that are running"
     if roles.before:
         mean = mean + roles.before.get(weights)
     weights = roles.mean.put(weights, mean)

@@ -3,6 +3,8 @@ images, moments for criteria that ask for them, and what a cut would lose.
 """
 
 import functools
+import math
+import operator
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -59,7 +61,7 @@ class Read(NamedTuple):
       site: the consumer.
       kernel: the consumer's.
       scale: of its outputs.
-      index: the places of H that belong to each channel.
+      places: those of H that belong to each channel.
       size: what its share of a stack is divided by.
       total: the sum of H over the images, a batch of one; None where nobody asks.
       squares: ‖V‖² and ‖U‖² on some images, of a support; None without images.
@@ -69,7 +71,7 @@ class Read(NamedTuple):
     site: Site
     kernel: Float[Array, "*taps D o"]
     scale: Float[np.ndarray, "*positions o"]
-    index: Int[np.ndarray, "d m"]
+    places: Int[np.ndarray, "d m"]
     size: float
     total: Float[Array, "1 *positions D"] | None
     squares: Callable[[Bool[np.ndarray, " d"]], tuple[float, float]] | None
@@ -128,7 +130,8 @@ def _summed(site: Site, hidden: Activations, weights: Activations) -> Array:
         return function
 
     run = compiled(("sum", site.form, site.hidden.aval), make)
-    return sum(run(h, weight) for h, weight in zip(hidden, weights, strict=True))
+    batches = zip(hidden, weights, strict=True)
+    return functools.reduce(operator.add, (run(*batch) for batch in batches))
 
 
 def _mean_size(site, hidden, weights, kernel, scale) -> float:
@@ -169,10 +172,10 @@ def regression_of(group: Group, read: Read, weights: Weights) -> LeastSquares:
     whole = folds[0] + folds[1]
     size = 1.0
     if read.size != 1:  # of a stack, whose parts count alike
-        size = np.sqrt(max(whole.yy / whole.count, 1e-30))
+        size = math.sqrt(max(whole.yy / whole.count, 1e-30))
     d = read.site.width
     matrix = reach.matrix[rows(places, d, len(reach.matrix))]
-    index = np.searchsorted(places, read.index)
+    index = np.searchsorted(places, read.places)
     return regression(whole, matrix, len(places), index, size)
 
 

@@ -50,6 +50,14 @@ class Place(NamedTuple):
         return whole if self.layer is None else np.asarray(whole[self.layer])
 
 
+class Norm(NamedTuple):
+    """A norm's scale and running moments."""
+
+    scale: Place
+    mean: Place
+    var: Place
+
+
 class Roles(NamedTuple):
     """What a chain's variables are; None for what there is not.
 
@@ -68,9 +76,11 @@ class Roles(NamedTuple):
     before: Place | None = None
 
     @property
-    def is_norm(self) -> bool:
-        """Whether there is a norm whose moments and scale can be written anew."""
-        return None not in (self.scale, self.mean, self.var)
+    def norm(self) -> "Norm | None":
+        """The norm whose moments and scale can be written anew, if there is one."""
+        if self.scale is None or self.mean is None or self.var is None:
+            return None
+        return Norm(self.scale, self.mean, self.var)
 
 
 def roles(found: Chain) -> Roles:

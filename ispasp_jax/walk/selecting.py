@@ -76,7 +76,7 @@ def _answer(group, layer, reads, weights, task, labelled) -> Selection:
             "totals": [read.total for read in reads],
             "kernels": [read.kernel for read in reads],
             "scales": [read.scale for read in reads],
-            "indices": [read.index for read in reads],
+            "indices": [read.places for read in reads],
             "sizes": [np.float32(read.size) for read in reads],
         }
     if "producer" in needs:
@@ -141,7 +141,7 @@ def _consume(found, plain, arrays, hidden):
 
 def _is_plain(read: Read) -> bool:
     """Whether the group's channels are all that the consumer reads, in order."""
-    return np.array_equal(read.index[:, 0], np.arange(read.site.width))
+    return np.array_equal(read.places[:, 0], np.arange(read.site.width))
 
 
 def _channels(h: Array, index: Array) -> Float[Array, "1 *positions m d"]:
@@ -203,8 +203,10 @@ def _rank(path: str, makers: Sequence[str]) -> int:
 
 
 def _relative_residual(reads: Sequence[Read], support) -> float | None:
-    if any(read.squares is None for read in reads):
-        return None
-    pairs = [np.asarray(r.squares(support)) / r.size**2 for r in reads]
+    pairs = []
+    for read in reads:
+        if read.squares is None:
+            return None
+        pairs.append(np.asarray(read.squares(support)) / read.size**2)
     lost, whole = np.sum(pairs, axis=0)
     return float(np.sqrt(lost / whole)) if whole > 0 else 0.0

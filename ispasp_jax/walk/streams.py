@@ -31,7 +31,7 @@ Images = Iterable[Any]
 Weights = Mapping[Value, AnyArray]
 
 
-class Lazy(Sequence):
+class Lazy:
     """Batches that are made each time they are read, and take no device memory."""
 
     def __init__(self, make: Callable[[int], Array], count: int):
@@ -42,6 +42,9 @@ class Lazy(Sequence):
 
     def __getitem__(self, k: int) -> Array:
         return self._make(range(self._count)[k])
+
+    def __iter__(self) -> Iterator[Array]:
+        return map(self._make, range(self._count))
 
 
 #: A batch each: what is there, or what is made when it is read.
@@ -149,20 +152,19 @@ class Stream(NamedTuple):
                         way.watch[value](k, array)
                 yield made[: way.new]
 
-        room = self._has_room([*way.passed, *new])
-        found = [*batches()] if room else [[*map(_to_host, b)] for b in batches()]
+        columns: list[Activations]
+        if self._has_room([*way.passed, *new]):
+            columns = [[*column] for column in zip(*batches(), strict=True)]
+        else:
+            held = [[*map(_to_host, batch)] for batch in batches()]
+            columns = [_lazily([*column]) for column in zip(*held, strict=True)]
         if not all(jax.device_get(finite)):
             raise FloatingPointError(
                 f"{self.name}: its activations hold NaN or infinity, so nothing that "
                 "follows means anything; check the weights and the calibration images "
                 "(their mean and std, and whether they overflow in half precision)."
             )
-
-        def read(place: int) -> Activations:
-            column = [batch[place] for batch in found]
-            return column if room else Lazy(lambda k: column[k](), len(column))
-
-        return {value: read(place) for place, value in enumerate(new)}
+        return dict(zip(new, columns, strict=True))
 
     def _lazy(self, way: "_Way") -> dict[Value, Activations]:
         """What is new, computed whenever it is read; of the last batch it is kept."""
@@ -216,13 +218,10 @@ def start(
     memory: int | None = None,
 ) -> Stream:
     """Calibration batches at the network's input; see `padded`."""
-    batches, weight = padded(
-        images, mesh, (lambda a: a) if memory is None else _to_host
-    )
-    live = {}
-    for value, column in zip(flat.inputs, zip(*batches, strict=True), strict=True):
-        lazy = Lazy(lambda k, column=column: column[k](), len(column))
-        live[value] = [*column] if memory is None else lazy
+    held = memory is not None
+    batches, weight = padded(images, mesh, _to_host if held else lambda array: array)
+    columns = zip(flat.inputs, zip(*batches, strict=True), strict=True)
+    live = {value: _lazily(all_) if held else [*all_] for value, all_ in columns}
     return Stream(flat, weights, 0, live, weight, memory)
 
 
@@ -271,6 +270,11 @@ def share(memory: int | None, mesh: jax.sharding.Mesh | None, count: int) -> int
     if memory is None:
         return None
     return memory * (1 if mesh is None else mesh.size) // count
+
+
+def _lazily(batches: Sequence[Callable[[], Array]]) -> Lazy:
+    """Batches that lie on the host."""
+    return Lazy(lambda k: batches[k](), len(batches))
 
 
 def _to_host(array: Array) -> Callable[[], Array]:

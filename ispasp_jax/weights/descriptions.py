@@ -115,14 +115,15 @@ def described(config: Mapping[str, Any], path: Path) -> Description:
       InputError: something is missing or cannot be.
     """
     try:
-        parts = [config[key] for key in ("model", "num_classes", "options", "widths")]
+        name, count = config["model"], config["num_classes"]
+        options, widths = config["options"], config["widths"]
         fields = config["preprocessing"]
         nobody_said = fields is None and "program" in config
         if not nobody_said and not isinstance(fields, dict):
             raise InputError("preprocessing is no object")
-        named = dict(zip(Description._fields, parts, strict=False))
-        checked({**(fields or {}), **named})
-        return Description(*parts, fields and data.from_json(fields))
+        about = Description(name, count, options, widths, None)
+        checked({**(fields or {}), **about._asdict()})
+        return about._replace(preprocessing=fields and data.from_json(fields))
     except KeyError as error:
         raise InputError(
             f"{path} is not a model's config ({error} is missing); {_OURS}."

@@ -127,7 +127,8 @@ def _beside(path: Path) -> dict[str, Any]:
             f"nothing of it; give the folder, or the file in another place."
         )
     about = descriptions.described(descriptions.read(config), config)
-    found = {**about._asdict(), **about.preprocessing._asdict(), "model": about.name}
+    images = about.preprocessing._asdict() if about.preprocessing else {}
+    found = {**about._asdict(), **images, "model": about.name}
     return {k: v for k, v in found.items() if k not in ("name", "preprocessing")}
 
 
@@ -145,7 +146,7 @@ def _read_torch(path: Path, ema: bool) -> tuple[dict[str, np.ndarray], str | Non
       InputError: torch is missing, or the file holds more than arrays.
     """
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]  # not asked of anybody
     except ImportError as error:
         raise InputError(
             f"weights {path}: a PyTorch file, and PyTorch is not installed; install "
@@ -295,7 +296,8 @@ def _is_step(path: Path) -> bool:
 def _restore_msgpack(path: Path) -> dict:
     from flax import serialization
 
-    return serialization.msgpack_restore(path.read_bytes())
+    found: Any = serialization.msgpack_restore(path.read_bytes())
+    return found
 
 
 def _restore_orbax(path: Path) -> dict:
@@ -303,7 +305,8 @@ def _restore_orbax(path: Path) -> dict:
     import orbax.checkpoint as ocp
 
     checkpointer = ocp.PyTreeCheckpointer()
-    tree = checkpointer.metadata(path.resolve()).item_metadata.tree
+    metadata: Any = checkpointer.metadata(path.resolve())
+    tree = metadata.item_metadata.tree
     announced = sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
     held = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     # Orbax fills what is missing with zeros, and no trained network is mostly zeros.

@@ -226,9 +226,9 @@ def _described(about: descriptions.Description, made: Any) -> Model:
         return model
     except Exception as error:  # of many kinds: the network's own code
         reason = str(error).strip().partition("\n")[0].removesuffix(".")
+        inputs = about.preprocessing.shape if about.preprocessing else "any"
         raise InputError(
-            f"it describes a network that cannot take {about.preprocessing.shape} "
-            f"inputs ({reason:.200})"
+            f"it describes a network that cannot take {inputs} inputs ({reason:.200})"
         ) from error
 
 

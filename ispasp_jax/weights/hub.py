@@ -1,5 +1,8 @@
 """The Hugging Face Hub, which is used only where weights are given as hf:REPO."""
 
+# huggingface_hub is an extra.
+# pyright: reportMissingImports=false
+
 import math
 import os
 import socket

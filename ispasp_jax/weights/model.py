@@ -50,6 +50,20 @@ class Model:
             return self.network.inputs[0][0][1:]
         return self.preprocessing.shape
 
+    @property
+    def images(self) -> Preprocessing:
+        """How images become inputs.
+
+        Raises:
+          InputError: nobody said.
+        """
+        if self.preprocessing is None:
+            raise InputError(
+                f"nobody said how images become inputs of {self.name}; give it a "
+                "preprocessing."
+            )
+        return self.preprocessing
+
     @functools.cached_property
     def traced(self) -> Traced:
         """What the network's equations say of its channels, on a batch of two."""
@@ -153,12 +167,21 @@ class Model:
 
 
 def of(
-    name: str, made: Any, preprocessing: Preprocessing, options: Mapping[str, Any]
+    name: str,
+    made: Any,
+    preprocessing: Preprocessing | None,
+    options: Mapping[str, Any],
 ) -> Model:
-    """An architecture, as `models.create` made it; Linen's has no arrays yet."""
+    """An architecture, as `models.create` made it; Linen's has no arrays yet.
+
+    Raises:
+      InputError: of Linen's, where nobody said what its inputs are.
+    """
     if isinstance(made, tuple):
         network, variables = made
     elif isinstance(made, nn.Module):
+        if preprocessing is None:
+            raise InputError(f"nobody said of what size {name}'s inputs are")
         network, variables = made, models.shapes(made, preprocessing.shape)
     else:
         network, variables = made, adapters.function(made)[1]

@@ -81,7 +81,7 @@ def write(
 def is_key(leaf: Any) -> bool:
     """Whether it is a random key, as an NNX module's dropout holds."""
     dtype = getattr(leaf, "dtype", None)
-    return dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    return dtype is not None and jax.numpy.issubdtype(dtype, jax.dtypes.prng_key)
 
 
 def fingerprint(variables: Tree) -> str:

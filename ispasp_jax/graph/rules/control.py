@@ -43,7 +43,7 @@ def while_(eqn: Equation) -> None:
 @rule("scan")
 def scan(eqn: Equation) -> None:
     """Constants, carry, and slices of what is scanned over. A leaf that lives in the
-    slices alone is a channel of every layer by itself (groups.py)."""
+    slices alone is a channel of every layer by itself (facts.py)."""
     inner = eqn.bodies[0]
     consts, carried = eqn.params["num_consts"], eqn.params["num_carry"]
     fed = consts + carried

@@ -10,12 +10,12 @@ from ispasp_jax.graph.rules.rule import Sizes, equal, fixed, rule
 
 @rule("concatenate")
 def concatenate(eqn: Equation) -> None:
-    _pieces(eqn, eqn.inputs, eqn.outputs[0], eqn.params["dimension"])
+    _pieces(eqn, eqn.inputs, eqn.outputs[0], int(eqn.params["dimension"]))
 
 
 @rule("split", narrow=lambda eqn, size: _split_sizes(eqn, size))
 def split(eqn: Equation) -> None:
-    _pieces(eqn, eqn.outputs, eqn.inputs[0], eqn.params["axis"])
+    _pieces(eqn, eqn.outputs, eqn.inputs[0], int(eqn.params["axis"]))
 
 
 def _pieces(eqn: Equation, pieces: Sequence[Value], whole: Value, axis: int) -> None:

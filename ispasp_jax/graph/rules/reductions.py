@@ -10,7 +10,7 @@ from ispasp_jax.graph.rules.rule import equal, fixed, remaining, rule, same
     *("reduce_xor argmax argmin").split(),
 )
 def reduction(eqn: Equation) -> None:
-    axes = set(eqn.params["axes"])
+    axes = {*map(int, eqn.params["axes"])}  # numpy's, at times
     for operand in eqn.inputs:
         fixed(eqn, [operand.dims[a] for a in axes], "goes over it", False)
     remaining(eqn, axes)

@@ -10,6 +10,12 @@ from ispasp_jax.graph.program import Equation, Value
 #: The new size of an atom, called by `narrow` functions.
 Sizes = Callable[[Atom], Size]
 
+#: What a rule does to the atoms of an equation's dimensions, called once an equation.
+Join = Callable[[Equation], Any]
+
+#: The parameters that change with the sizes, called when an equation is evaluated.
+Narrow = Callable[[Equation, Sizes], dict[str, Any]]
+
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
@@ -20,8 +26,8 @@ class Rule:
       narrow: the parameters that change with the sizes; called when it is evaluated.
     """
 
-    join: Callable[[Equation], None]
-    narrow: Callable[[Equation, Sizes], dict[str, Any]] | None = None
+    join: Join
+    narrow: Narrow | None = None
 
 
 RULES: dict[str, Rule] = {}
@@ -30,10 +36,19 @@ RULES: dict[str, Rule] = {}
 MAKERS = frozenset({"dot_general", "conv_general_dilated", "gather"})
 
 
-def rule(*names: str, narrow=None):
-    """Registers the decorated function for primitives of these names."""
+def rule(*names: str, narrow: Narrow | None = None) -> Callable[[Join], Join]:
+    """Registers the decorated function for primitives of these names.
 
-    def register(function):
+    Args:
+      *names: of primitives.
+      narrow: (equation, size of an atom) -> the parameters of the equation that change
+        when dimensions are narrower; None where none of them holds a size.
+
+    Returns:
+      A decorator of (equation) -> None, which joins, refines or freezes atoms.
+    """
+
+    def register(function: Join) -> Join:
         for name in names:
             RULES[name] = Rule(function, narrow)
         return function

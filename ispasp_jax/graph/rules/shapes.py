@@ -70,7 +70,7 @@ def transpose(eqn: Equation) -> None:
 
 @rule("squeeze")
 def squeeze(eqn: Equation) -> None:
-    gone = {d % len(eqn.inputs[0].dims) for d in eqn.params["dimensions"]}
+    gone = {int(d) % len(eqn.inputs[0].dims) for d in eqn.params["dimensions"]}
     remaining(eqn, gone)
 
 
