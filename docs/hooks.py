@@ -66,9 +66,9 @@ def criteria() -> str:
     for name, make in CRITERIA.items():
         asked = ", ".join(f"`{field}`" for field in sorted(make().needs))
         labels = " Needs labels." if make().labels else ""
-        text = re.sub(r"\n    (.+)", r"\n\n        \1", inspect.cleandoc(make.__doc__))
         parts.append(
-            f"### {name}\n\n`criteria.{name}{inspect.signature(make)}`\n\n{text}\n\n"
+            f"### {name}\n\n`criteria.{name}{inspect.signature(make)}`\n\n"
+            f"{inspect.cleandoc(make.__doc__)}\n\n"
             f"Asks for {asked}.{labels}"
         )
     return "\n\n".join(parts)
