@@ -65,11 +65,11 @@ def criteria() -> str:
     parts = []
     for name, make in CRITERIA.items():
         asked = ", ".join(f"`{field}`" for field in sorted(make().needs))
-        labels = " Needs labels." if make().labels else ""
+        labels = ", so for labelled images" if make().labels else ""
         parts.append(
             f"### {name}\n\n`criteria.{name}{inspect.signature(make)}`\n\n"
             f"{inspect.cleandoc(make.__doc__)}\n\n"
-            f"Asks for {asked}.{labels}"
+            f"Asks for {asked}{labels}."
         )
     return "\n\n".join(parts)
 
