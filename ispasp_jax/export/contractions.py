@@ -62,7 +62,7 @@ def _transposed(out: Emission, step: Step, images, filters: Tensor, low, high):
     more = [max(-p, 0) for p in after]
     if min(before) < 0 or any(m >= s for m, s in zip(more, stride, strict=True) if m):
         raise refused(step, "it pads more than its kernel reaches")
-    array = np.flip(filters.array, range(2, filters.array.ndim))
+    array = np.flip(filters.array, tuple(range(2, filters.array.ndim)))
     outs, ins = array.shape[:2]
     array = array.reshape(group, outs // group, ins, *array.shape[2:])
     array = array.swapaxes(1, 2).reshape(group * ins, outs // group, *array.shape[3:])

@@ -19,7 +19,7 @@ from jax.interpreters import partial_eval
 
 from ispasp_jax import files
 from ispasp_jax.errors import InputError
-from ispasp_jax.export import contractions, examples, rules
+from ispasp_jax.export import arithmetic, contractions, examples, shapes
 from ispasp_jax.export.emission import (
     Emission,
     Node,
@@ -40,7 +40,7 @@ IR_VERSION = 8
 #: A message of protobuf holds no more; then the constants lie in a file beside it.
 LIMIT = 2**31 - 2**20
 
-_RULES = (contractions, rules)  # what fills the table
+_RULES = (arithmetic, contractions, shapes)  # what fills the table
 
 
 class Written(NamedTuple):

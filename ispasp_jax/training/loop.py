@@ -262,15 +262,23 @@ def _train_step(
     if ema is not None:
         # Grows to its value, so that short runs forget where they began.
         decay = jnp.minimum(recipe.ema, (1 + state.step) / (10 + state.step))
-        ema = jax.tree.map(functools.partial(_averaged, decay), ema, new)
+        ema = _averaged(decay, ema, new)
     return TrainState(state.step + 1, new, optimizer_state, ema), value
 
 
-def _averaged(decay, old: Array, now: Array) -> Array:
+def _averaged(decay: Array, old: Any, now: Any) -> Any:
     """Of numbers; counts and keys are as they are now."""
-    if not jnp.issubdtype(now.dtype, jnp.inexact):
-        return now
-    return now + decay * (old - now)
+
+    def numbers(leaf):
+        return leaf if jnp.issubdtype(leaf.dtype, jnp.inexact) else None
+
+    def chosen(average, leaf):
+        return leaf if average is None else average.astype(leaf.dtype)
+
+    averages = optax.incremental_update(
+        jax.tree.map(numbers, now), jax.tree.map(numbers, old), 1 - decay
+    )
+    return jax.tree.map(chosen, averages, now, is_leaf=lambda leaf: leaf is None)
 
 
 def evaluation_step(

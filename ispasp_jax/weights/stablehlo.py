@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 from jax import export
-from jaxtyping import Array
+from jaxtyping import Array, ArrayLike
 
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph import key_path
@@ -45,7 +45,7 @@ class Stored:
 
     exported: export.Exported
 
-    def apply(self, variables: Mapping[str, Array], *inputs: Any) -> Any:
+    def apply(self, variables: Mapping[str, ArrayLike], *inputs: Any) -> Any:
         """What the model gives.
 
         Args:
