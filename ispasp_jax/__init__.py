@@ -58,6 +58,7 @@ _WHERE = {
     "Selection": "selection:Selection",
     "batch_sum": "selection:batch_sum",
     "Budget": "budget:Budget",
+    "latency": "budget.latency:latency",
     "trace": "graph:trace",
     "narrow": "graph:narrow",
     "Group": "graph.by_hand:Group",

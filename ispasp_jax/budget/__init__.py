@@ -9,11 +9,10 @@ solve    targets to sizes that differ by group, by the curves of the walk
 
 from ispasp_jax.budget.ratios import Keep, rounded, sizes, widths_of
 from ispasp_jax.budget.solve import candidates, feasible, solve
-from ispasp_jax.budget.targets import KINDS, ROUND_TO, Asked, Budget, Target, target
+from ispasp_jax.budget.targets import KINDS, Asked, Budget, Target, target
 
 __all__ = [
     "KINDS",
-    "ROUND_TO",
     "Asked",
     "Budget",
     "Keep",

@@ -5,8 +5,8 @@ import math
 import operator
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from ispasp_jax.budget.cost import BySize
 from ispasp_jax.graph import Group, Piece, Traced, pieces, widths
+from ispasp_jax.graph.runnable import Runnable, runnable
 
 #: How often a program is timed, each time a pass behind one that warms up; and how
 #: often that again where a half of the channels seems to take longer than all.
@@ -56,6 +57,131 @@ def latencies(
         [seconds(forward, repeats=1) for forward in passes] for _ in range(repeats)
     ]
     return [1e3 * statistics.median(column) for column in zip(*times, strict=True)]
+
+
+class Latency(NamedTuple):
+    """How long a model takes for a batch.
+
+    Attributes:
+      batch_size: examples.
+      milliseconds: the median.
+      low: the quarter of all passes is faster.
+      high: the quarter of all passes is slower.
+      compilation: seconds of the first call, beyond a pass.
+      dense: of the model beside it, timed in turns; None where there is none.
+    """
+
+    batch_size: int
+    milliseconds: float
+    low: float
+    high: float
+    compilation: float
+    dense: "Latency | None" = None
+
+
+def latency(
+    model: Any,
+    batch_sizes: Iterable[int] = (1, 32),
+    *,
+    dense: Any = None,
+    variables: Any = None,
+    inputs: Sequence[Any] | None = None,
+    repeats: int = 20,
+) -> list[Latency]:
+    """Times a model on the present device.
+
+    Args:
+      model: what `load` or `prune` gave; or a model as `trace` takes it.
+      batch_sizes: examples a pass.
+      dense: a model of the same inputs to time beside it, pass by pass in turns, so
+        that what else the machine does slows both alike.
+      variables: of a model that does not carry its own.
+      inputs: examples or shapes, of a model that does not know them.
+      repeats: how many passes are timed, after one that compiles and one that warms up.
+
+    Returns:
+      One for every batch size.
+
+    Raises:
+      InputError: inputs or variables are missing.
+    """
+    own = runnable(model, variables, inputs)
+    both = [own] if dense is None else [own, runnable(dense, None, own.inputs)]
+    return [_beside(both, size, repeats) for size in batch_sizes]
+
+
+def _beside(models: Sequence[Runnable], size: int, repeats: int) -> Latency:
+    calls, firsts = [], []
+    for function, variables, inputs in models:
+        arrays = [jnp.resize(filled(x), (size, *x.shape[1:])) for x in inputs]
+        call = functools.partial(jax.jit(function), jax.device_put(variables), *arrays)
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        calls.append(call)
+        firsts.append(time.perf_counter() - start)
+    rows = [[seconds(call, repeats=1) for call in calls] for _ in range(repeats)]
+    found = []
+    for first, column in zip(firsts, zip(*rows, strict=True), strict=True):
+        low, middle, high = 1e3 * np.quantile(column, (0.25, 0.5, 0.75))
+        compiling = max(first - middle / 1e3, 0.0)
+        found.append(Latency(size, float(middle), float(low), float(high), compiling))
+    first, *beside = found
+    return first._replace(dense=beside[0]) if beside else first
+
+
+class Unpaid(NamedTuple):
+    """A group whose cut does not make the model faster.
+
+    Attributes:
+      name: of the group.
+      width: channels of the dense model.
+      kept: of these.
+      milliseconds: of the equations that they go through, dense and cut.
+      better: the nearest width that is faster than both, if one was found.
+    """
+
+    name: str
+    width: int
+    kept: int
+    milliseconds: tuple[float, float]
+    better: int | None
+
+
+#: A cut that saves less than this share of its equations' time does not pay.
+PAYS = 0.02
+
+
+def unpaid(traced: Traced, sizes: Mapping[str, int], batch_size: int) -> list[Unpaid]:
+    """Groups whose cut does not pay on the present device, each timed by itself on the
+    equations that its channels go through; equal ones once.
+
+    Args:
+      traced: the dense model.
+      sizes: channels that are kept, by group.
+      batch_size: examples a pass.
+    """
+    timed, found = _Timed(), []
+    inputs = _batches(traced, batch_size)
+
+    def taken(name: str, size: int) -> tuple[float, float]:
+        plan = widths.first(traced, {name: size})
+        return timed(pieces(traced, plan, *inputs)[1][name])
+
+    for name, kept in sizes.items():
+        width = traced[name].width
+        if not 0 < kept < width:
+            continue
+        full, cut = taken(name, kept)
+        if cut <= (1 - PAYS) * full:
+            continue
+        near = (kept // 8 * 8, -(-kept // 8) * 8, kept // 16 * 16, kept // 2)
+        better = None
+        for size in sorted({*near} - {0, kept}, key=lambda size: abs(size - kept)):
+            if size < width and taken(name, size)[1] <= (1 - PAYS) * min(full, cut):
+                better = size
+                break
+        found.append(Unpaid(name, width, kept, (full, cut), better))
+    return found
 
 
 def latency_by_size(

@@ -5,18 +5,11 @@ import math
 import numbers
 from typing import Any, NamedTuple
 
-import jax
-
+from ispasp_jax.budget import rounding
 from ispasp_jax.errors import InputError
 
 #: Targets, and what a number without a percent sign counts.
 KINDS = {"macs": "multiply-adds", "params": "parameters", "latency": "ms"}
-
-#: What `--round-to auto` means on a backend: the width of a vector register or tile. On
-#: a CPU, ResNet56 with 8, 16 and 32 channels is faster than with 6, 12 and 25, and
-#: ResNet34 with 64, 128 and 256 as fast as with 51, 102 and 204
-#: (benchmarks/latency.py).
-ROUND_TO = {"cpu": 8, "gpu": 8, "tpu": 128}
 
 #: What a budget's widths are multiples of where nothing is said: on a CPU such networks
 #: are much faster than those of any widths, and as accurate (benchmarks/README.md).
@@ -107,10 +100,10 @@ class Budget:
 
     @property
     def asked(self) -> Asked:
-        """The same as `solve` takes it; "auto" asks which device is present."""
+        """The same as `solve` takes it; "auto" measures the present device."""
         round_to = self.round_to
         if round_to == "auto":
-            round_to = ROUND_TO.get(jax.default_backend(), DEFAULT_ROUND_TO)
+            round_to = rounding.measured()
         return Asked(self._targets(), self.tolerance, self.min_channels, int(round_to))
 
     def _targets(self) -> tuple[Target, ...]:

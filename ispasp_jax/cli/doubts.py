@@ -4,6 +4,7 @@ is something to say, else None.
 
 import math
 
+from ispasp_jax.budget.latency import Unpaid
 from ispasp_jax.data import Preprocessing
 from ispasp_jax.numerals import numeral
 from ispasp_jax.walk import memory
@@ -104,6 +105,16 @@ def of_latency(dense: float, pruned: float) -> str | None:
         "the pruned network is slower than the dense one on this device: keep more "
         "regular widths (--round-to), or prune more"
     )
+
+
+def of_group(group: Unpaid) -> str:
+    """Of a group that is not faster for its cut."""
+    before, after = group.milliseconds
+    said = (
+        f"{group.name}: {group.kept} of {group.width} channels do not pay on this "
+        f"device, {numeral(after)} ms where all take {numeral(before)}"
+    )
+    return f"{said}; {group.better} do" if group.better else said
 
 
 def _error(share: float, images: int) -> float:

@@ -35,6 +35,10 @@ from ispasp_jax.report import page, say
 from ispasp_jax.weights import folders
 from ispasp_jax.weights.folders import Model
 
+#: A network whose latency falls behind its multiply-adds by as much, in shares of the
+#: dense one's, has its groups timed one by one.
+_DISAPPOINTING = 0.15
+
 
 def dense_network(task: Task, work: Workspace) -> Dense:
     """The network to prune: from --weights, kept from before, or trained now. From here
@@ -95,6 +99,8 @@ def measure(
     if record is not None:
         record, missed = budgets.timed_again(record, before, after)
     notes += noted(missed, doubts.of_latency(before, after))
+    if after / before > costs[1]["macs"] / costs[0]["macs"] + _DISAPPOINTING:
+        notes += noted(*_unpaid(task, dense.model, pruned))
     made = []
     output = task.config.output
     if output.formats and devices.is_first():
@@ -108,6 +114,15 @@ def measure(
         notes=notes,
         exports=tuple(made),
     )
+
+
+def _unpaid(task: Task, dense: Model, pruned: Pruned) -> list[str]:
+    """What the groups say whose cut does not make the network faster."""
+    size = task.config.output.latency_batch_size
+    sizes = {group["name"]: group["kept"] for group in pruned.groups}
+    return [
+        doubts.of_group(group) for group in latency.unpaid(dense.traced, sizes, size)
+    ]
 
 
 def deliver(task: Task, found: dict, work: Workspace) -> list[str]:

@@ -2,9 +2,8 @@
 
 import fnmatch
 
-import jax
-
 from ispasp_jax import budget, graph, models
+from ispasp_jax.budget import rounding
 from ispasp_jax.cli.config import Limits, Preset, Pruning, Ratios
 from ispasp_jax.cli.prune_flags import LIMITS_ROUND_TO
 from ispasp_jax.errors import InputError
@@ -68,4 +67,4 @@ def _multiple(pruning: Pruning, default: int) -> int:
         return default
     if pruning.round_to != "auto":
         return pruning.round_to
-    return budget.ROUND_TO.get(jax.default_backend(), LIMITS_ROUND_TO)
+    return rounding.measured()

@@ -9,14 +9,11 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-
-from ispasp_jax.errors import InputError
 from ispasp_jax.export import onnx_file, programs
 from ispasp_jax.export.emission import EMITTERS, emits
 from ispasp_jax.export.onnx_file import Written
 from ispasp_jax.export.programs import Program
-from ispasp_jax.graph import adapters
+from ispasp_jax.graph.runnable import runnable
 from ispasp_jax.weights.stablehlo import PLATFORMS
 
 __all__ = ["EMITTERS", "Program", "Written", "emits", "onnx", "stablehlo"]
@@ -48,8 +45,7 @@ def onnx(
       InputError: inputs are missing, an equation cannot be written, the extra [onnx] is
         not installed, or the file does not compute what the network does.
     """
-    function, variables, inputs = _called(model, variables, inputs)
-    return onnx_file.write(function, variables, inputs, path, tolerance)
+    return onnx_file.write(*runnable(model, variables, inputs), path, tolerance)
 
 
 def stablehlo(
@@ -77,29 +73,10 @@ def stablehlo(
       InputError: inputs are missing, the program cannot be written for a batch of any
         size, or does not compute what the network does.
     """
-    function, variables, inputs = _called(model, variables, inputs)
     return programs.write(
-        function,
-        variables,
-        inputs,
+        *runnable(model, variables, inputs),
         path,
         inside=inside,
         platforms=platforms,
         tolerance=tolerance,
     )
-
-
-def _called(model: Any, variables: Any, inputs: Sequence[Any] | None):
-    """A model as a function, its variables, and its inputs."""
-    traced = getattr(model, "traced", None)
-    if traced is not None and variables is None:
-        own = getattr(model, "apply", None) or traced.function
-        known = traced.inputs if inputs is None else inputs
-        return own, model.variables, tuple(known)
-    function, variables = adapters.function(model, variables)
-    if not inputs:
-        raise InputError(
-            "the inputs are not known: give examples or shapes of them, "
-            "inputs=[jax.ShapeDtypeStruct((1, 32, 32, 3), 'float32')] for example."
-        )
-    return function, jax.tree.map(jax.numpy.asarray, variables), tuple(inputs)
