@@ -86,7 +86,7 @@ def test_a_training_step_is_the_same_on_eight_devices(name, size):
 
 def test_fitting_compiles_one_step_for_a_mesh():
     network, recipe = NETWORKS["cifar"], training.Recipe(2, 0.05)
-    before = training._train_step._cache_size()
+    before = training.loop._train_step._cache_size()
     training.fit(
         network,
         variables_of(network),
@@ -95,7 +95,7 @@ def test_fitting_compiles_one_step_for_a_mesh():
         recipe,
         mesh=devices.mesh(8),
     )
-    assert training._train_step._cache_size() == before + 1
+    assert training.loop._train_step._cache_size() == before + 1
 
 
 @pytest.mark.parametrize("count", [1, 3, 8])

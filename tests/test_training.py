@@ -310,7 +310,7 @@ def test_the_teachers_variables_are_arguments():
             network, recipe, transformation, networks.variables_of(network)
         )
         ends.append(trained(network, transformation, recipe, state, 0, teacher))
-        compiled.append(training._train_step._cache_size())
+        compiled.append(training.loop._train_step._cache_size())
         jax.tree.map(np.testing.assert_array_equal, teacher.variables, before)
     assert compiled[0] == compiled[1]
     kernels = [end.variables["params"]["hidden.0"]["kernel"] for end in ends]
