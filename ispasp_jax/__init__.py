@@ -75,6 +75,7 @@ _WHERE = {
     "plan": "graph.plans",
 }
 
+# Type checkers read the names above.
 __all__ = ["__version__", *_WHERE]  # pyright: ignore[reportUnsupportedDunderAll]
 
 

@@ -98,7 +98,7 @@ def measure(
             model.variables,
             batches,
             [model.traced[name] for name in widths.scope(pruning, model)],
-            repaired=pruning.repair == "lsq",
+            repaired=pruning.fits,
             mesh=mesh,
             memory=pruning.calibration_memory,
             progress=functools.partial(report.track, label="curves"),
@@ -143,7 +143,7 @@ def solve(limits: Limits, config: PruneConfig, model: Model, held: CurveFile) ->
         "round_to": asked.round_to,
         "feasible": {kind: list(pair) for kind, pair in ranges.items()},
         "reached": reached,
-        "repaired": pruning.repair == "lsq",
+        "repaired": pruning.fits,
         "predicted_residuals": {n: float(c.relative[k]) for n, (c, k) in at.items()},
         "predicted_damage": sum(float(c.damage[k]) for c, k in at.values()),
     }

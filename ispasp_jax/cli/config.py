@@ -200,6 +200,11 @@ class Pruning:
     calibration_images: int
     calibration_memory: int | None
 
+    @property
+    def fits(self) -> bool:
+        """Whether consumers are refitted, by least squares, to the dense network."""
+        return self.repair == "lsq"
+
 
 @dataclass(frozen=True)
 class Tuning:

@@ -53,7 +53,7 @@ def identity(
         "weights": fingerprint(model.variables),
         "images": content.of_batches(batches),
         "precision": config.run.precision,
-        "repaired": config.pruning.repair == "lsq",
+        "repaired": config.pruning.fits,
     }
     return json.loads(json.dumps(found))
 

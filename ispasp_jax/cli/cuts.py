@@ -76,7 +76,7 @@ def calibrate(task: Task, dense: Dense) -> Images:
             -(-len(chosen) // mesh.size),
             pruning.calibration_memory,
             half=config.run.precision == "bf16",
-            least_squares=pruning.repair == "lsq" or "least_squares" in needs,
+            least_squares=pruning.fits or "least_squares" in needs,
         )
     )
     if len(chosen) < pruning.calibration_images:

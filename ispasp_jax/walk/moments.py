@@ -4,18 +4,22 @@ the patches that its kernel multiplies and of what it should give, summed over b
 
 import dataclasses
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from scipy.linalg.blas import dger  # pyright: ignore[reportAttributeAccessIssue]
+from scipy.linalg import blas
 
 from ispasp_jax.walk import layouts, sites
 from ispasp_jax.walk.pieces import compiled, piece
 from ispasp_jax.walk.sites import Site
 from ispasp_jax.walk.streams import Stream, weights_of
+
+#: A matrix plus a · x yᵀ, in place; scipy's stubs do not name what Fortran gives.
+_dger: Callable[..., Any] = getattr(blas, "dger")  # noqa: B009
 
 #: Numbers of patches that are summed in one go.
 _AT_ONCE = 2**23
@@ -47,7 +51,7 @@ class Moments:
         for products, more, d in ((self.xx, other.xx, dx), (self.xy, other.xy, dy)):
             products += more
             # products += weight · dx dᵀ; BLAS has columns where numpy has rows.
-            dger(self.count * share, d, dx, a=products.T, overwrite_a=True)
+            _dger(self.count * share, d, dx, a=products.T, overwrite_a=True)
         return dataclasses.replace(
             self,
             count=count,
