@@ -22,7 +22,7 @@ WALLS = {
     "budget": {"errors", "numerals", "graph", "walk"},
     "report": {"numerals", "devices", "budget", "walk"},
     "weights": {"errors", "files", "json_text", "data", "graph", "models", "walk"},
-    "export": {"errors", "files", "graph", "walk", "weights"},
+    "export": {"errors", "files", "numerals", "graph", "walk", "weights"},
     "training": {"errors", "devices", "data", "graph", "weights"},
 }
 

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from ispasp_jax import graph, models, weights
+import ispasp_jax
+from ispasp_jax import data, export, graph, models, weights
 from ispasp_jax.cli import loading
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph.check import random_plan
@@ -704,3 +705,32 @@ def test_the_header_is_json_under_one_key(tmp_path):
     with safe_open(tmp_path / "a", "numpy") as file:
         about = json.loads(file.metadata()["ispasp_jax"])
     assert about == given
+
+
+def test_a_published_network_comes_back_from_the_hub(fake_hub, tmp_path):
+    """Written as it would be uploaded, and read through the package's cache: narrower
+    than the architecture, with the widths that its config says."""
+    network = models.create("resnet20", 10)
+    x = jnp.zeros((2, 32, 32, 3))
+    held = jax.jit(network.init)(jax.random.key(0), x)
+    found = ispasp_jax.prune(network, held, [x + 0.1], 0.5, repair="none")
+    prep = data.Preprocessing(32, None, (0.0,) * 3, (1.0,) * 3)
+    dense = ispasp_jax.Model("resnet20", network, held, prep)
+    small = dense.cut(found.plan, found.variables)
+    ispasp_jax.save(tmp_path / "result" / "model", small)
+    report = {"stages": [{"stage": "dense", "top1": 0.915, "loss": 0.4}], "seed": 3}
+    report |= {"method": "obs", "data": "digits", "versions": {"ispasp_jax": "0.2"}}
+    report |= {name: {"macs": 1, "params": 2} for name in ("dense", "pruned")}
+    (tmp_path / "result" / "report.json").write_text(json.dumps(report))
+    place = tmp_path / "hub"
+    assert export.push(tmp_path / "result", f"folder:{place}") == str(place)
+    card = (place / "README.md").read_text()
+    assert "91.50" in card and "by obs on digits, seed 3" in card
+    fake_hub.cached = {path.name: path for path in place.iterdir()}
+    loaded = ispasp_jax.load("hf:someone/resnet20")
+    assert loaded.widths == {name: len(cut.kept) for name, cut in found.plan.items()}
+    np.testing.assert_array_equal(loaded(x), small(x))
+    with pytest.raises(InputError, match="is there already; give a new folder"):
+        export.push(tmp_path / "result", f"folder:{place}")
+    with pytest.raises(InputError, match="holds no result: expected model/config.json"):
+        export.push(tmp_path / "nowhere", "someone/else")

@@ -236,12 +236,14 @@ class Output:
       latency_batch_size: images a pass when latency is measured.
       torch: whether to write the weights for PyTorch.
       formats: of files for other runtimes.
+      push: where on the Hugging Face Hub the result is published; empty: nowhere.
       command: what was typed.
     """
 
     latency_batch_size: int
     torch: bool
     formats: tuple[str, ...]
+    push: str
     command: str
 
 

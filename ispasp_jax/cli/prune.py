@@ -33,7 +33,7 @@ def prune(config: PruneConfig) -> None:
     """The whole job: dense network, walk, fine-tuning, measurements, result."""
     import time
 
-    from ispasp_jax import devices
+    from ispasp_jax import devices, export
     from ispasp_jax.cli import cuts, locks, reports, sizes, stages, tasks, tuning
     from ispasp_jax.report import say, summary
 
@@ -58,3 +58,5 @@ def prune(config: PruneConfig) -> None:
     if devices.is_first():
         print(summary(report))
     say(f"\nsaved in {task.out}: {', '.join(made)}")
+    if config.output.push and devices.is_first():
+        say(f"published: {export.push(task.out, config.output.push)}")

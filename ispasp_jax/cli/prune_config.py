@@ -51,6 +51,7 @@ def _output(args: Namespace, argv: Sequence[str] | None) -> Output:
         latency_batch_size=args.latency_batch_size,
         torch=args.torch,
         formats=tuple(dict.fromkeys(_flat(args.export))),
+        push=args.push or "",
         command=shlex.join(["python", "prune.py", *given]),
     )
 

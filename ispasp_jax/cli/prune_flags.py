@@ -205,6 +205,12 @@ def _add_output(parser: Parser) -> None:
         "[onnx]) or stablehlo, each checked by running it",
     )
     parser.add_argument(
+        "--push",
+        metavar="REPO",
+        help="publish the result on the Hugging Face Hub with a model card (needs the "
+        "extra [hub]); folder:DIR writes the same files to a folder; default: no",
+    )
+    parser.add_argument(
         "--latency-batch-size",
         type=flags.positive,
         default=32,

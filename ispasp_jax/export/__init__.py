@@ -3,6 +3,7 @@ network in JAX before it is put in its place.
 
     stablehlo  a program of jax.export, any batch and platform
     onnx       its equations as ONNX operators, one rule a primitive
+    push       a result of prune.py on the Hugging Face Hub, with a card
 """
 
 import os
@@ -13,10 +14,11 @@ from ispasp_jax.export import onnx_file, programs
 from ispasp_jax.export.emission import EMITTERS, emits
 from ispasp_jax.export.onnx_file import Written
 from ispasp_jax.export.programs import Program
+from ispasp_jax.export.publishing import push
 from ispasp_jax.graph.runnable import runnable
 from ispasp_jax.weights.stablehlo import PLATFORMS
 
-__all__ = ["EMITTERS", "Program", "Written", "emits", "onnx", "stablehlo"]
+__all__ = ["EMITTERS", "Program", "Written", "emits", "onnx", "push", "stablehlo"]
 
 
 def onnx(

@@ -22,7 +22,7 @@ from ispasp_jax.graph import (
     plans,
 )
 from ispasp_jax.graph.by_hand import leaves, nested
-from ispasp_jax.weights import descriptions, stablehlo, tensors
+from ispasp_jax.weights import descriptions, hub, stablehlo, tensors
 from ispasp_jax.weights.descriptions import ARRAYS, CONFIG, FILES, PROGRAM
 from ispasp_jax.weights.model import Model, of
 from ispasp_jax.weights.tensors import as_weights, fingerprint, is_key, printable, some
@@ -128,8 +128,11 @@ def _sum_of(config: Mapping[str, Any]) -> str:
 
 def folder_of(source: str | os.PathLike) -> Path | None:
     """The model folder that a path means: itself, its `model/`, or the one whose
-    model.safetensors it is; None where it means something else.
+    model.safetensors it is; of hf:REPO the Hub's, where this package has written it;
+    None where it means something else.
     """
+    if str(source).startswith("hf:"):
+        return hub.folder(str(source))
     path = Path(source)
     try:
         if path.name == ARRAYS and not path.is_dir():

@@ -29,6 +29,48 @@ def fetch(source: str) -> tuple[Path, dict[str, Any]]:
     Raises:
       InputError: no huggingface_hub, no network, or no such file on the Hub.
     """
+    path, config = _files(source)
+    try:
+        about = json_text.read(config) if config else {}
+    except (OSError, InputError) as error:
+        raise InputError(
+            f"weights {source}: its config.json is {error}; delete {config} so that it "
+            "is fetched again."
+        ) from error
+    return path, preprocessing(about, f"weights {source}")
+
+
+def folder(source: str) -> Path | None:
+    """The Hub's model folder as a local one, where this package has written it; None
+    where the repository is another library's.
+
+    Args:
+      source: as `fetch` takes it.
+
+    Raises:
+      InputError: as of `fetch`.
+    """
+    path, config = _files(source)
+    if config is None or not descriptions.is_ours(config):
+        return None
+    _asked(source, descriptions.PROGRAM)  # beside, where it was saved with one
+    return path.parent
+
+
+def _files(source: str) -> tuple[Path, Path | None]:
+    """model.safetensors, and config.json where the Hub has one."""
+    path = _asked(source, descriptions.ARRAYS)
+    if path is None:
+        raise InputError(
+            f"weights {source}: the repository has no model.safetensors; name one that "
+            "has, such as timm's, or download and convert its weights yourself."
+        )
+    return path, _asked(source, descriptions.CONFIG, needed=False)
+
+
+def _asked(source: str, name: str, needed: bool = True) -> Path | None:
+    """A file of hf:REPO[@REVISION], or None where it has none of that name; of one
+    that is not needed, where there is no network either."""
     repo, _, revision = source.removeprefix("hf:").partition("@")
     try:
         from huggingface_hub import errors
@@ -39,26 +81,11 @@ def fetch(source: str) -> tuple[Path, dict[str, Any]]:
             "give its path."
         ) from error
     try:
-        path = _find("model.safetensors", repo, revision or None)
-        try:
-            config = _find("config.json", repo, revision or None) if path else None
-        except errors.LocalEntryNotFoundError:
-            config = None  # the weights can be used without it
+        return _find(name, repo, revision or None)
     except Exception as error:  # ours, or of the HTTP library beneath, of any kind
+        if not needed and isinstance(error, errors.LocalEntryNotFoundError):
+            return None
         raise InputError(f"weights {source}: {_said(error, repo)}") from error
-    if path is None:
-        raise InputError(
-            f"weights {source}: the repository has no model.safetensors; name one that "
-            "has, such as timm's, or download and convert its weights yourself."
-        )
-    try:
-        about = json_text.read(config) if config else {}
-    except (OSError, InputError) as error:
-        raise InputError(
-            f"weights {source}: its config.json is {error}; delete {config} so that it "
-            "is fetched again."
-        ) from error
-    return path, preprocessing(about, f"weights {source}")
 
 
 def _find(name: str, repo: str, revision: str | None) -> Path | None:
