@@ -728,7 +728,8 @@ def test_a_published_network_comes_back_from_the_hub(fake_hub, tmp_path):
     assert "91.50" in card and "by obs on digits, seed 3" in card
     fake_hub.cached = {path.name: path for path in place.iterdir()}
     loaded = ispasp_jax.load("hf:someone/resnet20")
-    assert loaded.widths == {name: len(cut.kept) for name, cut in found.plan.items()}
+    kept = {name: len(cut.kept) for name, cut in found.plan.items()}
+    assert kept.items() <= loaded.widths.items() and len(kept) == 9
     np.testing.assert_array_equal(loaded(x), small(x))
     with pytest.raises(InputError, match="is there already; give a new folder"):
         export.push(tmp_path / "result", f"folder:{place}")
