@@ -141,7 +141,7 @@ def test_a_budget_is_what_the_flags_would_ask():
         ({"macs": "50%", "min_channels": 1.5}, "min_channels is 1.5; .* above 0.$"),
     ],
 )
-def test_a_budget_that_is_none_is_one_sentence(given, words):
+def test_a_budget_that_is_none_is_one_sentence(given, words, unchecked):
     if words is None:
         assert budget.Budget(**given).asked.targets == (("macs", 47.0, False),)
         return
