@@ -3,7 +3,9 @@
 import math
 
 import numpy as np
-import rows
+
+from benchmarks.benchmark import Lines
+from ispasp_jax import report
 
 #: Random orders averaged; random candidates a step in the code of GFS's authors.
 DRAWS, FEW = 4, 50
@@ -67,7 +69,7 @@ def _gap(ours: dict, theirs: dict) -> np.ndarray:
     return 100 * (np.array(ours["top1"][:count]) - np.array(theirs["top1"][:count]))
 
 
-def table(result: list[dict]) -> list[list[str]]:
+def table(result: list[dict]) -> Lines:
     """Cost to one size, and top-1 and residual at four sizes."""
     lines = [["layer", "method", "image passes", "multiply-adds", "shared", "seconds"]]
     quarters = ("d/8", "d/4", "d/2", "3d/4")
@@ -104,17 +106,19 @@ def table(result: list[dict]) -> list[list[str]]:
     return lines
 
 
-def plot(result: list[dict]) -> None:
+def text(result: list[dict]) -> str:
+    """Table and verdicts, for people."""
+    sentences = [sentence for row in result for sentence in verdicts(row)]
+    return "\n".join([report.table(table(result)), *sentences])
+
+
+def plot(result: list[dict]):
     """Accuracy and residual against size, cost to one size; a layer each row."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, grid = pyplot.subplots(
-        len(result), 3, figsize=(11, 2.9 * len(result)), layout="constrained"
-    )
-    for row, panels in zip(result, np.atleast_2d(grid), strict=True):
+    figure = Figure(figsize=(11, 2.9 * len(result)), layout="constrained")
+    grid = figure.subplots(len(result), 3, squeeze=False)
+    for row, panels in zip(result, grid, strict=True):
         sizes = np.array(row["sizes"])
         drawn = [name for name in LABELS if name in row["curves"]]
         colors = {name: f"C{i}" for i, name in enumerate(LABELS)}
@@ -154,4 +158,4 @@ def plot(result: list[dict]) -> None:
             xlabel=f"multiply-adds to s = {row['one_size']}"
             "\n(pale: prefix run for every candidate)",
         )
-    figure.savefig(rows.RESULTS / "against_gfs.png", dpi=110)
+    return figure

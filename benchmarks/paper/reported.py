@@ -8,6 +8,8 @@ blocks make a number, the command asks for the share (--target).
 
 from typing import NamedTuple
 
+from benchmarks.benchmark import Lines
+
 
 class Row(NamedTuple):
     """A line of the paper's table: top-1 in per cent, multiply-adds as it counts."""
@@ -50,7 +52,7 @@ ROWS = (
 )
 
 
-def table() -> list[list[str]]:
+def table() -> Lines:
     """The README's columns."""
     heads = ["reported by the paper", "method", "top-1", "multiply-adds", "flags"]
     lines = [

@@ -5,8 +5,8 @@ that ISPASP_DATA names.
 from collections.abc import Iterator
 
 import flax.linen as nn
-import rows
 
+from benchmarks.benchmark import data_folder
 from ispasp_jax import data, graph, models, weights
 from ispasp_jax.walk import flat, sites, streams
 from ispasp_jax.walk.sites import Site
@@ -15,7 +15,7 @@ from ispasp_jax.walk.streams import Stream
 
 def load(name: str) -> tuple[nn.Module, dict, data.Source]:
     """The network, its variables, and CIFAR-10."""
-    folder = rows.data_folder()
+    folder = data_folder()
     source = data.open_source(f"npz:{folder}/cifar10/cifar10_lossless.npz")
     network = models.create(name, 10)
     arrays, _ = weights.read(str(folder / f"weights/cifar10_{name}.safetensors"))
