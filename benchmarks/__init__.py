@@ -17,34 +17,18 @@ what the others do not.
 """
 
 import importlib
-
-from benchmarks.benchmark import Benchmark
+from types import ModuleType
 
 #: The benchmarks of every room.
 ROOMS = {
     "networks": ("after_pruning", "methods", "real_networks"),
     "timings": ("selection_cost", "walk_steps", "core", "latency"),
-    "paper": (
-        "mnist_two_layer",
-        "synthetic_decay",
-        "against_gfs",
-        "traces",
-        "supports",
-    ),
+    "paper": "mnist_two_layer synthetic_decay against_gfs traces supports".split(),
 }
 NAMES = tuple(name for names in ROOMS.values() for name in names)
 
 
-def about(name: str) -> str:
-    """What a benchmark says of itself."""
-    return _module(name).__doc__
-
-
-def find(name: str) -> Benchmark:
-    """A benchmark by its name."""
-    return _module(name).BENCHMARK
-
-
-def _module(name: str):
+def module(name: str) -> ModuleType:
+    """Where a benchmark is: its BENCHMARK, and what it says of itself."""
     (room,) = (room for room, names in ROOMS.items() if name in names)
     return importlib.import_module(f"benchmarks.{room}.{name}")

@@ -1,5 +1,3 @@
-"""The script of networks/after_pruning.py."""
-
-import script
+import script  # of networks/after_pruning.py
 
 script.start()

@@ -1,5 +1,3 @@
-"""The script of paper/against_gfs.py."""
-
-import script
+import script  # of paper/against_gfs.py
 
 script.start()

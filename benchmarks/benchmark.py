@@ -1,6 +1,7 @@
 """What a benchmark is, and the one way to run it: measure, keep, print, draw."""
 
 import fnmatch
+import functools
 import json
 import os
 import sys
@@ -67,7 +68,8 @@ def run(
         record = isinstance(found, dict)
         result = {**header(name, small), **found} if record else found
         write(file, result)
-    print((benchmark.text or tables(benchmark))(result))
+    text = benchmark.text or functools.partial(tables, benchmark.tables)
+    print(text(result))
     if file == own:
         draw(benchmark)
     return result
@@ -111,15 +113,17 @@ def header(name: str, small: bool = False) -> dict[str, Any]:
     }
 
 
-def tables(benchmark: Benchmark) -> Callable[[Any], str]:
+def table(rows: Iterable[Any], columns: Mapping[str, Callable[[Any], Any]]) -> Lines:
+    """A line for each row: what every column has of it, below the columns' heads."""
+    return [[*columns], *([of(row) for of in columns.values()] for row in rows)]
+
+
+def tables(columns: Mapping[str, Callable[[Any], Lines]], result: Any) -> str:
     """Of the results, all tables that have lines, for people."""
-
-    def text(result: Any) -> str:
-        made = {name: columns(result) for name, columns in benchmark.tables.items()}
-        shown = {name: lines for name, lines in made.items() if lines[1:]}
-        return "\n\n".join(f"{n}\n{report.table(lines)}" for n, lines in shown.items())
-
-    return text
+    made = {name: lines(result) for name, lines in columns.items()}
+    return "\n\n".join(
+        f"{name}\n{report.table(lines)}" for name, lines in made.items() if lines[1:]
+    )
 
 
 def draw(benchmark: Benchmark) -> None:

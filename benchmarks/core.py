@@ -1,5 +1,3 @@
-"""The script of timings/core.py."""
-
-import script
+import script  # of timings/core.py
 
 script.start()

@@ -1,5 +1,3 @@
-"""The script of timings/latency.py."""
-
-import script
+import script  # of timings/latency.py
 
 script.start()

@@ -1,5 +1,3 @@
-"""The script of networks/methods.py."""
-
-import script
+import script  # of networks/methods.py
 
 script.start()

@@ -1,5 +1,3 @@
-"""The script of paper/mnist_two_layer.py."""
-
-import script
+import script  # of paper/mnist_two_layer.py
 
 script.start()

@@ -1,5 +1,3 @@
-"""The script of networks/real_networks.py."""
-
-import script
+import script  # of networks/real_networks.py
 
 script.start()

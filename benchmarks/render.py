@@ -10,17 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import benchmarks
-from benchmarks.benchmark import RESULTS, Lines, draw, read
+from benchmarks.benchmark import RESULTS, Benchmark, Lines, draw, read
 from benchmarks.paper import reported
 
 HERE = Path(__file__).parent
 READMES = (HERE.parent / "README.md", HERE / "README.md")
 
 
+def every() -> list[Benchmark]:
+    """All benchmarks."""
+    return [benchmarks.module(name).BENCHMARK for name in benchmarks.NAMES]
+
+
 def tables() -> dict[str, Lines]:
     """Name in one of the READMEs -> the table."""
     found = {"reported": reported.table()}
-    for benchmark in map(benchmarks.find, benchmarks.NAMES):
+    for benchmark in every():
         result = read(RESULTS / benchmark.file)
         found |= {name: columns(result) for name, columns in benchmark.tables.items()}
     return found
@@ -28,7 +33,8 @@ def tables() -> dict[str, Lines]:
 
 def markdown(lines: Sequence[Sequence[Any]]) -> str:
     """A table in Markdown; all columns but the first to the right."""
-    cells = [["–" if cell is None else str(cell) for cell in line] for line in lines]
+    # Heads that read alike differ by a space at the end.
+    cells = [["–" if c is None else str(c).strip() for c in line] for line in lines]
     head, *body = ["| " + " | ".join(line) + " |" for line in cells]
     rule = "|---|" + "---:|" * (len(lines[0]) - 1)
     return "\n".join([head, rule, *body])
@@ -61,6 +67,6 @@ def main(argv: Sequence[str]) -> int:
         return int(texts != new)
     for path, text in zip(READMES, new, strict=True):
         path.write_text(text)
-    for name in benchmarks.NAMES:
-        draw(benchmarks.find(name))
+    for benchmark in every():
+        draw(benchmark)
     return 0

@@ -1,5 +1,3 @@
-"""The script of timings/selection_cost.py."""
-
-import script
+import script  # of timings/selection_cost.py
 
 script.start()

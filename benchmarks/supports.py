@@ -1,5 +1,3 @@
-"""The script of paper/supports.py."""
-
-import script
+import script  # of paper/supports.py
 
 script.start()

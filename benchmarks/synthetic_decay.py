@@ -1,5 +1,3 @@
-"""The script of paper/synthetic_decay.py."""
-
-import script
+import script  # of paper/synthetic_decay.py
 
 script.start()

@@ -1,5 +1,3 @@
-"""The script of render.py."""
-
-import script
+import script  # of render.py
 
 script.start()

@@ -1,5 +1,3 @@
-"""The script of paper/traces.py."""
-
-import script
+import script  # of paper/traces.py
 
 script.start()

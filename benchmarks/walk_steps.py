@@ -1,5 +1,3 @@
-"""The script of timings/walk_steps.py."""
-
-import script
+import script  # of timings/walk_steps.py
 
 script.start()

@@ -18,7 +18,7 @@ from ispasp_jax import data, models
 
 @pytest.mark.parametrize("name", benchmarks.ROOMS["networks"])
 def test_results_are_of_the_commands_that_the_benchmark_has_now(name):
-    benchmark = benchmarks.find(name)
+    benchmark = benchmarks.module(name).BENCHMARK
     commands = {k: f"python prune.py {' '.join(v)}" for k, v in benchmark.full.items()}
     found = read(RESULTS / benchmark.file)
     assert {row["row"]: row["command"] for row in found} == commands

@@ -9,11 +9,13 @@ No method or budget was decided on resnet32 and resnet44. About two hours on two
 cores; --small does one row. Rows that are in the JSON already are not run again.
 """
 
+import functools
+
 import numpy as np
 
-from benchmarks.benchmark import Benchmark, Lines
+from benchmarks.benchmark import Benchmark, Lines, table
 from benchmarks.networks import commands
-from benchmarks.networks.commands import target, top1
+from benchmarks.networks.commands import share, target, top1
 
 METHODS = ("random", "l1", "ispasp", "cosamp", "obs")
 
@@ -66,21 +68,18 @@ COMMANDS = {
 }
 
 
-def table(results: list[dict]) -> Lines:
+def columns(results: list[dict]) -> Lines:
     """The README's columns: a line for each network and amount, methods beside."""
-    heads = ["network", "multiply-adds", "dense"]
-    heads += METHODS
     lines: dict[str, list[str]] = {}
     order = [f"{model}, {amount}" for model, amount in ROWS]
     for row in sorted(results, key=lambda row: order.index(_what(row))):
         name, method = _what(row), row["method"]
         found = top1(row)
-        share = row["pruned"]["macs"] / row["dense"]["macs"]
         line = lines.setdefault(
             name,
             [
                 name,
-                f"{row['pruned']['macs'] / 1e6:.0f} M ({share:.0%})",
+                f"{row['pruned']['macs'] / 1e6:.0f} M ({share(row, 'macs'):.0%})",
                 f"{found['dense']:.1f}",
                 *["–"] * len(METHODS),
             ],
@@ -88,6 +87,7 @@ def table(results: list[dict]) -> Lines:
         place = 3 + METHODS.index(method)
         stages = ("pruned", "repaired", "finetuned")
         line[place] = " → ".join(f"{found[s]:.1f}" for s in stages if s in found)
+    heads = ["network", "multiply-adds", "dense", *METHODS]
     return [heads, *lines.values()]
 
 
@@ -98,42 +98,38 @@ CLAIM += ("tf_mobilenetv2, 247 M", "tf_mobilenetv2, 223 M", "tf_mobilenetv2, 200
 
 def claim_table(results: list[dict]) -> Lines:
     """The first README's: one budget a line, repaired, three methods."""
-    heads, lines = ["network", "multiply-adds", "dense"], []
-    methods = {"l1": "l1", "ispasp": "ispasp, the paper's", "obs": "obs"}
     found = {(_what(row), row["method"]): row for row in results}
-    for name in CLAIM:
-        row = found[name, "obs"]
-        share = row["pruned"]["macs"] / row["dense"]["macs"]
-        line = [
-            name.partition(",")[0],
-            f"{share:.0%}",
-            f"{top1(row)['dense']:.1f}",
-        ]
-        for method in methods:
-            row = found.get((name, method))
-            line.append(None if row is None else f"{top1(row)['repaired']:.1f}")
-        lines.append(line)
-    return [[*heads, *methods.values()], *lines]
+
+    def repaired(method, name):
+        row = found.get((name, method))
+        return None if row is None else f"{top1(row)['repaired']:.1f}"
+
+    shown = {
+        "network": lambda name: name.partition(",")[0],
+        "multiply-adds": lambda name: f"{share(found[name, 'obs'], 'macs'):.0%}",
+        "dense": lambda name: f"{top1(found[name, 'obs'])['dense']:.1f}",
+        "l1": functools.partial(repaired, "l1"),
+        "ispasp, the paper's": functools.partial(repaired, "ispasp"),
+        "obs": functools.partial(repaired, "obs"),
+    }
+    return table([name for name in CLAIM if (name, "obs") in found], shown)
 
 
 def rounding_table(results: list[dict]) -> Lines:
     """What `--round-to auto` does to a budget's networks: each beside its twin."""
-    heads = ["network", "method", "multiples of", "as cut", "repaired"]
-    lines = [[*heads, "multiply-adds", "latency"]]
     by_name = {_what(row): row for row in results if row["method"] == "obs"}
-    for rounded in (name for name in by_name if name.endswith(", rounded")):
-        plain = rounded.removesuffix(", rounded")
-        for row in (by_name[plain], by_name[rounded]):
-            scores, dense, pruned = top1(row), row["dense"], row["pruned"]
-            lines.append(
-                [
-                    *(plain, row["method"], row["budget"]["round_to"]),
-                    *(f"{scores[stage]:.1f}" for stage in ("pruned", "repaired")),
-                    f"{pruned['macs'] / dense['macs']:.0%}",
-                    f"{pruned['latency_ms'] / dense['latency_ms']:.0%}",
-                ]
-            )
-    return lines
+    rounded = [name for name in by_name if name.endswith(", rounded")]
+    pairs = [(name.removesuffix(", rounded"), name) for name in rounded]
+    shown = {
+        "network": lambda row: _what(row).removesuffix(", rounded"),
+        "method": lambda row: row["method"],
+        "multiples of": lambda row: row["budget"]["round_to"],
+        "as cut": lambda row: f"{top1(row)['pruned']:.1f}",
+        "repaired": lambda row: f"{top1(row)['repaired']:.1f}",
+        "multiply-adds": lambda row: f"{share(row, 'macs'):.0%}",
+        "latency": lambda row: f"{share(row, 'latency_ms'):.0%}",
+    }
+    return table([by_name[n] for pair in pairs for n in pair if n in by_name], shown)
 
 
 def _what(row: dict) -> str:
@@ -180,6 +176,6 @@ BENCHMARK = Benchmark(
     full=COMMANDS,
     small={k: [*COMMANDS[k], "--calibration-images=250"] for k in [*COMMANDS][:1]},
     measure=commands.prune_with_curves,
-    tables={"after_pruning": table, "claim": claim_table, "rounding": rounding_table},
+    tables={"after_pruning": columns, "claim": claim_table, "rounding": rounding_table},
     pictures={"widths.png": widths},
 )

@@ -48,6 +48,11 @@ def top1(row: Mapping[str, Any]) -> dict[str, float]:
     return {stage["stage"]: 100 * stage["top1"] for stage in row["stages"]}
 
 
+def share(row: Mapping[str, Any], what: str) -> float:
+    """What the pruned network has of the dense one's multiply-adds, latency, …"""
+    return row["pruned"][what] / row["dense"][what]
+
+
 def prune(flags: list[str], more: Iterable[str] = (), curves: Path | None = None):
     """Runs `prune.py`; its report, and the command as one types it.
 

@@ -19,10 +19,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.benchmark import Benchmark, Lines
+from benchmarks.benchmark import Benchmark, Lines, table
 from benchmarks.networks import commands
 from benchmarks.networks.after_pruning import CIFAR
-from benchmarks.networks.commands import IMAGENET, target, top1
+from benchmarks.networks.commands import IMAGENET, share, target, top1
 from ispasp_jax.selection import criteria
 
 
@@ -82,33 +82,26 @@ def selection_seconds(row: dict) -> float:
     return spent - seconds["compilation_in_both"]
 
 
-def table(results: list[dict], name: str) -> Lines:
+def columns(results: list[dict], name: str) -> Lines:
     """The README's columns of a network; a method each line."""
-    heads = ["method", "labels", "as cut", "repaired", "as cut, tuned"]
-    heads += ["repaired, tuned", "multiply-adds", "parameters", "latency"]
-    lines, by_name = [[*heads, "selection s"]], {row["row"]: row for row in results}
-    for method in criteria.CRITERIA:
-        plain = by_name.get(f"{name}, {method}")
-        repaired = by_name.get(f"{name}, {method}, repaired")
-        if plain is None or repaired is None:
-            continue
-        before, after = top1(plain), top1(repaired)
-        scores = [before["pruned"], after["repaired"]]
-        scores += [before["finetuned"], after["finetuned"]]
-        dense, pruned = repaired["dense"], repaired["pruned"]
-        labels = criteria.create(method).labels
-        lines.append(
-            [
-                method,
-                "yes" if labels else "–",
-                *(f"{score:.1f}" for score in scores),
-                f"{pruned['macs'] / 1e6:.3g} M",
-                f"{pruned['params'] / 1e6:.2f} M",
-                f"{pruned['latency_ms'] / dense['latency_ms']:.0%}",
-                f"{selection_seconds(plain):.0f}",
-            ]
-        )
-    return lines
+    rows = {row["row"]: row for row in results}
+    pairs = {
+        method: (rows.get(f"{name}, {method}"), rows.get(f"{name}, {method}, repaired"))
+        for method in criteria.CRITERIA
+    }
+    shown = {
+        "method": lambda m: m,
+        "labels": lambda m: "yes" if criteria.create(m).labels else "–",
+        "as cut": lambda m: f"{top1(pairs[m][0])['pruned']:.1f}",
+        "repaired": lambda m: f"{top1(pairs[m][1])['repaired']:.1f}",
+        "as cut, tuned": lambda m: f"{top1(pairs[m][0])['finetuned']:.1f}",
+        "repaired, tuned": lambda m: f"{top1(pairs[m][1])['finetuned']:.1f}",
+        "multiply-adds": lambda m: f"{pairs[m][1]['pruned']['macs'] / 1e6:.3g} M",
+        "parameters": lambda m: f"{pairs[m][1]['pruned']['params'] / 1e6:.2f} M",
+        "latency": lambda m: f"{share(pairs[m][1], 'latency_ms'):.0%}",
+        "selection s": lambda m: f"{selection_seconds(pairs[m][0]):.0f}",
+    }
+    return table([method for method, pair in pairs.items() if all(pair)], shown)
 
 
 def accuracy(results: list[dict]):
@@ -160,6 +153,6 @@ BENCHMARK = Benchmark(
     full=COMMANDS,
     small={name: COMMANDS[name] for name in ("digits, l1", "digits, l1, repaired")},
     measure=commands.prune_with_curves,
-    tables={f"methods {n}": functools.partial(table, name=n) for n in CASES},
+    tables={f"methods {n}": functools.partial(columns, name=n) for n in CASES},
     pictures={"methods.png": accuracy},
 )

@@ -10,9 +10,9 @@ training. Calibration sees training images only. About 40 minutes on two CPU cor
 --small does the first ratio. Rows that are in the JSON already are not run again.
 """
 
-from benchmarks.benchmark import Benchmark, Lines
+from benchmarks.benchmark import Benchmark, Lines, table
 from benchmarks.networks import commands
-from benchmarks.networks.commands import CIFAR, IMAGENET, top1
+from benchmarks.networks.commands import CIFAR, IMAGENET, share, top1
 
 RATIOS = {"keep 0.7": "--keep=0.7", "keep 0.5": "--keep=0.5"}
 
@@ -43,30 +43,29 @@ def _commands() -> dict[str, list[str]]:
     return table
 
 
-def table(results: list[dict]) -> Lines:
+def columns(results: list[dict]) -> Lines:
     """The README's columns; a row and its repaired twin make one line."""
-    heads = ["network", "top-1 dense", "as cut", "fine-tuned", "repaired"]
-    heads += ["multiply-adds", "parameters", "latency", "selection s", "repair s"]
-    lines, by_name = [heads], {row["row"]: row for row in results}
-    for name, row in by_name.items():
-        twin = by_name.get(f"{name}, repaired")
-        if twin is None:
-            continue
-        scores = top1(twin) | top1(row)
-        stages = ("dense", "pruned", "finetuned", "repaired")
-        dense, pruned = row["dense"], row["pruned"]
-        lines.append(
-            [
-                name,
-                *(f"{scores[stage]:.2f}" for stage in stages),
-                f"{dense['macs'] / 1e6:.0f} → {pruned['macs'] / 1e6:.0f} M",
-                f"{dense['params'] / 1e6:.2f} → {pruned['params'] / 1e6:.2f} M",
-                f"{twin['pruned']['latency_ms'] / twin['dense']['latency_ms']:.0%}",
-                f"{row['seconds']['selection']:.0f}",
-                f"{twin['seconds']['repair']:.0f}",
-            ]
-        )
-    return lines
+    rows = {row["row"]: row for row in results}
+    pairs = {n: (rows[n], rows.get(f"{n}, repaired")) for n in rows}
+
+    def smaller(n, what, form):
+        row = pairs[n][0]
+        dense, pruned = (row[which][what] / 1e6 for which in ("dense", "pruned"))
+        return f"{dense:{form}} → {pruned:{form}} M"
+
+    shown = {
+        "network": lambda n: n,
+        "top-1 dense": lambda n: f"{top1(pairs[n][0])['dense']:.2f}",
+        "as cut": lambda n: f"{top1(pairs[n][0])['pruned']:.2f}",
+        "fine-tuned": lambda n: f"{top1(pairs[n][0])['finetuned']:.2f}",
+        "repaired": lambda n: f"{top1(pairs[n][1])['repaired']:.2f}",
+        "multiply-adds": lambda n: smaller(n, "macs", ".0f"),
+        "parameters": lambda n: smaller(n, "params", ".2f"),
+        "latency": lambda n: f"{share(pairs[n][1], 'latency_ms'):.0%}",
+        "selection s": lambda n: f"{pairs[n][0]['seconds']['selection']:.0f}",
+        "repair s": lambda n: f"{pairs[n][1]['seconds']['repair']:.0f}",
+    }
+    return table([name for name, pair in pairs.items() if all(pair)], shown)
 
 
 COMMANDS = _commands()
@@ -78,5 +77,5 @@ BENCHMARK = Benchmark(
         for name, tuned in zip(COMMANDS, (["--finetune-epochs=1"], []), strict=False)
     },
     measure=commands.prune,
-    tables={"real_networks": table},
+    tables={"real_networks": columns},
 )

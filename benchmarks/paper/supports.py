@@ -8,10 +8,12 @@ that blocks can be compared. A minute on two CPU cores; --small takes
 ResNet20 and 250 images.
 """
 
+import functools
+
 import jax
 import numpy as np
 
-from benchmarks.benchmark import Benchmark, Lines
+from benchmarks.benchmark import Benchmark, table
 from benchmarks.paper import cifar
 from ispasp_jax.selection import obs
 from ispasp_jax.walk import fits, least_squares, moments
@@ -70,19 +72,16 @@ def block(site, here, behind) -> dict[str, tuple[float, float]]:
     return {name: both(np.argsort(-score)[: d // 2]) for name, score in scores.items()}
 
 
-def table(results: list[dict]) -> Lines:
-    """The README's columns."""
-    heads = ["half of the channels, by", "‖V‖/‖U‖ as cut", "repaired"]
-    lines = [
-        [r["score"], f"{r['as_cut']:.3f}", f"{r['repaired']:.3f}"] for r in results
-    ]
-    return [heads, *lines]
-
+COLUMNS = {
+    "half of the channels, by": lambda row: row["score"],
+    "‖V‖/‖U‖ as cut": lambda row: f"{row['as_cut']:.3f}",
+    "repaired": lambda row: f"{row['repaired']:.3f}",
+}
 
 BENCHMARK = Benchmark(
     file="supports.jsonl",
     full=("resnet56", 1000),
     small=("resnet20", 250),
     measure=measure,
-    tables={"supports": table},
+    tables={"supports": functools.partial(table, columns=COLUMNS)},
 )

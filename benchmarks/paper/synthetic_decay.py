@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.benchmark import Benchmark, Lines
+from benchmarks.benchmark import Benchmark, Lines, table
 from ispasp_jax import algorithm_1, batch_sum, report
 from ispasp_jax.selection.problem import largest
 
@@ -146,26 +146,20 @@ def _ratio(ispasp, top):
     return np.where(top > 0, ispasp / np.where(top > 0, top, 1), np.nan)
 
 
-def table(result: dict) -> Lines:
+def columns(result: dict) -> Lines:
     """Exponents of ‖V‖² in s, and where the curves begin and end."""
-    heads = ["d_hid", "p", "theory 1-2/p", "finite tail", "i-SpaSP", "s largest"]
-    heads += ["fitted over s", "‖V‖² at s = 1", "at d - 1"]
-    lines = [heads]
-    for row in result["rows"]:
-        lines.append(
-            [
-                str(row["d_hid"]),
-                str(row["p"]),
-                f"{row['theory']:.2f}",
-                f"{row['finite_tail']:.2f}",
-                f"{row['measured']:.2f} ± {row['measured_std']:.2f}",
-                f"{row['largest']:.2f}",
-                f"{row['fit_from']}–{row['fit_to']}",
-                f"{row['median'][0]:.0e}",
-                f"{row['median'][-2]:.0e}",
-            ]
-        )
-    return lines
+    shown = {
+        "d_hid": lambda r: str(r["d_hid"]),
+        "p": lambda r: str(r["p"]),
+        "theory 1-2/p": lambda r: f"{r['theory']:.2f}",
+        "finite tail": lambda r: f"{r['finite_tail']:.2f}",
+        "i-SpaSP": lambda r: f"{r['measured']:.2f} ± {r['measured_std']:.2f}",
+        "s largest": lambda r: f"{r['largest']:.2f}",
+        "fitted over s": lambda r: f"{r['fit_from']}–{r['fit_to']}",
+        "‖V‖² at s = 1": lambda r: f"{r['median'][0]:.0e}",
+        "at d - 1": lambda r: f"{r['median'][-2]:.0e}",
+    }
+    return table(result["rows"], shown)
 
 
 def plot(result: dict):
@@ -196,7 +190,7 @@ def plot(result: dict):
 
 def text(result: dict) -> str:
     """Exponents, and where the curves of neighbouring p cross."""
-    lines = [report.table(table(result))]
+    lines = [report.table(columns(result))]
     for d in WIDTHS:
         crossings = result[f"crossings_{d}"]
         networks = (len(FACTORS) - 1) * (d - 1) * result["seeds"]
@@ -213,7 +207,7 @@ BENCHMARK = Benchmark(
     full=SEEDS,
     small=3,
     measure=measure,
-    tables={"synthetic_decay": table},
+    tables={"synthetic_decay": columns},
     pictures={"synthetic_decay.png": plot},
     text=text,
 )

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.benchmark import Benchmark, Lines
+from benchmarks.benchmark import Benchmark, Lines, table
 from benchmarks.paper import cifar
 from ispasp_jax import algorithm_1
 from ispasp_jax.selection.algorithm_1 import μ
@@ -75,30 +75,27 @@ def block(site, weights, H) -> list[dict]:
     return lines
 
 
-def table(results: list[dict]) -> Lines:
+def columns(results: list[dict]) -> Lines:
     """Columns by keep ratio, over all blocks."""
-    heads = [
-        "keep ratio",
-        "iterations, mean",
-        "most",
-        "channels not of the largest sum",
-    ]
-    lines = [[*heads, "first residual below the last"]]
-    for keep in KEEPS:
-        here = [row for row in results if row["keep"] == keep]
-        share = sum(r["not_of_largest_sum"] for r in here) / sum(r["s"] for r in here)
-        traces = [row["relative_residuals"] for row in here]
-        best = sum(t[-1] > 1.0001 * t[1] for t in traces)
-        lines.append(
-            [
-                f"{keep:g}",
-                f"{np.mean([row['iterations'] for row in here]):.1f}",
-                str(max(row["iterations"] for row in here)),
-                f"{share:.0%}",
-                f"{best} of {len(here)}",
-            ]
-        )
-    return lines
+    by_keep = [[row for row in results if row["keep"] == keep] for keep in KEEPS]
+
+    def share(rows):
+        return sum(r["not_of_largest_sum"] for r in rows) / sum(r["s"] for r in rows)
+
+    def rising(rows):
+        traces = [row["relative_residuals"] for row in rows]
+        return sum(trace[-1] > 1.0001 * trace[1] for trace in traces)
+
+    shown = {
+        "keep ratio": lambda rows: f"{rows[0]['keep']:g}",
+        "iterations, mean": lambda rows: (
+            f"{np.mean([row['iterations'] for row in rows]):.1f}"
+        ),
+        "most": lambda rows: str(max(row["iterations"] for row in rows)),
+        "channels not of the largest sum": lambda rows: f"{share(rows):.0%}",
+        "first residual below the last": lambda r: f"{rising(r)} of {len(r)}",
+    }
+    return table(by_keep, shown)
 
 
 def plot(results: list[dict]):
@@ -127,6 +124,6 @@ BENCHMARK = Benchmark(
     full=("resnet56", 250),
     small=("resnet20", 50),
     measure=measure,
-    tables={"traces": table},
+    tables={"traces": columns},
     pictures={"traces.png": plot},
 )

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.benchmark import SEED, Benchmark, Lines
+from benchmarks.benchmark import SEED, Benchmark, Lines, table
 from benchmarks.timings import turns
 from ispasp_jax import algorithm_1, batch_sum, report
 from ispasp_jax.budget import cost
@@ -148,36 +148,32 @@ def keep_answer(answers: dict, name: str, call) -> Any:
 
 def columns(result: dict[str, Any], keep: float | None = None) -> Lines:
     """Milliseconds; of one keep ratio where one is given."""
-    heads = ["consumer", "d", "keep", "iterations", "batch sum ms", "all of H ms"]
-    lines = [[*heads, "ratio", "every size ms", "compile s", "differ"]]
-    for row in result["rows"]:
-        if keep not in (None, row["keep"]):
-            continue
 
-        def ms(name, row=row):
-            timed = row[name]
-            if timed is None:
-                return None
-            return turns.spread(
-                *(1e3 * timed[k] for k in ("seconds", "min", "max")), form=".1f"
-            )
+    def ms(name, row):
+        timed = row[name]
+        if timed is None:
+            return None
+        times = (1e3 * timed[k] for k in ("seconds", "min", "max"))
+        return turns.spread(*times, form=".1f")
 
+    def over(row):
         full = row["full"]
-        lines.append(
-            [
-                row["consumer"],
-                row["d"],
-                f"{row['keep']:g}",
-                row["iterations"],
-                ms("batch_sum"),
-                ms("full"),
-                full and f"{turns.ratio(full, row['batch_sum'])['ratio']:.1f}",
-                ms("every_size"),
-                f"{row['batch_sum']['compile_s']:.1f}",
-                row["channels_different"],
-            ]
-        )
-    return lines
+        return full and f"{turns.ratio(full, row['batch_sum'])['ratio']:.1f}"
+
+    rows = [row for row in result["rows"] if keep in (None, row["keep"])]
+    shown = {
+        "consumer": lambda r: r["consumer"],
+        "d": lambda r: r["d"],
+        "keep": lambda r: f"{r['keep']:g}",
+        "iterations": lambda r: r["iterations"],
+        "batch sum ms": functools.partial(ms, "batch_sum"),
+        "all of H ms": functools.partial(ms, "full"),
+        "ratio": over,
+        "every size ms": functools.partial(ms, "every_size"),
+        "compile s": lambda r: f"{r['batch_sum']['compile_s']:.1f}",
+        "differ": lambda r: r["channels_different"],
+    }
+    return table(rows, shown)
 
 
 BENCHMARK = Benchmark(

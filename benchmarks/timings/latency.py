@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.benchmark import Benchmark, Lines
+from benchmarks.benchmark import Benchmark, Lines, table
 from benchmarks.timings import turns
 from benchmarks.timings.cases import random_batches, random_variables
 from ispasp_jax import budget, graph, models, report, training
@@ -65,7 +65,7 @@ FULL = Settings(
 )
 SMALL = Settings(
     latency=(Case("resnet20", 32, (1, 64)),),
-    depthwise=Case("mobilenetv2", 64, (8,)),
+    depthwise=Case("mobilenetv2", 64, (4,)),
     repeats=3,
 )
 
@@ -212,38 +212,31 @@ def measure(settings: Settings) -> dict[str, Any]:
 
 def latency_table(result: dict[str, Any]) -> Lines:
     """Columns of dense against pruned."""
-    heads = ["network", "batch", "keep", "dense ms", "pruned ms", "multiply-adds"]
-    lines = [[*heads, "latency (range)", "verdict"]]
-    for row in result["latency"]:
-        lines.append(
-            [
-                f"{row['model']}, {row['pixels']}",
-                str(row["batch"]),
-                f"{row['keep']:g}",
-                f"{1e3 * row['dense']['seconds']:.1f}",
-                f"{1e3 * row['pruned']['seconds']:.1f}",
-                f"{row['macs_over_dense']:.2f}",
-                turns.spread(*row["over_dense"].values()),
-                row["verdict"],
-            ]
-        )
-    return lines
+    columns = {
+        "network": lambda r: f"{r['model']}, {r['pixels']}",
+        "batch": lambda r: str(r["batch"]),
+        "keep": lambda r: f"{r['keep']:g}",
+        "dense ms": lambda r: f"{1e3 * r['dense']['seconds']:.1f}",
+        "pruned ms": lambda r: f"{1e3 * r['pruned']['seconds']:.1f}",
+        "multiply-adds": lambda r: f"{r['macs_over_dense']:.2f}",
+        "latency (range)": lambda r: turns.spread(*r["over_dense"].values()),
+        "verdict": lambda r: r["verdict"],
+    }
+    return table(result["latency"], columns)
 
 
 def depthwise_table(result: dict[str, Any]) -> Lines:
     """Columns of shifted against plain depthwise convolutions."""
-    lines = [["depthwise", "batch", "shipped ms", "plain ms", "times faster (range)"]]
-    for row in result["depthwise"]:
-        lines.append(
-            [
-                f"{row['model']}, {row['pixels']}, {row['what']}",
-                str(row["batch"]),
-                f"{1e3 * row['shipped']['seconds']:.1f}",
-                f"{1e3 * row['plain']['seconds']:.1f}",
-                turns.spread(*row["plain_over_shipped"].values()),
-            ]
-        )
-    return lines
+    columns = {
+        "depthwise": lambda r: f"{r['model']}, {r['pixels']}, {r['what']}",
+        "batch": lambda r: str(r["batch"]),
+        "shipped ms": lambda r: f"{1e3 * r['shipped']['seconds']:.1f}",
+        "plain ms": lambda r: f"{1e3 * r['plain']['seconds']:.1f}",
+        "times faster (range)": lambda r: turns.spread(
+            *r["plain_over_shipped"].values()
+        ),
+    }
+    return table(result["depthwise"], columns)
 
 
 BENCHMARK = Benchmark(

@@ -27,7 +27,7 @@ import time
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from benchmarks.benchmark import Benchmark, Lines
+from benchmarks.benchmark import Benchmark, Lines, table, tables
 from benchmarks.timings import naive, turns
 from benchmarks.timings.cases import KEEP, Case, T, passes, peak_memory, ready
 from ispasp_jax import report
@@ -185,92 +185,69 @@ def measure(settings: Settings) -> dict[str, Any]:
 def walk_table(result: dict[str, Any]) -> Lines:
     """Columns of the walk's cost, for several networks and numbers of images."""
 
-    def over(row, name="walk"):
+    def over(row, name):
         return turns.spread(*row["over_dense"][name].values())
 
-    heads = ["network", "images", "dense s", "walk s", "walk/dense (range)"]
-    heads += ["without residual", "compile s dense", "walk"]
-    heads += [f"peak MB dense, at most {MEMORY_IMAGES} images", "walk"]
-    lines = [heads]
-    for row in [*result["walk"], *result["images"]]:
-        memory = row["peak_bytes"] or {}
-        lines.append(
-            [
-                f"{row['model']}, {row['pixels']}",
-                str(row["images"]),
-                f"{row['dense']['seconds']:.2f}",
-                f"{row['walk']['seconds']:.2f}",
-                over(row),
-                over(row, "walk_without_residual"),
-                f"{row['dense']['compile_s']:.1f}",
-                f"{row['walk']['compile_s']:.1f}",
-                *(
-                    f"{memory[name] / 1e6:.0f}" if memory else "–"
-                    for name in ("dense", "walk")
-                ),
-            ]
-        )
-    return lines
+    def peak(row, name):
+        used = row["peak_bytes"]
+        return f"{used[name] / 1e6:.0f}" if used else None
+
+    columns = {
+        "network": lambda r: f"{r['model']}, {r['pixels']}",
+        "images": lambda r: str(r["images"]),
+        "dense s": lambda r: f"{r['dense']['seconds']:.2f}",
+        "walk s": lambda r: f"{r['walk']['seconds']:.2f}",
+        "walk/dense (range)": lambda r: over(r, "walk"),
+        "without residual": lambda r: over(r, "walk_without_residual"),
+        "compile s dense": lambda r: f"{r['dense']['compile_s']:.1f}",
+        "walk": lambda r: f"{r['walk']['compile_s']:.1f}",
+        f"peak MB dense, at most {MEMORY_IMAGES} images": lambda r: peak(r, "dense"),
+        "walk ": lambda r: peak(r, "walk"),
+    }
+    return table([*result["walk"], *result["images"]], columns)
 
 
 def iteration_table(result: dict[str, Any]) -> Lines:
     """Columns of the walk's cost by T."""
-    lines = [["T", "most iterations", "walk s", "walk/dense (range)"]]
-    for row in result["iterations"]["rows"]:
-        lines.append(
-            [
-                str(row["num_iters"]),
-                str(row["most_iterations"]),
-                f"{row['seconds']:.2f}",
-                turns.spread(*row["over_dense"].values()),
-            ]
-        )
-    return lines
+    columns = {
+        "T": lambda r: str(r["num_iters"]),
+        "most iterations": lambda r: str(r["most_iterations"]),
+        "walk s": lambda r: f"{r['seconds']:.2f}",
+        "walk/dense (range)": lambda r: turns.spread(*r["over_dense"].values()),
+    }
+    return table(result["iterations"]["rows"], columns)
 
 
 def naive_table(result: dict[str, Any]) -> Lines:
     """Columns of the walk against the naive loop."""
     loop = result["naive"]
-    measured, far = loop["measured_seconds"], loop["extrapolated"]
-    heads = [f"{loop['model']}, {loop['images']} images", "measured s"]
-    heads += ["times the walk", f"extrapolated to {far['to_images']} images, s"]
-    lines = [heads]
-    for name, seconds in measured.items():
-        extrapolated = far["seconds"].get(name)
-        lines.append(
-            [
-                name.replace("_", " "),
-                f"{seconds:.2f}",
-                f"{seconds / measured['walk']:.1f}",
-                "–" if extrapolated is None else f"{extrapolated:.0f}",
-            ]
-        )
-    return lines
+    seconds, far = loop["measured_seconds"], loop["extrapolated"]
+    more = {name: f"{found:.0f}" for name, found in far["seconds"].items()}
+    columns = {
+        f"{loop['model']}, {loop['images']} images": lambda n: n.replace("_", " "),
+        "measured s": lambda n: f"{seconds[n]:.2f}",
+        "times the walk": lambda n: f"{seconds[n] / seconds['walk']:.1f}",
+        f"extrapolated to {far['to_images']} images, s": more.get,
+    }
+    return table(seconds, columns)
 
 
 def text(result: dict[str, Any]) -> str:
-    """For people."""
-    sweep, loop = result["iterations"], result["naive"]
-    return "\n\n".join(
-        [
-            report.table(walk_table(result)),
-            f"{sweep['model']}, {sweep['images']} images\n"
-            + report.table(iteration_table(result)),
-            report.table(naive_table(result)),
-            *(
-                f"supports of walk and {name.replace('_', ' ')}: equal in "
-                f"{loop['groups'] - len(found)} of {loop['groups']} groups"
-                + "".join(
-                    f"; {d['group']}: {d['channels']} channels differ, "
-                    f"margin {d['margin']:.1e}"
-                    for d in found
-                )
-                for name, found in loop["different_supports"].items()
-            ),
-            f"smallest margin at a cut: {loop['smallest_margin']:.1e} of the largest "
-            "score",
+    """Tables, and whether the supports agree, for people."""
+    loop, lines = result["naive"], [tables(BENCHMARK.tables, result), ""]
+    for name, found in loop["different_supports"].items():
+        same, groups = loop["groups"] - len(found), loop["groups"]
+        lines.append(
+            f"supports of walk and {name.replace('_', ' ')}: equal in {same} of "
+            f"{groups} groups"
+        )
+        lines += [
+            f"  {d['group']}: {d['channels']} differ, margin {d['margin']:.1e}"
+            for d in found
         ]
-    )
+    margin = loop["smallest_margin"]
+    lines.append(f"smallest margin at a cut: {margin:.1e} of the largest score")
+    return "\n".join(lines)
 
 
 BENCHMARK = Benchmark(

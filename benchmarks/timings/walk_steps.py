@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from benchmarks.benchmark import Benchmark, Lines
+from benchmarks.benchmark import Benchmark, Lines, table
 from benchmarks.timings import turns
 from benchmarks.timings.cases import KEEP, Case, Ready, T, passes, ready
 from ispasp_jax import graph, report
@@ -95,19 +95,15 @@ def measure(settings: Settings) -> dict[str, Any]:
 
 def columns(result: dict[str, Any]) -> Lines:
     """Seconds of each step."""
-    steps = result["rows"][0]["steps"]
-    lines = [["network", "images", "dense", "walk", *steps, "rest"]]
-    for row in result["rows"]:
-        seconds = [*row["steps"].values()]
-        seconds.append(row["waited_for"] - sum(seconds))
-        lines.append(
-            [
-                f"{row['model']}, {row['pixels']}",
-                str(row["images"]),
-                *(f"{s:.2f}" for s in (row["dense"], row["walk"], *seconds)),
-            ]
-        )
-    return lines
+    names = [*result["rows"][0]["steps"]]
+    shown = {
+        "network": lambda r: f"{r['model']}, {r['pixels']}",
+        "images": lambda r: str(r["images"]),
+        **{name: lambda r, name=name: f"{r[name]:.2f}" for name in ("dense", "walk")},
+        **{name: lambda r, name=name: f"{r['steps'][name]:.2f}" for name in names},
+        "rest": lambda r: f"{r['waited_for'] - sum(r['steps'].values()):.2f}",
+    }
+    return table(result["rows"], shown)
 
 
 BENCHMARK = Benchmark(
