@@ -43,7 +43,7 @@ def test_the_synthetic_decay():
         assert row["measured"] == pytest.approx(row["finite_tail"], rel=0.15)
         # From s = d/2 on, i-SpaSP keeps the s largest of μ(H), to the last bit.
         np.testing.assert_array_equal(row["median"][11:], row["median_largest"][11:])
-    assert len(synthetic_decay.table(result)) == 4
+    assert len(synthetic_decay.columns(result)) == 4
 
 
 def test_slope_and_tail():

@@ -87,139 +87,147 @@ CASES = {
 }
 
 
-def found(case: Case) -> greedy.Layer:
-    """The layer to select in."""
-    shape = case.source.preprocessing.shape
-    return greedy.find(case.network, case.variables, case.part, shape)
+class Answers(NamedTuple):
+    """What the methods keep.
+
+    Attributes:
+      masks: by method, (sizes, d).
+      seconds: by method, to half of the channels and to all sizes.
+      K: of the layer.
+    """
+
+    masks: dict[str, np.ndarray]
+    seconds: dict[str, dict[str, float]]
+    K: jax.Array
 
 
 def timed(function: Callable, *arguments) -> tuple:
-    """A jitted function's answer, and its seconds without compilation."""
-    compiled = jax.jit(function).lower(*arguments).compile()
-    found = []
+    """A jitted function's answer, and its seconds without compilation. What it needs
+    are arguments, not constants that XLA would fold.
+    """
+    compiled, found = jax.jit(function).lower(*arguments).compile(), []
     seconds = turns.seconds(lambda: found.append(compiled(*arguments)) or found)
     return found[0], seconds
 
 
-def measure(case: Case) -> dict:
-    """Supports, accuracy, residual and cost of every method for one layer."""
-    layer = found(case)
-    d, sizes, source = layer.d, np.array(case.sizes), case.source
-    n = min(case.calibration, len(source.train))
-    chosen = data.calibration_indices(source.train, n, SEED)
+def one_size(layer: greedy.Layer, summed: jax.Array, s: jax.Array) -> jax.Array:
+    """i-SpaSP's support of a size."""
+    consumer = functools.partial(greedy.consumer, layer)
+    return algorithm_1(summed, consumer, s, T).support
 
-    # Arrays are arguments, not constants that XLA would fold.
-    def forward(variables, image):
-        return greedy.reach(layer._replace(variables=variables), image)
 
-    run = jax.jit(forward)
-    run = functools.partial(run, layer.variables)
-    test = greedy.carry(run, source, source.test, None)
-    images = greedy.carry(run, source, source.train, chosen)
-    reached = turns.seconds(
-        lambda: greedy.carry(run, source, source.train, chosen)
-    )  # compiled above
+def all_sizes(layer: greedy.Layer, h: jax.Array) -> jax.Array:
+    """i-SpaSP's supports of every size."""
+    summed, sizes = batch_sum(h), jnp.arange(1, layer.d + 1)
+    return jax.vmap(lambda s: one_size(layer, summed, s))(sizes)
 
-    def consumer(variables, h):
-        return greedy.consumer(layer._replace(variables=variables), h)
 
-    def one_size(variables, summed, s):
-        return algorithm_1(summed, functools.partial(consumer, variables), s, T)
+def on_gram(layer: greedy.Layer, h: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """K, and the order of greedy forward selection on it."""
+    K = greedy.gram(layer, h)
+    return K, greedy.gram_forward(K)
 
-    def all_sizes(variables, h):
-        summed = batch_sum(h)
-        supports = jax.vmap(lambda s: one_size(variables, summed, s).support)
-        return supports(jnp.arange(1, d + 1))
 
+def variants_of(d: int) -> dict[str, dict]:
+    """The kinds of GFS in a layer of d channels."""
+    few = {"gfs_few": {"candidates": FEW}} if d > 2 * FEW else {}
+    return {"gfs": {}, "gfs_plain": {"scaled": False}, **few}
+
+
+def select(case: Case, layer: greedy.Layer, images: greedy.Images) -> Answers:
+    """Every method's supports."""
+    d, sizes = layer.d, np.array(case.sizes)
     half = d // 2
-    summed = batch_sum(images.h)
-    _, one_s = timed(one_size, layer.variables, summed, jnp.int32(half))
-    supports, all_s = timed(all_sizes, layer.variables, images.h)
-    answers = {"ispasp": np.asarray(supports)[sizes - 1]}
-    seconds = {"ispasp": {"one_size": reached + one_s, "all_sizes": reached + all_s}}
-
-    def on_gram(variables, h):
-        K = greedy.gram(layer._replace(variables=variables), h)
-        return K, greedy.gram_forward(K)
-
-    (K, order), gram_s = timed(on_gram, layer.variables, images.h)
-    answers["gram"] = greedy.nested(order, sizes, d)
-    seconds["gram"] = dict.fromkeys(("one_size", "all_sizes"), reached + gram_s)
-
-    variants = {"gfs": {}, "gfs_plain": {"scaled": False}}
-    if d > 2 * FEW:
-        variants["gfs_few"] = {"candidates": FEW}
-    key = jax.random.key(SEED)
-    known = sizes[sizes <= case.steps]
-    for name, options in variants.items():
-
-        def select(variables, images, key, options=options):
-            options = {"steps": case.steps, "batch_size": case.batch_size} | options
-            return greedy.gfs(
-                layer._replace(variables=variables), images, key, **options
-            )
-
+    _, one_s = timed(one_size, layer, batch_sum(images.h), jnp.int32(half))
+    supports, all_s = timed(all_sizes, layer, images.h)
+    (K, order), gram_s = timed(on_gram, layer, images.h)
+    masks = {
+        "ispasp": np.asarray(supports)[sizes - 1],
+        "gram": greedy.nested(order, sizes, d),
+    }
+    seconds = {"ispasp": (one_s, all_s), "gram": (gram_s, gram_s)}
+    for name, options in variants_of(d).items():
         report.say(f"    {name}")
-        order, spent = timed(select, layer.variables, images, key)
-        answers[name] = greedy.nested(order, known, d)
-        share = _passes(case, options, min(half, case.steps)) / _passes(case, options)
-        seconds[name] = {
-            "one_size": reached + share * spent,
-            "all_sizes": reached + spent,
-        }
+        own = {"steps": case.steps, "batch_size": case.batch_size, **options}
+        gfs = functools.partial(greedy.gfs, **own)
+        order, spent = timed(gfs, layer, images, jax.random.key(SEED))
+        masks[name] = greedy.nested(order, sizes[sizes <= case.steps], d)
+        few = options.get("candidates")
+        share = greedy.passes(d, min(half, case.steps), few)
+        share /= greedy.passes(d, case.steps, few)
+        seconds[name] = share * spent, spent
+    kinds = "one_size", "all_sizes"
+    return Answers(
+        masks, {n: dict(zip(kinds, s, strict=True)) for n, s in seconds.items()}, K
+    )
 
-    def score(variables, kept):
-        own = layer._replace(variables=variables)
-        found = greedy.logits(own, kept, test.x, test.h).argmax(-1)
-        return (found == test.label).mean()
 
-    score = functools.partial(jax.jit(score), layer.variables)
+def top1(layer: greedy.Layer, test: greedy.Images, kept: jax.Array) -> jax.Array:
+    """Of the network whose channels count so much."""
+    found = greedy.logits(layer, kept, test.x, test.h).argmax(-1)
+    return (found == test.label).mean()
+
+
+def curves_of(
+    layer: greedy.Layer, test: greedy.Images, answers: Answers, sizes: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Top-1 and relative residual by method, those of random channels among them."""
+    score, d = functools.partial(jax.jit(top1), layer, test), layer.d
 
     def curve(masks, scaled=False):
         weighted = masks * (d / masks.sum(1, keepdims=True) if scaled else 1.0)
-        top1 = [float(score(jnp.asarray(w, jnp.float32))) for w in weighted]
-        return np.array([top1, greedy.relative_residual(K, weighted)])
+        found = [float(score(jnp.asarray(w, jnp.float32))) for w in weighted]
+        return np.array([found, greedy.relative_residual(answers.K, weighted)])
 
     curves = {
         name: curve(masks, scaled=name in ("gfs", "gfs_few"))
-        for name, masks in answers.items()
+        for name, masks in answers.masks.items()
     }
     draws = jax.random.split(jax.random.key(SEED + 1), DRAWS)
-    curves["random"] = np.mean(
-        [
-            curve(greedy.nested(jax.random.permutation(draw, d), sizes, d))
-            for draw in draws
-        ],
-        axis=0,
-    )
+    orders = [jax.random.permutation(draw, d) for draw in draws]
+    random = [curve(greedy.nested(order, sizes, d)) for order in orders]
+    return {**curves, "random": np.mean(random, axis=0)}
+
+
+def measure(case: Case) -> dict:
+    """Supports, accuracy, residual and cost of every method for one layer."""
+    source, shape = case.source, case.source.preprocessing.shape
+    layer = greedy.find(case.network, case.variables, case.part, shape)
+    n, sizes = min(case.calibration, len(source.train)), np.array(case.sizes)
+    chosen = data.calibration_indices(source.train, n, SEED)
+    run = functools.partial(jax.jit(greedy.reach), layer)
+    test = greedy.carry(run, source, source.test, None)
+    reach = functools.partial(greedy.carry, run, source, source.train, chosen)
+    images = reach()
+    reached = turns.seconds(reach)  # compiled above
+    answers = select(case, layer, images)
+    seconds = {
+        name: {what: reached + s for what, s in spent.items()}
+        for name, spent in answers.seconds.items()
+    }
     return {
         **header("against_gfs"),
-        "d": d,
+        "d": layer.d,
         "calibration_images": n,
         "gfs_batch": case.batch_size,
         "gfs_steps": case.steps,
         "test_images": len(test.label),
-        "dense_top1": float(score(jnp.ones(d))),
-        "one_size": min(half, case.steps),
+        "dense_top1": float(top1(layer, test, jnp.ones(layer.d))),
+        "one_size": min(layer.d // 2, case.steps),
         "sizes": sizes.tolist(),
         "curves": {
             name: {
                 "top1": np.round(values[0], 5).tolist(),
                 "relative_residual": [float(f"{v:.5g}") for v in values[1]],
             }
-            for name, values in curves.items()
+            for name, values in curves_of(layer, test, answers, sizes).items()
         },
         "seconds": seconds,
-        "costs": costs(case, layer, images, variants),
+        "costs": costs(case, layer, images),
     }
 
 
-def _passes(case, options, steps=None):
-    d = found(case).d
-    return greedy.passes(d, steps or case.steps, options.get("candidates"))
-
-
-def costs(case: Case, layer: greedy.Layer, images, variants: dict) -> dict:
+def costs(case: Case, layer: greedy.Layer, images: greedy.Images) -> dict:
     """Images that pass through the network, and multiply-adds, to one size and to all.
 
     "multiply_adds" of GFS runs the whole network for every candidate, "_shared" the
@@ -254,8 +262,8 @@ def costs(case: Case, layer: greedy.Layer, images, variants: dict) -> dict:
             "ispasp": {"images": n, "multiply_adds": n * before + looped},
             "gram": {"images": n, "multiply_adds": n * before + K + d * s},
         }
-        for name, options in variants.items():
-            seen = _passes(case, options, s) * case.batch_size
+        for name, options in variants_of(d).items():
+            seen = greedy.passes(d, s, options.get("candidates")) * case.batch_size
             found[name] = {
                 "images": seen,
                 "multiply_adds": seen * (before + after),
