@@ -126,6 +126,14 @@ def tables(columns: Mapping[str, Callable[[Any], Lines]], result: Any) -> str:
     )
 
 
+def panels(size: tuple[float, float], rows: int, columns: int, **shared):
+    """A figure of so many inches, and an array of its panels."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **shared)
+
+
 def draw(benchmark: Benchmark) -> None:
     """Draws the pictures of what results/ has."""
     result = read(RESULTS / benchmark.file)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import benchmarks
-from benchmarks.benchmark import RESULTS, Benchmark, Lines, draw, read
+from benchmarks.benchmark import RESULTS, Benchmark, Lines, draw, read, table
 from benchmarks.paper import reported
 
 HERE = Path(__file__).parent
@@ -24,7 +24,7 @@ def every() -> list[Benchmark]:
 
 def tables() -> dict[str, Lines]:
     """Name in one of the READMEs -> the table."""
-    found = {"reported": reported.table()}
+    found = {"reported": table(reported.ROWS, reported.COLUMNS)}
     for benchmark in every():
         result = read(RESULTS / benchmark.file)
         found |= {name: columns(result) for name, columns in benchmark.tables.items()}
@@ -46,11 +46,11 @@ def filled(texts: Sequence[str]) -> list[str]:
         mark = f"<!-- table {name} -->\n"
         if sum(text.count(mark) for text in texts) != 1:
             raise ValueError(f"The READMEs do not have one place for table {name}.")
-        table = markdown(lines)
+        filling = markdown(lines)
         texts = [
             re.sub(
                 f"({re.escape(mark)}).*?(<!-- end -->)",
-                lambda found, table=table: f"{found[1]}{table}\n{found[2]}",
+                lambda found, filling=filling: f"{found[1]}{filling}\n{found[2]}",
                 text,
                 flags=re.DOTALL,
             )

@@ -13,7 +13,7 @@ import functools
 
 import numpy as np
 
-from benchmarks.benchmark import Benchmark, Lines, table
+from benchmarks.benchmark import Benchmark, Lines, panels, table
 from benchmarks.networks import commands
 from benchmarks.networks.commands import share, target, top1
 
@@ -141,12 +141,9 @@ def widths(results: list[dict]):
     """The channels that stay in every block, a panel for each network, a line for each
     budget.
     """
-    from matplotlib.figure import Figure
-
     networks = ("resnet56", "tf_mobilenetv2")
-    figure = Figure(figsize=(10, 6.2), layout="constrained")
-    panels = figure.subplots(len(networks), 1)
-    for network, panel in zip(networks, panels, strict=True):
+    figure, column = panels((10, 6.2), len(networks), 1)
+    for network, (panel,) in zip(networks, column, strict=True):
         budgets = [
             amount
             for model, amount in ROWS

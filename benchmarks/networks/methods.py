@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.benchmark import Benchmark, Lines, table
+from benchmarks.benchmark import Benchmark, Lines, panels, table
 from benchmarks.networks import commands
 from benchmarks.networks.after_pruning import CIFAR
 from benchmarks.networks.commands import IMAGENET, share, target, top1
@@ -109,14 +109,12 @@ def accuracy(results: list[dict]):
     channels chosen there give as cut. (Chosen without repair, as in the tables' "as
     cut", they differ: later blocks then see damaged inputs.)
     """
-    import matplotlib
-    from matplotlib.figure import Figure
+    from matplotlib import colormaps
 
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    panels = figure.subplots(1, 2, sharex=True)
+    figure, (both,) = panels((10, 4.2), 1, 2, sharex=True)
     weak = [name for name in criteria.CRITERIA if name not in FIRST]
     styles = {name: {"color": f"C{i}", "lw": 2} for i, name in enumerate(FIRST)}
-    shades = matplotlib.colormaps["tab20b"](np.linspace(0, 1, len(weak)))
+    shades = colormaps["tab20b"](np.linspace(0, 1, len(weak)))
     marks = "osv^D<>P*X"
     for name, shade, mark in zip(weak, shades, marks, strict=False):
         styles[name] = {"color": shade, "lw": 0.9, "marker": mark, "ms": 4}
@@ -128,15 +126,15 @@ def accuracy(results: list[dict]):
         dense = found[0]["dense"]["macs"]
         shares = [100 * row["pruned"]["macs"] / dense for row in found] + [100]
         whole = top1(found[0])["dense"]
-        for panel, stage in zip(panels, ("pruned", "repaired"), strict=True):
+        for panel, stage in zip(both, ("pruned", "repaired"), strict=True):
             scores = [top1(row)[stage] for row in found] + [whole]
             panel.plot(shares, scores, label=method, **styles[method])
     titles = "the same channels, as cut", "repaired, no training"
-    for panel, title in zip(panels, titles, strict=True):
+    for panel, title in zip(both, titles, strict=True):
         panel.set(title=title, xlabel="multiply-adds, % of dense", ylabel="top-1 %")
         panel.grid(alpha=0.3)
-    panels[1].set(ylim=(58, None))
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right")
+    both[1].set(ylim=(58, None))
+    figure.legend(*both[0].get_legend_handles_labels(), loc="outside right")
     figure.suptitle(f"{SWEPT}, CIFAR-10")
     return figure
 

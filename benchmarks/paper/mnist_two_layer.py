@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.benchmark import SEED, Benchmark, data_folder
+from benchmarks.benchmark import SEED, Benchmark, data_folder, panels
 from ispasp_jax import algorithm_1, batch_sum, data, models, report, training
 
 HIDDEN, CALIBRATION, RANDOM_DRAWS = 512, 1280, 8
@@ -107,22 +107,19 @@ def measure(epochs: int) -> dict:
 
 def plot(result: dict):
     """Two panels over the size."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    panels = figure.subplots(1, 2)
+    figure, ((left, right),) = panels((9, 3.4), 1, 2)
     labels = {"ispasp": "i-SpaSP", "random": "random, mean of 8"}
     for name, curve in result["curves"].items():
         top1 = 100 * np.asarray(curve["top1"])
-        panels[0].plot(result["sizes"], top1, label=labels[name])
-        panels[1].plot(result["sizes"][:-1], curve["relative_residual"][:-1])
-    panels[0].axhline(100 * result["dense_top1"], color="grey", lw=0.8, ls="--")
-    panels[0].set(ylabel="top-1 %, no training after the cut")
-    panels[1].set(ylabel="relative residual", yscale="log")
-    for panel in panels:
+        left.plot(result["sizes"], top1, label=labels[name])
+        right.plot(result["sizes"][:-1], curve["relative_residual"][:-1])
+    left.axhline(100 * result["dense_top1"], color="grey", lw=0.8, ls="--")
+    left.set(ylabel="top-1 %, no training after the cut")
+    right.set(ylabel="relative residual", yscale="log")
+    for panel in (left, right):
         panel.set(xlabel="neurons kept of 512")
         panel.grid(alpha=0.3)
-    panels[0].legend(loc="lower right")
+    left.legend(loc="lower right")
     return figure
 
 

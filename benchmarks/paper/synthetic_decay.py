@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.benchmark import Benchmark, Lines, table
+from benchmarks.benchmark import Benchmark, Lines, panels, table
 from ispasp_jax import algorithm_1, batch_sum, report
 from ispasp_jax.selection.problem import largest
 
@@ -164,12 +164,9 @@ def columns(result: dict) -> Lines:
 
 def plot(result: dict):
     """A panel for each width."""
-    from matplotlib.figure import Figure
-
     widths = sorted({row["d_hid"] for row in result["rows"]})
-    figure = Figure(figsize=(9.5, 4.4), layout="constrained")
-    panels = figure.subplots(1, len(widths), sharey=True)
-    for d, panel in zip(widths, panels, strict=True):
+    figure, (across,) = panels((9.5, 4.4), 1, len(widths), sharey=True)
+    for d, panel in zip(widths, across, strict=True):
         s = np.arange(1, d)
         for i, row in enumerate(r for r in result["rows"] if r["d_hid"] == d):
             color = f"C{i}"
@@ -184,7 +181,7 @@ def plot(result: dict):
         below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18)}
         title = "exponent of s, fitted (theory)"
         panel.legend(**below, ncols=2, fontsize=8, title=title, title_fontsize=8)
-    panels[0].set(ylabel=r"$\|V\|_F^2$")
+    across[0].set(ylabel=r"$\|V\|_F^2$")
     return figure
 
 

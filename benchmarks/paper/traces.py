@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.benchmark import Benchmark, Lines, table
+from benchmarks.benchmark import Benchmark, Lines, panels, table
 from benchmarks.paper import cifar
 from ispasp_jax import algorithm_1
 from ispasp_jax.selection.algorithm_1 import μ
@@ -100,22 +100,19 @@ def columns(results: list[dict]) -> Lines:
 
 def plot(results: list[dict]):
     """A panel for each block."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.5, 3.2), layout="constrained")
-    panels = figure.subplots(1, len(DRAWN), sharey=True)
-    for block, panel in zip(DRAWN, panels, strict=True):
+    figure, (across,) = panels((9.5, 3.2), 1, len(DRAWN), sharey=True)
+    for block, panel in zip(DRAWN, across, strict=True):
         here = [r for r in results if r["block"] == block and r["keep"] < 0.5]
-        for i, row in enumerate(here):
-            trace, color = row["relative_residuals"], f"C{i}"
+        for i, own in enumerate(here):
+            trace, color = own["relative_residuals"], f"C{i}"
             panel.plot(range(len(trace)), trace, "o-", ms=3, lw=1.2, color=color)
-            panel.plot(row["iterations"], trace[row["iterations"]], "s", color=color)
-            panel.plot([], [], color=color, label=f"{row['s']} of {row['d']}")
+            panel.plot(own["iterations"], trace[own["iterations"]], "s", color=color)
+            panel.plot([], [], color=color, label=f"{own['s']} of {own['d']}")
         panel.set(title=block, xlabel="iterations", xlim=(-0.3, 8.3))
         panel.grid(alpha=0.3)
         below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2)}
         panel.legend(**below, ncols=4, fontsize=7, handlelength=1, title="kept")
-    panels[0].set(ylabel="relative residual ‖V‖/‖U‖")
+    across[0].set(ylabel="relative residual ‖V‖/‖U‖")
     return figure
 
 

@@ -110,14 +110,8 @@ def measure_width(consumer: str, d: int, n: int, settings: Settings) -> list[dic
             calls["every_size"] = functools.partial(
                 select_every_size, function, kernel, H
             )
-        answers = {}
-        timed = turns.turns(
-            {
-                name: functools.partial(keep_answer, answers, name, call)
-                for name, call in calls.items()
-            },
-            settings.repeats,
-        )
+        timed = turns.turns(calls, settings.repeats)
+        answers = {name: call() for name, call in calls.items()}
         supports = {
             name: np.asarray(found[s - 1] if name == "every_size" else found.support)
             for name, found in answers.items()
@@ -138,12 +132,6 @@ def measure_width(consumer: str, d: int, n: int, settings: Settings) -> list[dic
             }
         )
     return rows
-
-
-def keep_answer(answers: dict, name: str, call) -> Any:
-    """Calls, and remembers what came."""
-    answers[name] = call()
-    return answers[name]
 
 
 def columns(result: dict[str, Any], keep: float | None = None) -> Lines:

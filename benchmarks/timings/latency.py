@@ -87,6 +87,7 @@ def latency_rows(case: Case, repeats: int) -> list[dict]:
         macs[keep] = int(cost.macs_by_size(traced).total(sizes))
     rows = []
     for batch in case.batches:
+        own = {"model": case.model, "pixels": case.pixels, "batch": batch}
         (images,) = random_batches(batch, batch, case.shape)
         timed = turns.turns(
             {
@@ -100,9 +101,7 @@ def latency_rows(case: Case, repeats: int) -> list[dict]:
             over = turns.ratio(timed[keep], timed["dense"])
             rows.append(
                 {
-                    "model": case.model,
-                    "pixels": case.pixels,
-                    "batch": batch,
+                    **own,
                     "keep": keep,
                     "macs": macs[keep],
                     "macs_over_dense": share,
@@ -156,22 +155,14 @@ def depthwise_rows(case: Case, repeats: int) -> list[dict]:
     }
     rows = []
     for batch in case.batches:
+        own = {"model": case.model, "pixels": case.pixels, "batch": batch}
         (images,) = random_batches(batch, batch, case.shape)
         for what, call in (("forward", forward), ("training step", step)):
             timed = turns.turns(
                 {name: call(*twin, images) for name, twin in both.items()}, repeats
             )
             over = turns.ratio(timed["plain"], timed["shipped"])
-            rows.append(
-                {
-                    "model": case.model,
-                    "pixels": case.pixels,
-                    "batch": batch,
-                    "what": what,
-                    **timed,
-                    "plain_over_shipped": over,
-                }
-            )
+            rows.append({**own, "what": what, **timed, "plain_over_shipped": over})
     return rows
 
 

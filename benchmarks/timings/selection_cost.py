@@ -45,9 +45,9 @@ class Settings(NamedTuple):
     iterations: Case
     sweep: tuple[int, ...]
     naive: Case
-    extrapolated_to: int
-    repeats: int
-    memory: bool
+    extrapolated_to: int = 1280
+    repeats: int = 3
+    memory: bool = False
 
 
 SHIPPED = ("resnet34", "resnet50", "mobilenetv2")
@@ -59,8 +59,6 @@ FULL = Settings(
     iterations=Case("resnet34", 224, 64),
     sweep=(1, 5, 20, 50),
     naive=Case("resnet34", 224, 64),
-    extrapolated_to=1280,
-    repeats=3,
     memory=True,
 )
 SMALL = Settings(
@@ -69,9 +67,6 @@ SMALL = Settings(
     iterations=Case("resnet20", 32, 64),
     sweep=(1, 20),
     naive=Case("resnet20", 32, 64),
-    extrapolated_to=1280,
-    repeats=3,
-    memory=False,
 )
 
 

@@ -11,7 +11,8 @@ three minutes on two CPU cores; --small, half a minute, takes small networks.
 """
 
 import time
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any
 
 import jax
 
@@ -29,16 +30,8 @@ STEPS = ("equations", "gather", "select")
 RESIDUAL_IMAGES = 32
 
 
-class Settings(NamedTuple):
-    """What a run measures."""
-
-    cases: tuple[Case, ...]
-
-
-FULL = Settings(
-    tuple(Case(m, 224, 320) for m in ("resnet34", "resnet50", "mobilenetv2"))
-)
-SMALL = Settings((Case("resnet20", 32, 128),))
+FULL = [Case(m, 224, 320) for m in ("resnet34", "resnet50", "mobilenetv2")]
+SMALL = [Case("resnet20", 32, 128)]
 
 
 def by_hand(made: Ready, criterion: Criterion) -> tuple[graph.Plan, dict[str, float]]:
@@ -70,10 +63,10 @@ def by_hand(made: Ready, criterion: Criterion) -> tuple[graph.Plan, dict[str, fl
     return cuts.plan(), {name: spent[name] for name in STEPS}
 
 
-def measure(settings: Settings) -> dict[str, Any]:
+def measure(cases: Iterable[Case]) -> dict[str, Any]:
     """Dense pass, walk, and the walk's steps of every case."""
     rows, criterion = [], ispasp(T)
-    for case in settings.cases:
+    for case in cases:
         report.say(f"steps: {case.model}, {case.images} images")
         made = ready(case)
         calls = passes(made, criterion)
