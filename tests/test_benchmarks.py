@@ -1,21 +1,25 @@
-"""The timing benchmarks run, on networks that are small enough, and say what they are
-to say; no times are tested.
+"""The benchmarks' runner, and the timings on networks that are small enough: they say
+what they are to say; no times are tested.
 """
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import networks
+import numpy as np
 import pytest
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+import benchmarks
+from benchmarks import benchmark
+from benchmarks.benchmark import Benchmark
+from benchmarks.timings import cases, core, latency, selection_cost, walk_steps
+from ispasp_jax import models
+from ispasp_jax.selection.algorithm_1 import ispasp
 
-import core  # noqa: E402
-import latency  # noqa: E402
-import selection_cost  # noqa: E402
-import timing  # noqa: E402
-import walk_steps  # noqa: E402
+ROOT = Path(benchmarks.__file__).parent
 
 
 def basic(num_classes):
@@ -31,8 +35,8 @@ TIMED = {"first_call_s", "compile_s", "seconds", "min", "max", "all"}
 
 
 def test_selection_cost_and_that_the_naive_loop_agrees():
-    case = selection_cost.Case(BASIC, 8, 8, 4)
-    mobile_case = selection_cost.Case(MOBILE, 8, 8, 4)
+    case = cases.Case(BASIC, 8, 8, 4)
+    mobile_case = cases.Case(MOBILE, 8, 8, 4)
     settings = selection_cost.Settings(
         walk=(case,),
         images=(),
@@ -55,7 +59,7 @@ def test_selection_cost_and_that_the_naive_loop_agrees():
         measured, far = loop["measured_seconds"], loop["extrapolated"]["seconds"]
         assert far == {k: 10 * v for k, v in measured.items() if k in far}
         assert far.keys() == {"naive", "naive_to_fixed_point"}
-    assert "equal in 4 of 4 groups" in selection_cost.tables(result)
+    assert "equal in 4 of 4 groups" in selection_cost.text(result)
 
 
 def test_core():
@@ -70,14 +74,13 @@ def test_core():
 
 
 def test_the_steps_are_the_walk():
-    case = selection_cost.Case(BASIC, 8, 8, 4)
-    settings = walk_steps.Settings((case,))
-    result = json.loads(json.dumps(walk_steps.measure(settings)))
-    (row,) = result["rows"]
-    assert row["steps"].keys() == walk_steps.STEPS.keys()
-    assert all(seconds > 0 for seconds in row["steps"].values())
-    assert 0 < sum(row["steps"].values()) < row["waited_for"]
-    assert len(walk_steps.columns(result)[1]) == 4 + len(walk_steps.STEPS) + 1
+    made, criterion = cases.ready(cases.Case(BASIC, 8, 8, 4)), ispasp(20)
+    plan, spent = walk_steps.by_hand(made, criterion)
+    walked = made.walk(criterion).plan
+    assert {n: list(c.kept) for n, c in plan.items()} == {
+        n: list(c.kept) for n, c in walked.items()
+    }
+    assert tuple(spent) == walk_steps.STEPS and all(s > 0 for s in spent.values())
 
 
 def test_latency():
@@ -87,7 +90,22 @@ def test_latency():
     assert all(row["macs_over_dense"] < 1 for row in result["latency"])
     whats = [row["what"] for row in result["depthwise"]]
     assert whats == ["forward", "training step"]
-    assert "plain ms" in latency.tables(result)
+
+
+def test_the_plain_twin_computes_the_same_another_way():
+    network = models.create("mobilenetv2", 4)
+    variables = cases.random_variables(network, (32, 32, 3))
+    (images,) = cases.random_batches(2, 2, (32, 32, 3))
+    own = {kind: {"network": tree} for kind, tree in variables.items()}
+    twin = latency.Plain(network)
+    shifted, plain = (
+        str(jax.make_jaxpr(model.apply)(tree, images))
+        for model, tree in ((network, variables), (twin, own))
+    )
+    assert "platform_index" in shifted and "platform_index" not in plain
+    np.testing.assert_allclose(
+        network.apply(variables, images), twin.apply(own, images), rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize(
@@ -98,9 +116,67 @@ def test_verdicts(ratio, macs, verdict):
     assert latency.verdict(ratio, macs) == verdict
 
 
-def test_a_small_run_leaves_the_results_alone(tmp_path):
-    assert timing.arguments("doc", "core", ["--small"]).out is None
-    assert timing.arguments("doc", "core", []).out.name == "core.json"
-    file = tmp_path / "folder" / "small.json"
-    timing.write(file, timing.header("core", small=True))
-    assert json.loads(file.read_text())["versions"]["jax"]
+ROWS = Benchmark(
+    "rows.jsonl",
+    full={"a": 1, "b": 2, "other": 3},
+    small={"a": 1},
+    measure=lambda x: {"square": x * x},
+    tables={"squares": lambda rows: [["row"], *([r["row"]] for r in rows)]},
+)
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "RESULTS", tmp_path)
+    return tmp_path
+
+
+def test_rows_that_are_known_are_not_measured_again(results, capsys):
+    benchmark.run("rows", ROWS, only=["b", "other"])
+    counted = []
+    again = ROWS._replace(measure=lambda x: counted.append(x) or ROWS.measure(x))
+    rows = benchmark.run("rows", again)
+    assert counted == [1]
+    assert rows == [{"row": n, "square": x * x} for n, x in ROWS.full.items()]
+    assert benchmark.read(results / "rows.jsonl") == rows
+    assert capsys.readouterr().out.splitlines()[-3:] == ["a    ", "b    ", "other"]
+
+
+def test_a_row_that_fails_leaves_those_before(results):
+    broken = ROWS._replace(measure=lambda x: {"inverse": 1 / (x - 3)})
+    with pytest.raises(ZeroDivisionError):
+        benchmark.run("rows", broken)
+    assert [r["row"] for r in benchmark.read(results / "rows.jsonl")] == ["a", "b"]
+
+
+def test_a_small_run_leaves_the_results_alone(results):
+    benchmark.run("rows", ROWS, small=True)
+    assert not [*results.iterdir()]
+    record = Benchmark("x.json", 2, 1, lambda x: {"is": x}, text=str)
+    benchmark.run("core", record, small=True, out=results / "folder" / "small.json")
+    found = benchmark.read(results / "folder" / "small.json")
+    assert found["versions"]["jax"] and found["is"] == 1
+    assert found["command"] == "python benchmarks/core.py --small"
+
+
+def test_every_benchmark_has_results_and_a_script():
+    for name in benchmarks.NAMES:
+        found = benchmarks.module(name).BENCHMARK
+        assert isinstance(found, Benchmark) and benchmarks.module(name).__doc__
+        assert (ROOT / "results" / found.file).exists()
+        assert (ROOT / f"{name}.py").exists()
+
+
+def test_a_script_and_the_package_are_the_same_command(tmp_path):
+    ways = [str(ROOT / "traces.py")], ["-m", "benchmarks", "traces"]
+    said = [
+        subprocess.run(
+            [sys.executable, *way, "--help"],
+            check=True,
+            capture_output=True,
+            text=True,
+            cwd=ROOT.parent,
+        ).stdout
+        for way in ways
+    ]
+    assert said[0] == said[1] and "How the residual falls" in said[0]

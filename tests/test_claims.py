@@ -3,8 +3,6 @@ networks and their decay, and greedy forward selection against plain loops in Nu
 """
 
 import json
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,26 +10,18 @@ import networks
 import numpy as np
 import pytest
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-
-import after_pruning  # noqa: E402
-import against_gfs  # noqa: E402
-import gfs_report  # noqa: E402
-import greedy  # noqa: E402
-import methods  # noqa: E402
-import real_networks  # noqa: E402
-import rows  # noqa: E402
-import synthetic_decay  # noqa: E402
-
+import benchmarks
+from benchmarks.benchmark import RESULTS, read
+from benchmarks.paper import against_gfs, gfs_report, greedy, synthetic_decay
 from ispasp_jax import data, models
 
 
-@pytest.mark.parametrize("benchmark", [after_pruning, methods, real_networks])
-def test_results_are_of_the_commands_that_the_benchmark_has_now(benchmark):
-    flags = benchmark.commands(Path("$ISPASP_DATA"))
-    commands = {k: f"python prune.py {' '.join(v)}" for k, v in flags.items()}
-    file = rows.RESULTS / f"{benchmark.__name__}.jsonl"
-    assert {row["row"]: row["command"] for row in rows.read(file)} == commands
+@pytest.mark.parametrize("name", benchmarks.ROOMS["networks"])
+def test_results_are_of_the_commands_that_the_benchmark_has_now(name):
+    benchmark = benchmarks.module(name).BENCHMARK
+    commands = {k: f"python prune.py {' '.join(v)}" for k, v in benchmark.full.items()}
+    found = read(RESULTS / benchmark.file)
+    assert {row["row"]: row["command"] for row in found} == commands
 
 
 def test_the_synthetic_networks_are_compressible():
@@ -42,7 +32,7 @@ def test_the_synthetic_networks_are_compressible():
 
 
 def test_the_synthetic_decay():
-    result = synthetic_decay.measure((24,), (0.3, 0.6, 0.9), seeds=2)
+    result = synthetic_decay.measure(2, (24,), (0.3, 0.6, 0.9))
     result = json.loads(json.dumps(result))
     curves = np.array([row["median"] for row in result["rows"]])
     assert (curves[:, -1] == 0).all()  # nothing is cut
@@ -53,7 +43,7 @@ def test_the_synthetic_decay():
         assert row["measured"] == pytest.approx(row["finite_tail"], rel=0.15)
         # From s = d/2 on, i-SpaSP keeps the s largest of μ(H), to the last bit.
         np.testing.assert_array_equal(row["median"][11:], row["median_largest"][11:])
-    assert len(synthetic_decay.table(result)) == 4
+    assert len(synthetic_decay.columns(result)) == 4
 
 
 def test_slope_and_tail():

@@ -5,17 +5,17 @@ that ISPASP_DATA names.
 from collections.abc import Iterator
 
 import flax.linen as nn
-import rows
 
+from benchmarks.benchmark import data_folder
 from ispasp_jax import data, graph, models, weights
-from ispasp_jax.walk import flat, sites, streams
+from ispasp_jax.walk import flat, sites, steps, streams
 from ispasp_jax.walk.sites import Site
 from ispasp_jax.walk.streams import Stream
 
 
 def load(name: str) -> tuple[nn.Module, dict, data.Source]:
     """The network, its variables, and CIFAR-10."""
-    folder = rows.data_folder()
+    folder = data_folder()
     source = data.open_source(f"npz:{folder}/cifar10/cifar10_lossless.npz")
     network = models.create(name, 10)
     arrays, _ = weights.read(str(folder / f"weights/cifar10_{name}.safetensors"))
@@ -32,9 +32,8 @@ def consumers(name: str, images: int) -> Iterator[tuple[str, Site, Stream, Strea
     batches = [batch.image for batch in found]
     traced = graph.trace(network, variables, batches[0])
     program = flat.flatten(traced)
-    inner = {g.atom: g.name for g in graph.scope(traced.groups, "inner", ())}
+    inner = graph.scope(traced.groups, "inner", ())
     here = streams.start(program, flat.arrays(program, variables), batches)
-    for site in sites.sites(program):
-        if site.contracted in inner:
-            here = here.hidden(site.place)
-            yield inner[site.contracted], site, here, here.to(site.end, [site.target])
+    for site, (group,) in steps.readers(sites.suited(program), inner).own.items():
+        here = here.hidden(site.place)
+        yield group.name, site, here, here.to(site.end, [site.target])

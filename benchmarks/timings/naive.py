@@ -9,7 +9,6 @@ activations of all images.
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ispasp_jax.graph import Cut, Plan, Traced
@@ -59,7 +58,7 @@ def walk(
             weights = flat.arrays(program, variables)
             hidden = [_prefix(site, weights, x) for x in batches]
             support, margin, iterations = _select(
-                site, weights, hidden, sizes[name], num_iters, stop
+                site, group, weights, hidden, sizes[name], num_iters, stop
             )
             kept = np.flatnonzero(support)
             answer.kept[name] = kept
@@ -84,18 +83,19 @@ def differences(plan: Plan, answer: Answer) -> list[dict]:
     ]
 
 
-def _select(site, weights, hidden, s, num_iters, stop):
+def _select(site, group, weights, hidden, s, num_iters, stop):
+    index = sites.index(site, group.atom)  # the places of each channel
     kernel = consumers.kernel(site, weights)
     scale, _ = consumers.chain(site).ends(weights)
     importance = _importance(site)
-    mu = sum(np.asarray(_mu(h), np.float64) for h in hidden)
+    mu = sum(np.asarray(_mu(h), np.float64) for h in hidden)[index].sum(1)
     support, margin, iterations = np.zeros(len(mu), bool), np.inf, 0
     while iterations < num_iters:
         iterations += 1
-        scores = sum(
-            np.asarray(importance(h, jnp.asarray(support), kernel, scale), np.float64)
-            for h in hidden
-        )
+        left = np.ones(site.width, np.float32)
+        left[index[~support]] = 0
+        found = [importance(h, left, kernel, scale) for h in hidden]
+        scores = sum(np.asarray(y, np.float64) for y in found)[index].sum(1)
         candidates, gap = _largest(scores, 2 * s)
         margin = min(margin, gap)
         new, gap = _largest(np.where(candidates | support, mu, -np.inf), s)
@@ -137,13 +137,13 @@ def _importance(site):
     """μ(Y) of a batch: the gradient of ½‖W(H) − W(H ∘ S)‖² through the dense W(H)."""
 
     def make():
-        def importance(h, support, kernel, scale):
+        def importance(h, left, kernel, scale):
             def consumer(h):
                 return layouts.linear(site, h, kernel) * scale
 
             with jax.default_matmul_precision("highest"):
                 V, back = jax.vjp(consumer, h)
-                V -= consumer(h * support.astype(h.dtype))
+                V -= consumer(h * left)
                 (Y,) = back(V)
             return _mu(Y)
 

@@ -3,7 +3,9 @@
 import math
 
 import numpy as np
-import rows
+
+from benchmarks.benchmark import Lines, panels
+from ispasp_jax import report
 
 #: Random orders averaged; random candidates a step in the code of GFS's authors.
 DRAWS, FEW = 4, 50
@@ -67,7 +69,7 @@ def _gap(ours: dict, theirs: dict) -> np.ndarray:
     return 100 * (np.array(ours["top1"][:count]) - np.array(theirs["top1"][:count]))
 
 
-def table(result: list[dict]) -> list[list[str]]:
+def table(result: list[dict]) -> Lines:
     """Cost to one size, and top-1 and residual at four sizes."""
     lines = [["layer", "method", "image passes", "multiply-adds", "shared", "seconds"]]
     quarters = ("d/8", "d/4", "d/2", "3d/4")
@@ -104,17 +106,16 @@ def table(result: list[dict]) -> list[list[str]]:
     return lines
 
 
-def plot(result: list[dict]) -> None:
+def text(result: list[dict]) -> str:
+    """Table and verdicts, for people."""
+    sentences = [sentence for row in result for sentence in verdicts(row)]
+    return "\n".join([report.table(table(result)), *sentences])
+
+
+def plot(result: list[dict]):
     """Accuracy and residual against size, cost to one size; a layer each row."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, grid = pyplot.subplots(
-        len(result), 3, figsize=(11, 2.9 * len(result)), layout="constrained"
-    )
-    for row, panels in zip(result, np.atleast_2d(grid), strict=True):
+    figure, grid = panels((11, 2.9 * len(result)), len(result), 3)
+    for row, (left, middle, right) in zip(result, grid, strict=True):
         sizes = np.array(row["sizes"])
         drawn = [name for name in LABELS if name in row["curves"]]
         colors = {name: f"C{i}" for i, name in enumerate(LABELS)}
@@ -124,34 +125,32 @@ def plot(result: list[dict]) -> None:
                 style |= {"color": "grey", "ls": ":"}
             top1, residual = (np.array(curve[k]) for k in ("top1", "relative_residual"))
             at = sizes[: len(top1)]
-            panels[0].plot(at, 100 * top1, label=LABELS[name], **style)
+            left.plot(at, 100 * top1, label=LABELS[name], **style)
             inside = at < row["d"]
-            panels[1].plot(at[inside], residual[inside], **style)
-        panels[0].axhline(100 * row["dense_top1"], color="grey", lw=0.8, ls="--")
-        panels[0].set(ylabel="top-1 %, as cut", title=row["row"])
-        panels[1].set(ylabel="relative residual", yscale="log", ylim=(None, 2))
-        for panel in panels[:2]:
+            middle.plot(at[inside], residual[inside], **style)
+        left.axhline(100 * row["dense_top1"], color="grey", lw=0.8, ls="--")
+        left.set(ylabel="top-1 %, as cut", title=row["row"])
+        middle.set(ylabel="relative residual", yscale="log", ylim=(None, 2))
+        for panel in (left, middle):
             panel.set(xlabel=f"kept of {row['d']}")
             panel.grid(alpha=0.3)
-        panels[0].legend(fontsize=7, loc="lower right")
+        left.legend(fontsize=7, loc="lower right")
         spent = {n: row["costs"]["one_size"][n] for n in drawn if n != "random"}
         names = list(spent)[::-1]
         for place, name in enumerate(names):
             macs = spent[name]["multiply_adds"]
             least = spent[name].get("multiply_adds_shared", macs)
-            panels[2].barh(place, macs, color=colors[name], alpha=0.35, left=0)
-            panels[2].barh(place, least, color=colors[name])
+            right.barh(place, macs, color=colors[name], alpha=0.35, left=0)
+            right.barh(place, least, color=colors[name])
             seconds = row["seconds"][name]["one_size"]
-            panels[2].text(
-                1.3 * macs, place, f"{_rounded(seconds)} s", va="center", size=8
-            )
-        panels[2].set_yticks(range(len(names)), [LABELS[n] for n in names], size=8)
+            right.text(1.3 * macs, place, f"{_rounded(seconds)} s", va="center", size=8)
+        right.set_yticks(range(len(names)), [LABELS[n] for n in names], size=8)
         most = max(each["multiply_adds"] for each in spent.values())
         least = min(each["multiply_adds"] for each in spent.values())
-        panels[2].set(
+        right.set(
             xscale="log",
             xlim=(10 ** math.floor(math.log10(least)), 20 * most),
             xlabel=f"multiply-adds to s = {row['one_size']}"
             "\n(pale: prefix run for every candidate)",
         )
-    figure.savefig(rows.RESULTS / "against_gfs.png", dpi=110)
+    return figure

@@ -10,6 +10,7 @@ On the Gram matrix K[c, e] = Σ ⟨consumer(H_c), consumer(H_e)⟩ the same gree
 the local objective ‖V‖² = (1 − m)ᵀ K (1 − m) is d×d arithmetic and needs no labels.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -40,7 +41,9 @@ class Images(NamedTuple):
     label: jax.Array
 
 
-class Layer(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Layer:
     """A layer inside a network, whose equations are those of one image.
 
     Attributes:
@@ -49,8 +52,8 @@ class Layer(NamedTuple):
       variables: the network's.
     """
 
-    site: sites.Site
-    alive: tuple[Value, ...]
+    site: sites.Site = dataclasses.field(metadata={"static": True})
+    alive: tuple[Value, ...] = dataclasses.field(metadata={"static": True})
     variables: Any
 
     @property

@@ -1,0 +1,1 @@
+"""Runs of prune.py on public networks and the digits."""

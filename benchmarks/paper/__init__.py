@@ -1,0 +1,1 @@
+"""The paper's experiments and its rival, and what it reports."""

@@ -1,0 +1,1 @@
+"""Seconds and bytes, on random weights and images."""
