@@ -136,6 +136,26 @@ def test_costs_are_the_published_ones(name, macs, params):
     assert (cost.macs(traced), cost.parameters(traced)) == (macs, params)
 
 
+def test_multiply_adds_by_part_are_those_of_its_layers():
+    stage = 32 * 32 * 9 * 16 * 16  # a convolution, the same at every resolution
+    parts = cost.macs_by_part(shipped("resnet20", 32))
+    assert parts == {
+        "conv1": 32 * 32 * 9 * 3 * 16,
+        "layer1": 6 * stage,
+        "layer2": 5 * stage + stage // 2,
+        "layer3": 5 * stage + stage // 2,
+        "linear": 64 * 10,
+    }
+
+    def attends(v, x):
+        a = x @ v["first"]["kernel"]
+        return a @ a.swapaxes(1, 2) @ x @ v["last.0"]
+
+    held = {"first": {"kernel": jnp.ones((6, 5))}, "last.0": jnp.ones((6, 4))}
+    parts = cost.macs_by_part(graph.trace(attends, held, jnp.ones((2, 7, 6))))
+    assert parts == {"first": 7 * 6 * 5 + 7 * 7 * 5 + 7 * 7 * 6, "last": 7 * 6 * 4}
+
+
 def test_three_groups_may_multiply():
     """Heads, the width of each, and what reads both."""
     terms = cost.macs_by_size(linen(graph_models.Fused)).terms

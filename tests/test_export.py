@@ -210,6 +210,21 @@ assert "flax" not in sys.modules and "ispasp_jax" not in sys.modules
     )
 
 
+def test_a_program_for_one_size_of_the_batch_has_no_other(tmp_path):
+    model, path = UNet(), tmp_path / "model.stablehlo"
+    held = variables(model, x)
+    given = [jax.typeof(x)]
+    export.stablehlo(model, path, held, given, platforms=["cpu"], batch=4)
+    program = jax.export.deserialize(bytearray(path.read_bytes()))
+    assert "tensor<?" not in program.mlir_module()
+    expected = model.apply(held, images(4))
+    np.testing.assert_allclose(
+        program.call({}, images(4)), expected, rtol=1e-4, atol=1e-5
+    )
+    with pytest.raises(InputError, match="for a batch of -1"):
+        export.stablehlo(model, path, held, given, batch=-1)
+
+
 def test_the_command_writes_a_saved_network(tmp_path, capsys):
     network = models.create("mlp", 4)
     held, prep = variables(network, x), Preprocessing(8, None, (0.0,) * 3, (1.0,) * 3)

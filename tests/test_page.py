@@ -26,8 +26,14 @@ REPORT = {
         {"name": "layer1.1", "width": 16, "kept": 8, "relative_residual": None},
         {"name": "layer2.0", "width": 32, "kept": 24, "relative_residual": 0.125},
     ],
-    "dense": {"params": 1000, "macs": 4000, "latency_ms": 3.0, "batch_size": 32},
-    "pruned": {"params": 500, "macs": 1000, "latency_ms": 1.5, "batch_size": 32},
+    "dense": {
+        **{"params": 1000, "macs": 4000, "latency_ms": 3.0, "batch_size": 32},
+        "macs_by_part": {"conv1": 400, "layer1": 2000, "layer2": 1600},
+    },
+    "pruned": {
+        **{"params": 500, "macs": 1000, "latency_ms": 1.5, "batch_size": 32},
+        "macs_by_part": {"conv1": 400, "layer1": 250, "layer2": 350},
+    },
     "notes": ["<script>alert('no')</script> & more"],
     "command": "python prune.py --model resnet20 --keep 'layer1.*=0.5'",
 }
@@ -70,6 +76,7 @@ def test_the_page_says_what_the_report_says(measured):
     for said in (
         *("91.50 %", "87.25 %", "25.0 %", "50.0 %", "1,000 of 4,000", "4 / 16"),
         *("layer1.1", "37.5 %", "75.0 %", REPORT["notes"][0], REPORT["command"]),
+        *("conv1 – – – 400 400 100.0 %", "layer1 32 12 37.5 % 2,000 250 12.5 %"),
     ):
         assert said in text, said
     tags = [tag for tag, _ in parsed.seen]

@@ -4,6 +4,7 @@ groups' sizes. What it costs in time is measured: timing.py.
 
 import collections
 import math
+import re
 from collections.abc import Callable, Mapping, Set
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import jax
 from ispasp_jax.graph import Traced
 from ispasp_jax.graph.atoms import Atom, leaves, root
 from ispasp_jax.graph.program import ClosedJaxpr, Equation, Program, program
+from ispasp_jax.graph.traced import COLLECTIONS
 
 #: Names of groups, sorted, one twice for its square -> what their product is multiplied
 #: with; () is the constant.
@@ -67,6 +69,27 @@ def macs_by_size(traced: Traced) -> BySize:
     """
     size = _sizes(traced, _batch(traced))
     return BySize(_widths(traced), _count(traced.program, size, _widths(traced)))
+
+
+def macs_by_part(traced: Traced) -> dict[str, int]:
+    """Multiply-adds of one example by part of the network: the first word of the path
+    of the weights that they read; those that read none belong to the part before.
+    """
+    size, full = _sizes(traced, _batch(traced)), _widths(traced)
+    found: dict[str, int] = collections.defaultdict(int)
+    part = ""
+    for eqn in traced.program.equations:
+        count = _value(_count_equation(eqn, size, full), full)
+        if count:
+            weights = (value.origin for value in eqn.inputs if value.origin)
+            part = next(map(_first_word, weights), part)
+            found[part] += int(count)
+    return dict(found)
+
+
+def _first_word(path: str) -> str:
+    first, _, below = path.partition("/")
+    return re.split(r"[./]", below if first in COLLECTIONS and below else path)[0]
 
 
 def parameters(traced: Traced) -> int:

@@ -166,6 +166,7 @@ def _costs(dense: Model, pruned: Model, batch_size: int) -> list[dict[str, Any]]
         {
             "params": cost.parameters(model.traced),
             "macs": cost.macs(model.traced),
+            "macs_by_part": cost.macs_by_part(model.traced),
             "latency_ms": milliseconds,
             "batch_size": batch_size,
         }

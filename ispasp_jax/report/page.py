@@ -3,12 +3,14 @@ cost. Drawn from report.json, and from the curves where a budget measured them.
 """
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
 
+from ispasp_jax.budget import KINDS
 from ispasp_jax.numerals import numeral
 from ispasp_jax.walk.curves import Curves
 
@@ -38,18 +40,22 @@ class Line(NamedTuple):
     label: str
 
 
-class Stage(NamedTuple):
-    """Groups whose names begin alike: a stage of the network.
+class Part(NamedTuple):
+    """What begins alike in the network.
 
     Attributes:
-      name: what they begin with.
-      width: channels of the dense network.
+      name: what it begins with.
+      width: channels of its groups in the dense network.
       kept: of these.
+      dense: its multiply-adds in the dense network.
+      pruned: in the pruned one.
     """
 
     name: str
     width: int
     kept: int
+    dense: int
+    pruned: int
 
 
 def html(report: Mapping[str, Any], curves: Curves | None = None) -> str:
@@ -64,11 +70,12 @@ def html(report: Mapping[str, Any], curves: Curves | None = None) -> str:
     return template.render(
         report=report,
         groups=groups,
-        network=_stages(groups),
+        parts=_parts(report),
         widest=max((group["width"] for group in groups), default=1),
         drift=_drift(groups),
         lines=_lines(curves or {}, groups),
         costs=_costs(report),
+        kinds=KINDS,
     )
 
 
@@ -83,13 +90,18 @@ def _templates() -> jinja2.Environment:
     return found
 
 
-def _stages(groups: Sequence[Mapping[str, Any]]) -> list[Stage]:
-    found: dict[str, list[int]] = {}
-    for group in groups:
-        sums = found.setdefault(group["name"].partition(".")[0], [0, 0])
+def _parts(report: Mapping[str, Any]) -> list[Part]:
+    dense, pruned = (report[one].get("macs_by_part", {}) for one in ("dense", "pruned"))
+    channels: dict[str, list[int]] = {name: [0, 0] for name in dense}
+    for group in report["groups"]:
+        name = re.split(r"[./]", group["name"])[0]
+        sums = channels.setdefault(name, [0, 0])
         sums[0] += group["width"]
         sums[1] += group["kept"]
-    return [Stage(name, *sums) for name, sums in found.items()]
+    return [
+        Part(name, *sums, dense.get(name, 0), pruned.get(name, 0))
+        for name, sums in channels.items()
+    ]
 
 
 def _drift(groups: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
