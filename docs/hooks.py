@@ -65,11 +65,11 @@ def criteria() -> str:
     parts = []
     for name, make in CRITERIA.items():
         asked = ", ".join(f"`{field}`" for field in sorted(make().needs))
-        labels = " Needs labels." if make().labels else ""
-        text = re.sub(r"\n    (.+)", r"\n\n        \1", inspect.cleandoc(make.__doc__))
+        labels = ", so for labelled images" if make().labels else ""
         parts.append(
-            f"### {name}\n\n`criteria.{name}{inspect.signature(make)}`\n\n{text}\n\n"
-            f"Asks for {asked}.{labels}"
+            f"### {name}\n\n`criteria.{name}{inspect.signature(make)}`\n\n"
+            f"{inspect.cleandoc(make.__doc__)}\n\n"
+            f"Asks for {asked}{labels}."
         )
     return "\n\n".join(parts)
 

@@ -95,7 +95,7 @@ def test_the_criteria_page_has_every_criterion(hooks):
     text = hooks.criteria()
     assert re.findall(r"^### (\w+)", text, re.M) == [*CRITERIA]
     assert "`criteria.ispasp(num_iters: int = 20)`" in text
-    assert text.count("Needs labels.") == 2
+    assert text.count("so for labelled images.") == 2
 
 
 def test_links_from_other_files_lead_to_the_site(hooks):
