@@ -57,9 +57,6 @@ class States:
             like,
         )
 
-    def close(self) -> None:
-        """Nothing is left open: kept for those who call it."""
-
     def _epochs(self) -> set[int]:
         found = self._folder.iterdir() if self._folder.is_dir() else ()
         return {int(path.name) for path in found if path.name.isdecimal()}
