@@ -46,13 +46,13 @@ class BySize(NamedTuple):
     def marginal(self, sizes: Mapping[str, int]) -> dict[str, float]:
         """What the last channel of each group costs at these sizes."""
         at = {**self.widths, **sizes}
-        found = dict.fromkeys(self.widths, 0.0)
+        result = dict.fromkeys(self.widths, 0.0)
         for names, factor in self.terms.items():
             for name, power in collections.Counter(names).items():
                 others = math.prod(at[other] for other in names if other != name)
                 less = at[name] ** power - (at[name] - 1) ** power
-                found[name] += factor * others * less
-        return found
+                result[name] += factor * others * less
+        return result
 
 
 def macs(traced: Traced) -> int:
