@@ -1,5 +1,6 @@
 """How to train: a recipe, its optimizer, and its losses."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax

@@ -103,9 +103,7 @@ def measure_curves(
     weights = flat.arrays(program, jax.device_put(variables))
     every = sites.suited(program)
     readers = _reached(traced, every, {group.name for group in groups}, weights)
-    ends = {
-        site: _branch_end(site, every) for sites in readers.values() for site in sites
-    }
+    ends = {site: _branch_end(site, every) for own in readers.values() for site in own}
     sums = {v: _Sums() for end in ends.values() if end for v in (end.out, end.target)}
     watch = {value: one.add for value, one in sums.items()}
     memory = streams.share(memory, mesh, 1)
@@ -116,7 +114,7 @@ def measure_curves(
     ordered = sorted(ends, key=lambda site: site.place)
     for reach, moments, variance in _moments(here, ordered, watch, progress):
         site = reach.site
-        for name in [name for name, sites in readers.items() if site in sites]:
+        for name in [name for name, own in readers.items() if site in own]:
             index = sites.index(site, traced[name].atom)
             one = regression(moments, reach.matrix, site.width, index)
             seen[name].append(_Seen(site, one, variance))
