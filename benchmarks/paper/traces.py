@@ -29,9 +29,8 @@ def measure(case: tuple[str, int]) -> list[dict]:
     """A row for each block and keep ratio."""
     results = []
     for name, site, here, _ in cifar.consumers(*case):
-        H = jnp.concatenate(
-            [layouts.as_hidden(site, h) for h in here.live[site.hidden]]
-        )
+        batches = here.live[site.hidden]
+        H = jnp.concatenate([layouts.as_hidden(site, h) for h in batches])
         results += [{"block": name, **row} for row in block(site, here.weights, H)]
     return results
 

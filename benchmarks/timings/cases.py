@@ -106,9 +106,7 @@ def network_of(name: str) -> nn.Module:
     """A network as `--model` names it, or one of examples/."""
     if name not in EXAMPLES:
         return models.create(name, 1000)
-    folder = str(ROOT / "examples")
-    if folder not in sys.path:
-        sys.path.append(folder)
+    sys.path.append(str(ROOT / "examples"))
     module, kind, arguments = EXAMPLES[name]
     return getattr(importlib.import_module(module), kind)(*arguments)
 
