@@ -226,7 +226,7 @@ def test_the_command_writes_a_saved_network(tmp_path, capsys):
     "flags, words",
     [
         (["--out", "x.tflite"], "neither .onnx nor .stablehlo"),
-        (["--out", "x.onnx", "--platforms", "cpu"], "are for .stablehlo; leave them"),
+        (["--out", "x.onnx", "--platforms", "cpu"], "are for .stablehlo; leave"),
         (["--out", "x.stablehlo", "--platforms", "gpu"], "gpu: expected cpu, cuda"),
         (["--out", "x.onnx"], "config.json"),
     ],

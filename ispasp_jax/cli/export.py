@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ispasp_jax.cli import process
+from ispasp_jax.cli import flags, process
 from ispasp_jax.cli.parsing import Parser
 from ispasp_jax.errors import InputError
 
@@ -32,6 +32,13 @@ def parser() -> Parser:
         help="where a StableHLO program runs: cpu, cuda, rocm, tpu; default: all",
     )
     parser.add_argument(
+        "--batch",
+        type=flags.positive,
+        metavar="N",
+        help="examples a pass of a StableHLO program, for compilers that want every "
+        "shape known; default: any",
+    )
+    parser.add_argument(
         "--weights-beside",
         action="store_true",
         help="a StableHLO program's weights lie in a .safetensors file beside it",
@@ -53,9 +60,10 @@ def command(argv: Sequence[str] | None) -> None:
             f"--out {args.out} is neither .onnx nor .stablehlo; its ending says what "
             "is written."
         )
-    if kind == ".onnx" and (args.platforms or args.weights_beside):
+    if kind == ".onnx" and (args.platforms or args.batch or args.weights_beside):
         raise InputError(
-            "--platforms and --weights-beside are for .stablehlo; leave them out."
+            "--platforms, --batch and --weights-beside are for .stablehlo; leave them "
+            "out."
         )
     from ispasp_jax import export, load
     from ispasp_jax.weights.stablehlo import PLATFORMS
@@ -75,6 +83,7 @@ def command(argv: Sequence[str] | None) -> None:
             args.out,
             inside=not args.weights_beside,
             platforms=args.platforms or PLATFORMS,
+            batch=args.batch,
         )
         what = ", ".join(written.platforms)
     print(

@@ -58,27 +58,31 @@ def stablehlo(
     *,
     inside: bool = True,
     platforms: Sequence[str] = PLATFORMS,
+    batch: int | None = None,
     tolerance: float = 1e-5,
 ) -> Program:
-    """Writes a network as a StableHLO program (jax.export), for any size of the batch.
+    """Writes a network as a StableHLO program (jax.export), for any size of the batch
+    unless one is given.
 
     Args:
       model, path, variables, inputs, tolerance: as `onnx` takes them.
       inside: the weights are constants of the program; if not, they lie in a
         safetensors file beside it, and are arguments by key path.
       platforms: where it is to run, by jax's names.
+      batch: examples a pass, for compilers that want every shape known; None: any.
 
     Returns:
       The paths, the platforms, and the largest difference that was found.
 
     Raises:
-      InputError: inputs are missing, the program cannot be written for a batch of any
-        size, or does not compute what the network does.
+      InputError: inputs are missing, the program cannot be written for such a batch,
+        or does not compute what the network does.
     """
     return programs.write(
         *runnable(model, variables, inputs),
         path,
         inside=inside,
         platforms=platforms,
+        batch=batch,
         tolerance=tolerance,
     )

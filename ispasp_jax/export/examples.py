@@ -17,6 +17,7 @@ def largest_difference(
     variables: Any,
     file: Callable[..., Sequence[Any]],
     inputs: Sequence[Any],
+    batches: Sequence[int] = BATCHES,
 ) -> float:
     """The largest difference of what a file gives to what the network does, as a share
     of the largest output; infinite where shapes differ or numbers are none.
@@ -26,9 +27,10 @@ def largest_difference(
       variables: its arrays.
       file: runs the file on inputs, and gives its outputs.
       inputs: examples, or shapes: noise is drawn for these.
+      batches: sizes of the batch to try.
     """
     draw, largest = np.random.default_rng(0), 0.0
-    for batch in BATCHES:
+    for batch in batches:
         given = [_example(draw, x, batch) for x in inputs]
         with jax.default_matmul_precision("highest"):
             expected = jax.tree.leaves(function(variables, *given))
@@ -50,13 +52,14 @@ def check(
     inputs: Sequence[Any],
     tolerance: float,
     name: str,
+    batches: Sequence[int] = BATCHES,
 ) -> float:
     """`largest_difference`, where it may be accepted.
 
     Raises:
       InputError: it is above the tolerance.
     """
-    largest = largest_difference(function, variables, file, inputs)
+    largest = largest_difference(function, variables, file, inputs, batches)
     if not largest <= tolerance:
         raise InputError(
             f"the {name} gives other outputs than the network in JAX: they differ by "

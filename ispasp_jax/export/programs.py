@@ -1,5 +1,6 @@
 """A network as a StableHLO program, checked by running it."""
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ def write(
     *,
     inside: bool = True,
     platforms: Sequence[str] = PLATFORMS,
+    batch: int | None = None,
     tolerance: float = 1e-5,
 ) -> Program:
     """Writes a function of (variables, *inputs) as a program, and runs what it wrote.
@@ -53,6 +55,7 @@ def write(
         inputs; if not, they are arguments by key path, and lie in a safetensors file
         beside it.
       platforms: where it is to run, by jax's names.
+      batch: examples a pass; None: any.
       tolerance: the largest difference to the network that is accepted, as a share of
         its largest output.
 
@@ -60,13 +63,12 @@ def write(
       InputError: it cannot be written, or does not compute what the network does.
     """
     path = Path(path)
+    traced = functools.partial(stored, platforms=platforms, batch=batch)
     if inside:
         held = jax.tree.map(jax.numpy.asarray, variables)
-        made = stored(
-            lambda _, *x: function(held, *x), {}, *inputs, platforms=platforms
-        )
+        made = traced(lambda _, *x: function(held, *x), {}, *inputs)
     else:
-        made = stored(function, variables, *inputs, platforms=platforms)
+        made = traced(function, variables, *inputs)
     known = dict(leaves(variables))
     arrays = {name: np.asarray(known[name]) for name in made.variables}
     beside = None if inside else path.with_suffix(".safetensors")
@@ -80,6 +82,7 @@ def write(
             inputs,
             tolerance,
             "program",
+            examples.BATCHES if batch is None else (batch,),
         )
         if beside is not None:
             tensors.write_whole(beside, arrays, {})

@@ -89,6 +89,7 @@ def stored(
     variables: Any,
     *inputs: Any,
     platforms: Sequence[str] = PLATFORMS,
+    batch: int | None = None,
 ) -> Stored:
     """A model's function as a program.
 
@@ -97,9 +98,10 @@ def stored(
       variables: arrays or shapes.
       *inputs: shapes; of the first dimension any size will do later.
       platforms: where it is to run, by jax's names.
+      batch: examples a pass; None: any.
 
     Raises:
-      InputError: it cannot be traced for a batch of any size.
+      InputError: it cannot be traced for such a batch.
     """
     pairs, tree = jax.tree_util.tree_flatten_with_path(variables)
     held = {key_path(where): leaf for where, leaf in pairs}
@@ -109,15 +111,16 @@ def stored(
         leaves = [given.get(name, leaf) for name, leaf in held.items()]
         return function(jax.tree.unflatten(tree, leaves), *inputs)
 
-    (batch,) = export.symbolic_shape("batch")
-    sized = [jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype) for x in inputs]
+    size = export.symbolic_shape("batch")[0] if batch is None else batch
+    sized = [jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype) for x in inputs]
     try:
         whole = export.export(jax.jit(by_path), platforms=platforms)
         return Stored(whole(arrays, *sized))
     except Exception as error:  # of many kinds: the model's own code
         why = str(error).strip().partition("\n")[0].removesuffix(".")
         raise InputError(
-            f"the model cannot be written for a batch of any size ({why:.200}); its "
+            f"the model cannot be written for a batch of {batch or 'any size'} "
+            f"({why:.200}); its "
             "arrays can be, and its own code runs them."
         ) from error
 
