@@ -89,15 +89,12 @@ def measure_rows(
     return [known[name] for name in rows]
 
 
-def chosen(rows: Mapping[str, Any], globs: Iterable[str]) -> dict[str, Any]:
+def chosen(rows: Mapping[str, Any], globs: Sequence[str]) -> dict[str, Any]:
     """The rows whose names match a glob; all of them without globs."""
-    globs = list(globs) or ["*"]
-    found = {
-        name: row
-        for name, row in rows.items()
-        if any(fnmatch.fnmatch(name, glob) for glob in globs)
-    }
-    return found or sys.exit(f"--only matches no row of {', '.join(rows)}")
+    names = {name for glob in globs or ["*"] for name in fnmatch.filter(rows, glob)}
+    return {name: rows[name] for name in rows if name in names} or sys.exit(
+        f"--only matches no row of {', '.join(rows)}"
+    )
 
 
 def header(name: str, small: bool = False) -> dict[str, Any]:

@@ -83,8 +83,8 @@ def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, thing = _WHERE[name].partition(":")
-    found = importlib.import_module(f"{__name__}.{module}")
-    return getattr(found, thing) if thing else found
+    result = importlib.import_module(f"{__name__}.{module}")
+    return getattr(result, thing) if thing else result
 
 
 def __dir__() -> list[str]:

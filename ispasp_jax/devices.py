@@ -46,16 +46,16 @@ def initialise() -> None:
         raise InputError(
             f"JAX_COORDINATOR_ADDRESS={address} is not HOST:PORT of the first process."
         )
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name in ("num_processes", "process_id"):
         text = os.environ.get(f"JAX_{name.upper()}")
         if text is not None and not text.isdecimal():
             raise InputError(f"JAX_{name.upper()}={text} is not a whole number.")
         if text is not None:
-            found[name] = int(text)
+            result[name] = int(text)
     try:
         jax.distributed.initialize(
-            **found,
+            **result,
             heartbeat_timeout_seconds=_SECONDS_UNHEARD,
             shutdown_timeout_seconds=_SECONDS_TO_END,
         )

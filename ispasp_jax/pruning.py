@@ -254,11 +254,11 @@ def check(
         model, variables = adapters.function(model, variables)
     traced = inputs_.traced_at(model, variables, inputs)
     apart = graph.check(traced, variables, *inputs, plan=plan, tolerance=tolerance)
-    found = probe(traced, variables, *inputs)
-    worst = max(found, key=lambda name: found[name], default=None)
-    if worst and not found[worst] <= max(tolerance, 1e-3):
+    result = probe(traced, variables, *inputs)
+    worst = max(result, key=lambda name: result[name], default=None)
+    if worst and not result[worst] <= max(tolerance, 1e-3):
         raise AssertionError(
-            f"what reads {worst} is {found[worst]:.1e} of its largest output from its "
+            f"what reads {worst} is {result[worst]:.1e} of its largest output from its "
             "kernel times the patches, scaled and shifted; please report the model."
         )
-    return max(apart, *found.values()) if found else apart
+    return max(apart, *result.values()) if result else apart

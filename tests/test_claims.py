@@ -168,7 +168,7 @@ def test_against_gfs():
     assert spent["gfs"]["multiply_adds"] == spent["gfs"]["images"] * 1184
     assert spent["ispasp"]["multiply_adds"] == 32 * 1024 + 20 * 3 * 160
     assert len(gfs_report.verdicts(row)) == 3
-    assert len(gfs_report.table([row])) == 6
+    assert len(gfs_report.columns([row])) == 6
 
 
 def curve(*top1):

@@ -210,7 +210,7 @@ def test_equal_pieces_are_timed_once(monkeypatch):
     """Of ResNet32's 15 groups five differ: at full width, and at half."""
     seen = []
     monkeypatch.setattr(
-        timing, "seconds", lambda function, *a, **k: seen.append(function) or 1e-3
+        latency, "seconds", lambda function, *a, **k: seen.append(function) or 1e-3
     )
     traced = shipped("resnet32", 32)
     found = latency.latency_by_size(traced, 4, graph.scope(traced.groups))
@@ -221,7 +221,7 @@ def test_equal_pieces_are_timed_once(monkeypatch):
 @pytest.mark.parametrize("seed", range(3))
 def test_latencies_by_size_are_times_however_noisy_the_clock(seed, monkeypatch):
     rng = np.random.default_rng(seed)
-    monkeypatch.setattr(timing, "seconds", lambda *_, **__: rng.exponential())
+    monkeypatch.setattr(latency, "seconds", lambda *_, **__: rng.exponential())
     traced = linen(graph_models.Flatten)
     found = latency.latency_by_size(traced, 2)
     widths = {group.name: group.width for group in traced.groups}
@@ -237,7 +237,7 @@ def test_latencies_by_size_are_exact_where_times_are(monkeypatch):
     def counted(forward, *_, **__):
         return cost.multiply_adds(forward.func, *forward.args) / 1e3
 
-    monkeypatch.setattr(timing, "seconds", counted)
+    monkeypatch.setattr(latency, "seconds", counted)
     traced = shipped("resnet20", 16)
     found = latency.latency_by_size(traced, 4, graph.scope(traced.groups))
     macs, rng = cost.macs_by_size(traced), np.random.default_rng(0)

@@ -210,7 +210,6 @@ def test_states_come_back_from_disk(ema, tmp_path):
     states = States(tmp_path / "states")
     states.save(0, state)
     found = states.latest(start)
-    states.close()
     assert isinstance(found, TrainState)
     assert jax.tree.structure(found) == jax.tree.structure(state)
     jax.tree.map(np.testing.assert_array_equal, found, state)

@@ -23,7 +23,7 @@ from ispasp_jax import data, export, graph, models, weights
 from ispasp_jax.cli import loading
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph.check import random_plan
-from ispasp_jax.weights import hub
+from ispasp_jax.weights import files, hub
 
 SIZE, CLASSES = 64, 7
 DEPTHS = {"18": (2, 2, 2, 2), "34": (3, 4, 6, 3), "50": (3, 4, 6, 3), "20": (3, 3, 3)}
@@ -254,7 +254,7 @@ def test_a_checkpoint_that_announces_more_than_it_holds(tmp_path, monkeypatch):
     zeros = {"params": {"fc": {"kernel": np.zeros((2000, 1000), np.float32)}}}
     ocp.PyTreeCheckpointer().save(tmp_path / "a", zeros)
     assert weights.read(tmp_path / "a")[0]["params/fc/kernel"].shape == (2000, 1000)
-    monkeypatch.setattr(weight_files, "_SMALL", 2**20)
+    monkeypatch.setattr(files, "_SMALL", 2**20)
     with pytest.raises(InputError, match="it announces 8000000 bytes of arrays and"):
         weights.read(tmp_path / "a")
 

@@ -70,25 +70,26 @@ COMMANDS = {
 
 def columns(results: list[dict]) -> Lines:
     """The README's columns: a line for each network and amount, methods beside."""
-    lines: dict[str, list[str]] = {}
-    order = [f"{model}, {amount}" for model, amount in ROWS]
-    for row in sorted(results, key=lambda row: order.index(_what(row))):
-        name, method = _what(row), row["method"]
-        found = top1(row)
-        line = lines.setdefault(
-            name,
-            [
-                name,
-                f"{row['pruned']['macs'] / 1e6:.0f} M ({share(row, 'macs'):.0%})",
-                f"{found['dense']:.1f}",
-                *["–"] * len(METHODS),
-            ],
-        )
-        place = 3 + METHODS.index(method)
-        stages = ("pruned", "repaired", "finetuned")
-        line[place] = " → ".join(f"{found[s]:.1f}" for s in stages if s in found)
-    heads = ["network", "multiply-adds", "dense", *METHODS]
-    return [heads, *lines.values()]
+    found = {(_what(row), row["method"]): row for row in results}
+    first = {_what(row): row for row in reversed(results)}
+
+    def scores(method, name):
+        top = top1(found[name, method]) if (name, method) in found else {}
+        stages = [s for s in ("pruned", "repaired", "finetuned") if s in top]
+        return " → ".join(f"{top[stage]:.1f}" for stage in stages) or None
+
+    def macs(name):
+        own = first[name]
+        return f"{own['pruned']['macs'] / 1e6:.0f} M ({share(own, 'macs'):.0%})"
+
+    shown = {
+        "network": lambda name: name,
+        "multiply-adds": macs,
+        "dense": lambda name: f"{top1(first[name])['dense']:.1f}",
+        **{method: functools.partial(scores, method) for method in METHODS},
+    }
+    names = [f"{model}, {amount}" for model, amount in ROWS]
+    return table([name for name in names if name in first], shown)
 
 
 #: Of the table, what the first README claims.
@@ -142,6 +143,7 @@ def widths(results: list[dict]):
     budget.
     """
     networks = ("resnet56", "tf_mobilenetv2")
+    found = {row["row"]: row["groups"] for row in results}
     figure, column = panels((10, 6.2), len(networks), 1)
     for network, (panel,) in zip(networks, column, strict=True):
         budgets = [
@@ -150,11 +152,9 @@ def widths(results: list[dict]):
             if model == network and "keep" not in amount and "," not in amount
         ]
         for i, amount in enumerate(budgets):
-            name = f"{network}, {amount}, obs"
-            found = [row["groups"] for row in results if row["row"] == name]
-            if not found:
+            if (name := f"{network}, {amount}, obs") not in found:
                 continue
-            (groups,) = found
+            groups = found[name]
             places = np.arange(len(groups))
             share = np.array([g["kept"] / g["width"] for g in groups])
             width = 0.8 / len(budgets)

@@ -1,10 +1,11 @@
 """What against_gfs.py shows of its rows: verdicts, a table, a figure."""
 
+import functools
 import math
 
 import numpy as np
 
-from benchmarks.benchmark import Lines, panels
+from benchmarks.benchmark import Lines, panels, table
 from ispasp_jax import report
 
 #: Random orders averaged; random candidates a step in the code of GFS's authors.
@@ -69,47 +70,47 @@ def _gap(ours: dict, theirs: dict) -> np.ndarray:
     return 100 * (np.array(ours["top1"][:count]) - np.array(theirs["top1"][:count]))
 
 
-def table(result: list[dict]) -> Lines:
+def columns(result: list[dict]) -> Lines:
     """Cost to one size, and top-1 and residual at four sizes."""
-    lines = [["layer", "method", "image passes", "multiply-adds", "shared", "seconds"]]
-    quarters = ("d/8", "d/4", "d/2", "3d/4")
-    lines[0] += [f"top-1 % at {q}" for q in quarters]
-    lines[0] += [f"residual at {q}" for q in quarters[1:3]]
-    for row in result:
-        d, sizes = row["d"], row["sizes"]
-        for name, label in LABELS.items():
-            if name not in row["curves"]:
-                continue
-            spent = row["costs"]["one_size"].get(name, {})
-            macs = spent.get("multiply_adds")
-            shared = spent.get("multiply_adds_shared", macs)
-            seconds = row["seconds"].get(name, {}).get("one_size")
 
-            def at(s, what, form, curve=row["curves"][name], sizes=sizes):
-                if s not in sizes or sizes.index(s) >= len(curve[what]):
-                    return "–"
-                factor = 100 if what == "top1" else 1
-                return format(factor * curve[what][sizes.index(s)], form)
+    def spent(pair, what):
+        return pair[0]["costs"]["one_size"].get(pair[1], {}).get(what)
 
-            lines.append(
-                [
-                    row["row"],
-                    label,
-                    f"{spent['images']:,}" if spent else "–",
-                    f"{_rounded(macs / 1e9)} G" if macs else "–",
-                    f"{_rounded(shared / 1e9)} G" if macs else "–",
-                    f"{_rounded(seconds)}" if seconds else "–",
-                    *(at(d * k // 8, "top1", ".1f") for k in (1, 2, 4, 6)),
-                    *(at(d * k // 8, "relative_residual", ".3f") for k in (2, 4)),
-                ]
-            )
-    return lines
+    def macs(pair, kind):
+        found = spent(pair, kind) or spent(pair, "multiply_adds")
+        return found and f"{_rounded(found / 1e9)} G"
+
+    def seconds(pair):
+        found = pair[0]["seconds"].get(pair[1])
+        return found and _rounded(found["one_size"])
+
+    def at(what, eighths, form, pair):
+        (row, name), factor = pair, 100 if what == "top1" else 1
+        known = dict(zip(row["sizes"], row["curves"][name][what], strict=False))
+        found = known.get(row["d"] * eighths // 8)
+        return None if found is None else format(factor * found, form)
+
+    parts = {"d/8": 1, "d/4": 2, "d/2": 4, "3d/4": 6}
+    top1 = {f"top-1 % at {q}": ("top1", k, ".1f") for q, k in parts.items()}
+    shown = {
+        "layer": lambda pair: pair[0]["row"],
+        "method": lambda pair: LABELS[pair[1]],
+        "image passes": lambda p: (seen := spent(p, "images")) and f"{seen:,}",
+        "multiply-adds": lambda p: macs(p, "multiply_adds"),
+        "shared": lambda p: macs(p, "multiply_adds_shared"),
+        "seconds": seconds,
+        **{head: functools.partial(at, *what) for head, what in top1.items()},
+        "residual at d/4": functools.partial(at, "relative_residual", 2, ".3f"),
+        "residual at d/2": functools.partial(at, "relative_residual", 4, ".3f"),
+    }
+    pairs = [(row, name) for row in result for name in LABELS if name in row["curves"]]
+    return table(pairs, shown)
 
 
 def text(result: list[dict]) -> str:
     """Table and verdicts, for people."""
     sentences = [sentence for row in result for sentence in verdicts(row)]
-    return "\n".join([report.table(table(result)), *sentences])
+    return "\n".join([report.table(columns(result)), *sentences])
 
 
 def plot(result: list[dict]):

@@ -10,7 +10,6 @@ ResNet20 and 50 images.
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -18,7 +17,8 @@ from benchmarks.benchmark import Benchmark, Lines, panels, table
 from benchmarks.paper import cifar
 from ispasp_jax import algorithm_1
 from ispasp_jax.selection.algorithm_1 import μ
-from ispasp_jax.walk import consumers, layouts
+from ispasp_jax.walk import consumers, layouts, sites
+from ispasp_jax.walk.pieces import compiled
 
 T = 20
 DRAWN = ("layer1.4", "layer2.4", "layer3.4")
@@ -29,14 +29,12 @@ def measure(case: tuple[str, int]) -> list[dict]:
     """A row for each block and keep ratio."""
     results = []
     for name, site, here, _ in cifar.consumers(*case):
-        H = jnp.concatenate(
-            [layouts.as_hidden(site, h) for h in here.live[site.hidden]]
-        )
+        batches = here.live[site.hidden]
+        H = jnp.concatenate([layouts.as_hidden(site, h) for h in batches])
         results += [{"block": name, **row} for row in block(site, here.weights, H)]
     return results
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def select(site, kernel, scale, H, s):
     """i-SpaSP on H whole, so that the residual is of every image and position, not of
     their sum; and ½‖U‖².
@@ -53,13 +51,15 @@ def block(site, weights, H) -> list[dict]:
     """A row for each keep ratio: the residual after every iteration, as a share of the
     whole's, and how many channels are not among the s largest of μ(H).
     """
+    # Blocks that read alike share a program.
+    run = compiled(("trace", sites.text(site)), lambda: functools.partial(select, site))
     d, by_sum = H.shape[-1], np.argsort(-np.asarray(μ(H)), kind="stable")
     kernel = consumers.kernel(site, weights)
     scale, _ = consumers.chain(site).ends(weights)
     lines = []
     for keep in KEEPS:
         s = max(1, round(keep * d))
-        found, whole = select(site, kernel, scale, H, s)
+        found, whole = run(kernel, scale, H, s)
         relative = np.sqrt(np.asarray(found.residuals / whole, np.float64))
         different = np.setdiff1d(np.flatnonzero(found.support), by_sum[:s])
         lines.append(

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -21,6 +21,12 @@ from ispasp_jax.walk import Options, Walked, walk
 
 KEEP, T = 0.4, 20
 ROOT = Path(__file__).parents[2]
+
+#: Networks of examples/: module, class, arguments.
+EXAMPLES = {
+    "efficientnet_lite0": ("efficientnet_lite0", "EfficientNetLite", ()),
+    "vit_tiny": ("linen_vit", "ViT", (192, 12, 3, 768, 16)),
+}
 
 
 class Case(NamedTuple):
@@ -96,16 +102,13 @@ class Ready(NamedTuple):
         return naive.walk(*given, T, stop)
 
 
-def network_of(name: str) -> Any:
-    """A shipped network, or one of examples/."""
-    if name in models.MODELS:
+def network_of(name: str) -> nn.Module:
+    """A network as `--model` names it, or one of examples/."""
+    if name not in EXAMPLES:
         return models.create(name, 1000)
-    folder = str(ROOT / "examples")
-    if folder not in sys.path:
-        sys.path.append(folder)
-    if name == "efficientnet_lite0":
-        return importlib.import_module(name).EfficientNetLite()
-    return importlib.import_module("linen_vit").ViT(192, 12, 3, 768, 16)
+    sys.path.append(str(ROOT / "examples"))
+    module, kind, arguments = EXAMPLES[name]
+    return getattr(importlib.import_module(module), kind)(*arguments)
 
 
 def ready(case: Case) -> Ready:

@@ -153,22 +153,21 @@ def depthwise_rows(case: Case, repeats: int) -> list[dict]:
         "shipped": (network, own),
         "plain": (Plain(network), {kind: {"network": own[kind]} for kind in own}),
     }
+
+    def forward(network, variables, images):
+        return functools.partial(jax.jit(network.apply), variables, images)
+
     rows = []
     for batch in case.batches:
         own = {"model": case.model, "pixels": case.pixels, "batch": batch}
         (images,) = random_batches(batch, batch, case.shape)
-        for what, call in (("forward", forward), ("training step", step)):
+        for what, call in {"forward": forward, "training step": step}.items():
             timed = turns.turns(
                 {name: call(*twin, images) for name, twin in both.items()}, repeats
             )
             over = turns.ratio(timed["plain"], timed["shipped"])
             rows.append({**own, "what": what, **timed, "plain_over_shipped": over})
     return rows
-
-
-def forward(network: nn.Module, variables: dict, images: jax.Array) -> Callable:
-    """A call of the network."""
-    return functools.partial(jax.jit(network.apply), variables, images)
 
 
 def step(network: nn.Module, variables: dict, images: jax.Array) -> Callable:

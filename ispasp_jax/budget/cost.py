@@ -48,13 +48,13 @@ class BySize(NamedTuple):
     def marginal(self, sizes: Mapping[str, int]) -> dict[str, float]:
         """What the last channel of each group costs at these sizes."""
         at = {**self.widths, **sizes}
-        found = dict.fromkeys(self.widths, 0.0)
+        result = dict.fromkeys(self.widths, 0.0)
         for names, factor in self.terms.items():
             for name, power in collections.Counter(names).items():
                 others = math.prod(at[other] for other in names if other != name)
                 less = at[name] ** power - (at[name] - 1) ** power
-                found[name] += factor * others * less
-        return found
+                result[name] += factor * others * less
+        return result
 
 
 def macs(traced: Traced) -> int:
@@ -76,15 +76,15 @@ def macs_by_part(traced: Traced) -> dict[str, int]:
     of the weights that they read; those that read none belong to the part before.
     """
     size, full = _sizes(traced, _batch(traced)), _widths(traced)
-    found: dict[str, int] = collections.defaultdict(int)
+    parts: dict[str, int] = collections.defaultdict(int)
     part = ""
     for eqn in traced.program.equations:
         count = _value(_count_equation(eqn, size, full), full)
         if count:
             weights = (value.origin for value in eqn.inputs if value.origin)
             part = next(map(_first_word, weights), part)
-            found[part] += int(count)
-    return dict(found)
+            parts[part] += int(count)
+    return dict(parts)
 
 
 def _first_word(path: str) -> str:

@@ -120,12 +120,12 @@ def _beside(models: Sequence[Runnable], size: int, repeats: int) -> Latency:
         calls.append(call)
         firsts.append(time.perf_counter() - start)
     rows = [[seconds(call, repeats=1) for call in calls] for _ in range(repeats)]
-    found = []
+    result = []
     for first, column in zip(firsts, zip(*rows, strict=True), strict=True):
         low, middle, high = 1e3 * np.quantile(column, (0.25, 0.5, 0.75))
         compiling = max(first - middle / 1e3, 0.0)
-        found.append(Latency(size, float(middle), float(low), float(high), compiling))
-    first, *beside = found
+        result.append(Latency(size, float(middle), float(low), float(high), compiling))
+    first, *beside = result
     return first._replace(dense=beside[0]) if beside else first
 
 
@@ -160,7 +160,7 @@ def unpaid(traced: Traced, sizes: Mapping[str, int], batch_size: int) -> list[Un
       sizes: channels that are kept, by group.
       batch_size: examples a pass.
     """
-    timed, found = _Timed(), []
+    timed, result = _Timed(), []
     inputs = _batches(traced, batch_size)
 
     def taken(name: str, size: int) -> tuple[float, float]:
@@ -180,8 +180,8 @@ def unpaid(traced: Traced, sizes: Mapping[str, int], batch_size: int) -> list[Un
             if size < width and taken(name, size)[1] <= (1 - PAYS) * min(full, cut):
                 better = size
                 break
-        found.append(Unpaid(name, width, kept, (full, cut), better))
-    return found
+        result.append(Unpaid(name, width, kept, (full, cut), better))
+    return result
 
 
 def latency_by_size(

@@ -60,13 +60,13 @@ def best(milliseconds: Mapping[int, float]) -> int:
 def times(widths: Iterable[int]) -> dict[int, float]:
     """Milliseconds of a 3x3 convolution from and to so many channels; the widths take
     turns, and the least of each counts."""
-    found: dict[int, float] = {}
+    result: dict[int, float] = {}
     calls = {width: _convolution(width) for width in sorted(widths)}
     for _ in range(ROUNDS):
         for width, (function, arrays) in calls.items():
             now = 1e3 * seconds(function, *arrays, repeats=1)
-            found[width] = min(now, found.get(width, np.inf))
-    return found
+            result[width] = min(now, result.get(width, np.inf))
+    return result
 
 
 def _convolution(width: int):
@@ -91,7 +91,7 @@ def _place() -> Path:
 def _read(path: Path) -> dict[str, int]:
     """What is known; a file that is none is as if it were not there."""
     try:
-        found = json.loads(path.read_text())
-        return {str(k): v for k, v in found.items() if v in MULTIPLES}
+        result = json.loads(path.read_text())
+        return {str(k): v for k, v in result.items() if v in MULTIPLES}
     except (OSError, ValueError, AttributeError, TypeError):
         return {}

@@ -21,11 +21,11 @@ def candidates(
     Raises:
       InputError: the curves are of other widths.
     """
-    found = {}
+    result = {}
     for name, width in widths.items():
         curve = None if curves is None else curves.get(name)
         if curve is None and curves is not None:
-            found[name] = np.array([width])
+            result[name] = np.array([width])
             continue
         if curve is not None and len(curve.order) != width:
             raise InputError(
@@ -37,8 +37,8 @@ def candidates(
         if curve is not None and asked.tolerance is not None:
             allowed &= curve.relative[1:] <= asked.tolerance
         allowed[-1] = True
-        found[name] = s[allowed]
-    return found
+        result[name] = s[allowed]
+    return result
 
 
 def feasible(
@@ -52,11 +52,11 @@ def feasible(
       InputError: a target is out of reach, with the nearest that is not.
     """
     smallest = {name: int(s[0]) for name, s in allowed.items()}
-    found = {kind: (cost.total(smallest), cost.full) for kind, cost in costs.items()}
+    result = {kind: (cost.total(smallest), cost.full) for kind, cost in costs.items()}
     for wanted in targets:
-        if wanted.kind not in found:
+        if wanted.kind not in result:
             continue
-        least, full = found[wanted.kind]
+        least, full = result[wanted.kind]
         limit = wanted.limit(full)
         if limit < least:
             raise InputError(
@@ -67,7 +67,7 @@ def feasible(
                 f"{math.ceil(1000 * least / full) / 10:g}% or more, or loosen "
                 "the tolerance, the least channels or what they are rounded to."
             )
-    return found
+    return result
 
 
 def solve(
@@ -100,8 +100,8 @@ def solve(
         for name, s in allowed.items()
     }
     limits = [(costs[t.kind], t.limit(costs[t.kind].full)) for t in asked.targets]
-    found = [_meet(cost, limit, allowed, damages) for cost, limit in limits]
-    least = {name: min(sizes[name] for sizes in found) for name in widths}
+    result = [_meet(cost, limit, allowed, damages) for cost, limit in limits]
+    least = {name: min(sizes[name] for sizes in result) for name in widths}
     return _fill(limits, allowed, damages, least)
 
 

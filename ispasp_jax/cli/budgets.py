@@ -93,7 +93,7 @@ def measure(
     """Measures the curves."""
     pruning = config.pruning
     try:
-        found = measure_curves(
+        result = measure_curves(
             model.traced,
             model.variables,
             batches,
@@ -105,7 +105,7 @@ def measure(
         )
     except FloatingPointError as error:
         raise InputError(str(error)) from error
-    return CurveFile(curve_files.identity(config, model, batches), found)
+    return CurveFile(curve_files.identity(config, model, batches), result)
 
 
 def solve(limits: Limits, config: PruneConfig, model: Model, held: CurveFile) -> Widths:
@@ -117,24 +117,24 @@ def solve(limits: Limits, config: PruneConfig, model: Model, held: CurveFile) ->
     pruning = config.pruning
     asked = widths.budget_of(limits, pruning)
     channels = widths.scope(pruning, model)
-    costs, found = _counted(model), in_scope(pruning, model, held.curves)
+    costs, result = _counted(model), in_scope(pruning, model, held.curves)
     timed = any(target.kind == "latency" for target in asked.targets)
     size = config.output.latency_batch_size
     if timed:
         costs["latency"], held = _latency(model, channels, size, held)
-    allowed = budget.candidates(found, channels, asked)
+    allowed = budget.candidates(result, channels, asked)
     ranges = budget.feasible(costs, allowed)
     say(_range_table(ranges))
     budget.feasible(costs, allowed, asked.targets)
     measured: dict[str, float] = {}
     if timed:
-        search = _Search(model, channels, found, costs, size)
+        search = _Search(model, channels, result, costs, size)
         sizes, measured["latency"], full = search.within(asked)
         ranges["latency"] = (ranges["latency"][0], full)
     else:
-        sizes = budget.solve(found, costs, channels, asked)
+        sizes = budget.solve(result, costs, channels, asked)
     reached = {kind: c.total(sizes) for kind, c in costs.items()} | measured
-    at = {name: (curve, sizes[name]) for name, curve in found.items()}
+    at = {name: (curve, sizes[name]) for name, curve in result.items()}
     record = {
         "asked": list(limits.target),
         "limits": {t.kind: t.limit(ranges[t.kind][1]) for t in asked.targets},
@@ -168,7 +168,7 @@ def timed_again(
     least, _ = record["feasible"]["latency"]
     wanted = [t for t in map(budget.target, record["asked"]) if t.kind == "latency"]
     limit = min(t.limit(dense) for t in wanted)
-    found = {
+    result = {
         **record,
         "limits": {**record["limits"], "latency": limit},
         "feasible": {**record["feasible"], "latency": [least, dense]},
@@ -176,8 +176,8 @@ def timed_again(
         "latency_when_chosen": chosen,
     }
     if pruned <= limit:
-        return found, None
-    return found, (
+        return result, None
+    return result, (
         f"latency: {numeral(pruned)} ms at the end, more than the {numeral(limit)} "
         f"asked for, and {numeral(chosen)} when the widths were chosen: this device's "
         "timings vary by as much; ask for less, or leave it alone while it is timed"
@@ -211,8 +211,8 @@ def _latency(
         return kept, held
     say("timing every group on this device")
     groups = [model.traced[name] for name in channels]
-    found = latency.latency_by_size(model.traced, batch_size, groups)
-    return found, held._replace(latency=curve_files.latency_to_json(found, here))
+    result = latency.latency_by_size(model.traced, batch_size, groups)
+    return result, held._replace(latency=curve_files.latency_to_json(result, here))
 
 
 class _Search(NamedTuple):

@@ -277,11 +277,11 @@ _ASIDE = (
 
 def settings(config: Any) -> dict[str, Any]:
     """All that a result depends on, by the names of the flags."""
-    found = {}
+    result = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
-            found |= settings(value)
+            result |= settings(value)
         elif field.name not in _ASIDE:
-            found[field.name] = value
-    return found
+            result[field.name] = value
+    return result

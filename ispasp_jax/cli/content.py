@@ -29,8 +29,8 @@ def of_arrays(arrays: Iterable[Any]) -> str:
 
 def of_tree(tree: Any) -> str:
     """Of a tree's arrays and their paths, such as a network's variables."""
-    found = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
-    parts = ((jax.tree_util.keystr(path).encode(), *_parts(a)) for path, a in found)
+    result = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
+    parts = ((jax.tree_util.keystr(path).encode(), *_parts(a)) for path, a in result)
     return _of(part for pair in parts for part in pair)
 
 
@@ -42,8 +42,8 @@ def of_batches(batches: Iterable[np.ndarray]) -> str:
 
 def of_training(source: Source, used: np.ndarray | None = None) -> str:
     """Of a data set's training images and labels, or those of them that are used."""
-    found = of_split(source.train) if used is None else _used(source.train, used)
-    return of_text(f"{source.num_classes} {found}")
+    result = of_split(source.train) if used is None else _used(source.train, used)
+    return of_text(f"{source.num_classes} {result}")
 
 
 @functools.lru_cache(maxsize=8)  # by the object: a split's content is read once
@@ -90,7 +90,7 @@ def _int(number: int) -> bytes:
 
 
 def _of(parts: Iterable[Any]) -> str:
-    found = hashlib.sha256()
+    result = hashlib.sha256()
     for part in parts:
-        found.update(part)
-    return found.hexdigest()[:32]
+        result.update(part)
+    return result.hexdigest()[:32]

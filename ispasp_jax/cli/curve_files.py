@@ -46,7 +46,7 @@ def identity(
       model: the network.
       batches: calibration images, preprocessed.
     """
-    found = {
+    result = {
         "model": model.name,
         "options": dict(model.options),
         "widths": widths.scope(config.pruning, model),
@@ -55,7 +55,7 @@ def identity(
         "precision": config.run.precision,
         "repaired": config.pruning.fits,
     }
-    return json.loads(json.dumps(found))
+    return json.loads(json.dumps(result))
 
 
 def read(path: Path, pruning: Pruning, model: Model) -> CurveFile:
@@ -127,11 +127,11 @@ def _fitting(path: Path, pruning: Pruning, model: Model) -> CurveFile:
 
 def to_json(held: CurveFile) -> dict[str, Any]:
     """What curves.json holds."""
-    found: dict[str, Any] = {"format": 1, "identity": held.identity}
+    result: dict[str, Any] = {"format": 1, "identity": held.identity}
     if held.latency is not None:
-        found["latency"] = held.latency
-    found["groups"] = curves.to_json(held.curves)
-    return {**found, "sum": _sum(found)}
+        result["latency"] = held.latency
+    result["groups"] = curves.to_json(held.curves)
+    return {**result, "sum": _sum(result)}
 
 
 def from_json(data: Any) -> CurveFile:
@@ -146,12 +146,12 @@ def from_json(data: Any) -> CurveFile:
         raise InputError("not curves: it does not say what they were measured on")
     if "sum" in data and data["sum"] != _sum(data):
         raise InputError("damaged: its content does not have the sum that it names")
-    found, latency = curves.from_json(data.get("groups")), None
+    result, latency = curves.from_json(data.get("groups")), None
     # Timings of an earlier version, with a slope, are taken again.
     if "latency" in data and "slope" not in (data["latency"] or {}):
         latency = data["latency"]
         _check_latency(latency)
-    return CurveFile(data["identity"], found, latency)
+    return CurveFile(data["identity"], result, latency)
 
 
 def _sum(data: Mapping[str, Any]) -> str:

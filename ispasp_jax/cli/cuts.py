@@ -86,9 +86,9 @@ def calibrate(task: Task, dense: Dense) -> Images:
         )
     size = min(opening.batch_size(config.data, task.source), len(chosen))
     prep = dense.model.images
-    found = data.batches(task.source.train, prep, size, indices=chosen)
+    result = data.batches(task.source.train, prep, size, indices=chosen)
     images, labels = [], []
-    for batch in report.track(found, "calibration images", -(-len(chosen) // size)):
+    for batch in report.track(result, "calibration images", -(-len(chosen) // size)):
         real = batch.weight > 0
         images.append(opening.activations(config.run, batch.image[real]))
         labels.append(batch.label[real])
@@ -190,10 +190,10 @@ def _scores(task: Task, model: Model, walked: Walked, pruned: Model) -> list[Sta
         return [stages.score(task, "pruned", pruned, selection)]
     arrays = plans.apply(walked.plan, model.traced, model.variables)
     as_cut = pruned.replace(pruned.network, arrays)
-    found = [stages.score(task, "pruned", as_cut, selection)]
+    scores = [stages.score(task, "pruned", as_cut, selection)]
     if task.config.pruning.repair != "none":
-        found.append(stages.score(task, "repaired", pruned, repair))
-    return found
+        scores.append(stages.score(task, "repaired", pruned, repair))
+    return scores
 
 
 def _forward_seconds(

@@ -160,7 +160,7 @@ def _identity(config: TrainConfig, source: Source, model: Model) -> dict[str, An
     """What makes two training runs the same one, whatever their recipes: fingerprints
     of images and weights, wherever they lie.
     """
-    found = {
+    result = {
         "model": config.network.model,
         "images": content.of_training(source),
         "seed": config.run.seed,
@@ -168,8 +168,8 @@ def _identity(config: TrainConfig, source: Source, model: Model) -> dict[str, An
         "preprocessing": data.to_json(model.images),
     }
     if isinstance(config.network.start, Weights):
-        found["weights_given"] = folders.fingerprint(model.variables)
-    return json.loads(json.dumps(found))
+        result["weights_given"] = folders.fingerprint(model.variables)
+    return json.loads(json.dumps(result))
 
 
 def _settings(
@@ -181,7 +181,7 @@ def _settings(
     """What a stopped training has to agree with: settings, and the fingerprints of what
     it was given."""
     origin = config.network.start
-    found = {
+    result = {
         **identity,
         "data": config.data.data,
         "weights": origin.weights if isinstance(origin, Weights) else None,
@@ -190,8 +190,8 @@ def _settings(
         "precision": config.run.precision,
     }
     names = {"images": "training images", "weights_given": "weights"}
-    given = {names[key]: found.pop(key) for key in names if key in found}
-    return found, given
+    given = {names[key]: result.pop(key) for key in names if key in result}
+    return result, given
 
 
 def _expected(folder: Path, name: str, identity: dict[str, Any]) -> dict[str, Any]:

@@ -17,15 +17,15 @@ from ispasp_jax.weights.folders import Model
 
 def dry_run(config: PruneConfig) -> None:
     """Prints the plan."""
-    found = tasks.choice(config.pruning, config.network.model)
+    result = tasks.choice(config.pruning, config.network.model)
     num_classes, prep = _describe(config.data)
     prep = opening.preprocessing(config.data, prep)
     model = opening.architecture(config.network, num_classes, prep)
     record = None
     match config.pruning.cut:
         case PlanFile() as file:
-            assert not isinstance(found, Criterion)
-            sizes = plan_files.sizes(file, found, config.pruning, model)
+            assert not isinstance(result, Criterion)
+            sizes = plan_files.sizes(file, result, config.pruning, model)
         case Limits() as limits:
             solved = budgets.dry_run(limits, config, model, tasks.place(config))
             sizes, record = solved.sizes, solved.record

@@ -29,7 +29,7 @@ def write(
     Raises:
       InputError: it cannot be written so, or a package is missing.
     """
-    found = []
+    result = []
     for name in formats:
         path = folder / NAMES[name]
         if name == "onnx":
@@ -40,7 +40,7 @@ def write(
             more = {"platforms": list(made.platforms)}
         difference = made.largest_difference
         say(f"{path.name}: largest difference to the network in JAX {difference:.1g}")
-        found.append(
+        result.append(
             {
                 "format": name,
                 "file": path.name,
@@ -49,7 +49,7 @@ def write(
                 **more,
             }
         )
-    return found
+    return result
 
 
 def _times(dense: Model, path: Path, batch_size: int) -> dict[str, float]:

@@ -48,8 +48,8 @@ def train(
             seed=config.run.seed,
             epoch=epoch,
         )
-        found = (b._replace(image=activations(config.run, b.image)) for b in images)
-        return track(found, f"{label}, epoch {epoch + 1}/{recipe.epochs}", steps)
+        result = (b._replace(image=activations(config.run, b.image)) for b in images)
+        return track(result, f"{label}, epoch {epoch + 1}/{recipe.epochs}", steps)
 
     saved = time.perf_counter()
 

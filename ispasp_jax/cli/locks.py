@@ -86,9 +86,9 @@ def _take(path: Path) -> tuple[IO | None, int]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            found = file.read().split()
+            result = file.read().split()
             file.close()
-            return None, int(found[0]) if found and found[0].isdecimal() else -1
+            return None, int(result[0]) if result and result[0].isdecimal() else -1
         except OSError:  # a disk without locks
             pass
         if _is_there(file, path):

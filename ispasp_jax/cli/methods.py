@@ -12,13 +12,13 @@ _SELECTION = Path(package).parent / "selection"
 
 def named() -> dict[str, bool]:
     """Every criterion, the paper's first, and whether it asks for labels."""
-    found = {}
+    result = {}
     for path in sorted(_SELECTION.glob("*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef) and _is_criterion(node):
                 asked = {argument.arg for argument in node.args.args}
-                found[node.name] = bool(asked & {"gradient", "curvature"})
-    return dict(sorted(found.items(), key=lambda item: (item[0] != "ispasp", item[0])))
+                result[node.name] = bool(asked & {"gradient", "curvature"})
+    return dict(sorted(result.items(), key=lambda item: (item[0] != "ispasp", item[0])))
 
 
 def _is_criterion(node: ast.FunctionDef) -> bool:

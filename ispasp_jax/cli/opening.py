@@ -52,13 +52,13 @@ def open_source(options: Data) -> Source:
     source = data.open_source(options.data)
     for text in source.notes:
         say(f"{options.data}: {text}")
-    found = source.num_classes
-    if options.num_classes and options.num_classes < found:
+    result = source.num_classes
+    if options.num_classes and options.num_classes < result:
         raise InputError(
             f"--num-classes {options.num_classes} is less than {options.data} has, "
-            f"whose last class is {found - 1}; give at least {found}."
+            f"whose last class is {result - 1}; give at least {result}."
         )
-    return source._replace(num_classes=options.num_classes or found)
+    return source._replace(num_classes=options.num_classes or result)
 
 
 def preprocessing(options: Data, base: Preprocessing) -> Preprocessing:

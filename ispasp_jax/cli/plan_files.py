@@ -41,8 +41,8 @@ def sizes(file: PlanFile, plan: Plan, pruning: Pruning, model: Model) -> dict[st
     except InputError as error:
         raise InputError(f"--plan {file.plan}: {error}") from error
     kept = {name: cut.size for name, cut in plan.items()}
-    found = {**widths.scope(pruning, model), **kept}
-    return {name: found[name] for name in model.widths if name in found}
+    result = {**widths.scope(pruning, model), **kept}
+    return {name: result[name] for name in model.widths if name in result}
 
 
 def write(
@@ -78,17 +78,17 @@ def _before(weights: str, model: Model) -> Plan | None:
     """
     folder = folders.folder_of(weights) or Path(weights)
     folder = folder.parent if folder.name == "model" else folder
-    found = [folder / n for n in (FROM_DENSE, PLAN) if (folder / n).is_file()]
-    if not found or not (folder / "model" / CONFIG).is_file():
+    result = [folder / n for n in (FROM_DENSE, PLAN) if (folder / n).is_file()]
+    if not result or not (folder / "model" / CONFIG).is_file():
         return None
-    plan = _read(found[0], model.name)
+    plan = _read(result[0], model.name)
     plans.check(plan, model.dense)
     dense = {group.name: group.width for group in model.dense.groups}
     left = dense | {name: cut.size for name, cut in plan.items()}
     if left != model.dense_widths:
         raise InputError(
-            f"{found[0]} does not lead from a dense {model.name} to the network beside "
-            "it."
+            f"{result[0]} does not lead from a dense {model.name} to the network "
+            "beside it."
         )
     return plan
 

@@ -142,8 +142,8 @@ class Pruned(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """All but the model, whose place is a folder."""
-        found = {k: v for k, v in self._asdict().items() if k != "model"}
-        return {**found, "stages": [stage._asdict() for stage in self.stages]}
+        result = {k: v for k, v in self._asdict().items() if k != "model"}
+        return {**result, "stages": [stage._asdict() for stage in self.stages]}
 
     @classmethod
     def from_json(cls, model: Model, found: Mapping[str, Any]) -> "Pruned":
@@ -188,7 +188,7 @@ class Final(NamedTuple):
 
 def noted(*texts: str | None) -> tuple[str, ...]:
     """The notes among the texts, said at once."""
-    found = tuple(filter(None, texts))
-    for text in found:
+    result = tuple(filter(None, texts))
+    for text in result:
         say(text)
-    return found
+    return result

@@ -32,7 +32,7 @@ def assemble(
       total: seconds of the run.
     """
     config = task.config
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "model": config.network.model,
         "method": config.pruning.method,
         "data": config.data.data,
@@ -44,16 +44,16 @@ def assemble(
         "notes": [*dict.fromkeys((*dense.notes, *pruned.notes, *final.notes))],
     }
     if isinstance(config.pruning.cut, PlanFile):
-        found["plan"] = str(config.pruning.cut.plan)
+        result["plan"] = str(config.pruning.cut.plan)
     if final.budget is not None:
-        found["budget"] = dict(final.budget)
-    found["groups"] = pruned.groups
+        result["budget"] = dict(final.budget)
+    result["groups"] = pruned.groups
     if tuned.recipe is not None:
-        found["finetuning"] = tuned.recipe._asdict()
+        result["finetuning"] = tuned.recipe._asdict()
     if final.exports:
-        found["exports"] = list(final.exports)
+        result["exports"] = list(final.exports)
     costs = {"dense": final.dense, "pruned": final.pruned}
-    return {**found, **costs, "command": config.output.command}
+    return {**result, **costs, "command": config.output.command}
 
 
 def _seconds(pruned: Pruned) -> dict[str, Any]:

@@ -74,9 +74,9 @@ def score_dense(task: Task, dense: Dense) -> Baseline:
 
 def score(task: Task, name: str, model: Model, seconds: float) -> Stage:
     """What a network scores on the test split, after a stage of so many seconds."""
-    found = learning.evaluate(task.config, task.source, model)
-    say(f"{name}: top-1 {100 * found.top1:.2f} %")
-    return Stage(name, found.top1, found.loss, seconds)
+    result = learning.evaluate(task.config, task.source, model)
+    say(f"{name}: top-1 {100 * result.top1:.2f} %")
+    return Stage(name, result.top1, result.loss, seconds)
 
 
 def measure(

@@ -46,7 +46,7 @@ def open_task(config: PruneConfig) -> Task:
       InputError: it cannot be done.
     """
     opening.start_devices(config.run)
-    found = choice(config.pruning, config.network.model)
+    result = choice(config.pruning, config.network.model)
     out = place(config)
     locks.check(out)
     check_out(out, config.network.model)
@@ -59,8 +59,8 @@ def open_task(config: PruneConfig) -> Task:
     by_ratio = isinstance(config.pruning.cut, Ratios | Preset)
     # Weights may be narrower than the architecture, and a plan or a budget theirs.
     if by_ratio or isinstance(config.network.start, Scratch):
-        sizes.check(config, found, own)
-    return Task(config, source, out, found)
+        sizes.check(config, result, own)
+    return Task(config, source, out, result)
 
 
 def workspace(task: Task) -> Workspace:
@@ -69,13 +69,13 @@ def workspace(task: Task) -> Workspace:
     Raises:
       InputError: of Workspace.
     """
-    found: dict[str, Any] = settings(task.config)
+    result: dict[str, Any] = settings(task.config)
     if not isinstance(task.choice, Criterion):  # what the file says, not where it lies
-        found["plan"] = plans.to_json(task.choice, task.config.network.model)
+        result["plan"] = plans.to_json(task.choice, task.config.network.model)
     cut = task.config.pruning.cut
     if isinstance(cut, Limits) and cut.curves is not None:
-        found["curves"] = curve_files.fingerprint_of(cut.curves)
-    return Workspace(task.out, found, task.config.run.resume)
+        result["curves"] = curve_files.fingerprint_of(cut.curves)
+    return Workspace(task.out, result, task.config.run.resume)
 
 
 def place(config: PruneConfig) -> Path:

@@ -73,13 +73,13 @@ def _tuned(folder: Path, index: int) -> Path:
 
 def _records(folder: Path) -> list[dict]:
     """The headers of the steps to go on from."""
-    found: list[dict] = []
-    while (record := _record(_step(folder, len(found)))) is not None:
-        found.append(record)
-    tuned = [index for index, record in enumerate(found) if record["tuned"]]
+    result: list[dict] = []
+    while (record := _record(_step(folder, len(result)))) is not None:
+        result.append(record)
+    tuned = [index for index, record in enumerate(result) if record["tuned"]]
     if tuned and _record(_tuned(folder, tuned[-1])) is None:
         return []
-    return found
+    return result
 
 
 def _record(path: Path) -> dict | None:

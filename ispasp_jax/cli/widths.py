@@ -22,11 +22,11 @@ def scope(pruning: Pruning, model: Model) -> dict[str, int]:
         own = models.IGNORE.get(model.name, ())
         own = [glob for glob in own if fnmatch.filter(names, glob)]
     try:
-        found = graph.scope(groups, pruning.scope, (*own, *pruning.ignore))
+        result = graph.scope(groups, pruning.scope, (*own, *pruning.ignore))
     except InputError as error:
         raise InputError(f"--{error}") from error
     why = model.unselectable
-    return {group.name: group.width for group in found if group.name not in why}
+    return {group.name: group.width for group in result if group.name not in why}
 
 
 def by_ratio(cut: Ratios | Preset, pruning: Pruning, model: Model) -> dict[str, int]:

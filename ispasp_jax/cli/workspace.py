@@ -142,8 +142,8 @@ class Workspace:
         Raises:
           Kept: something is missing.
         """
-        found = [*names, *(n for n in optional if (self.folder / n).exists())]
-        missing = [name for name in found if not self.path(name).exists()]
+        result = [*names, *(n for n in optional if (self.folder / n).exists())]
+        missing = [name for name in result if not self.path(name).exists()]
         if devices.agree(bool(missing)):
             raise Kept(
                 f"{', '.join(missing)} went missing from {self.folder} while the run "
@@ -151,10 +151,10 @@ class Workspace:
             )
         with replacing(out, self.folder) as new:
             if new is not None:
-                for name in found:
+                for name in result:
                     _copy(self.folder / name, new / name)
         self.remove()
-        return found
+        return result
 
     def remove(self) -> None:
         """Deletes the folder; what a kill leaves of it is nothing to go on from."""
@@ -165,8 +165,8 @@ class Workspace:
     def _sums(self) -> dict[str, list[str]]:
         """Fingerprints that a file may have; none if they are damaged themselves."""
         try:
-            found = json.loads((self.folder / _SUMS).read_text())
-            return {name: list(sums) for name, sums in found.items()}
+            result = json.loads((self.folder / _SUMS).read_text())
+            return {name: list(sums) for name, sums in result.items()}
         except (OSError, ValueError, AttributeError, TypeError, RecursionError):
             return {}
 

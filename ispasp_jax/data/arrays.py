@@ -51,20 +51,20 @@ def idx_array(place: str, name: str) -> UInt8[np.ndarray, "n *hw"]:
     Raises:
       InputError: neither is there, or it is no such file.
     """
-    found = [f for f in (Path(place, name), Path(place, f"{name}.gz")) if f.is_file()]
-    if not found:
+    result = [f for f in (Path(place, name), Path(place, f"{name}.gz")) if f.is_file()]
+    if not result:
         raise InputError(
             f"{place} has neither {name} nor {name}.gz; expected MNIST's four files "
             "there."
         )
-    zipped = found[0].suffix == ".gz"
+    zipped = result[0].suffix == ".gz"
     try:
-        with (gzip.open if zipped else open)(found[0], "rb") as file:
-            most = os.path.getsize(found[0]) * (_DEFLATE if zipped else 1)
+        with (gzip.open if zipped else open)(result[0], "rb") as file:
+            most = os.path.getsize(result[0]) * (_DEFLATE if zipped else 1)
             return _idx_content(file, int(name.split("-")[2][3]), most)
     except Exception as error:  # of gzip and zlib, or said here
         raise InputError(
-            f"{found[0]} cannot be read ({reason(error)}); fetch it again."
+            f"{result[0]} cannot be read ({reason(error)}); fetch it again."
         ) from error
 
 

@@ -148,10 +148,10 @@ def _images(top: str | os.PathLike, seen: set[tuple[int, int]]) -> Iterator[str]
             )
         seen.add(here)
         with os.scandir(folder) as entries:
-            found = [entry for entry in entries if _wanted(entry.name)]
-        found.sort(key=lambda entry: entry.name)
-        folders += [e.path for e in reversed(found) if e.is_dir()]
-        for entry in found:
+            images = [entry for entry in entries if _wanted(entry.name)]
+        images.sort(key=lambda entry: entry.name)
+        folders += [e.path for e in reversed(images) if e.is_dir()]
+        for entry in images:
             suffix = os.path.splitext(entry.name)[1].lower()
             if suffix not in _SUFFIXES or entry.is_dir():
                 continue
@@ -213,13 +213,13 @@ def _entries(table: Path) -> Iterator[tuple[str, str]]:
     """File and class_index of every line below the first, unchecked."""
     try:
         with open(table, newline="", encoding="utf-8-sig") as lines:
-            found = list(csv.reader(lines, skipinitialspace=True, strict=True))
+            result = list(csv.reader(lines, skipinitialspace=True, strict=True))
     except (csv.Error, UnicodeDecodeError) as error:
         raise InputError(
             f"{table} cannot be read ({error}); write it as UTF-8 text with columns "
             "file, class_index."
         ) from error
-    names, *entries = [line for line in found if line] or [[]]
+    names, *entries = [line for line in result if line] or [[]]
     names = [name.strip() for name in names]
     wrong = [name for name in sorted(_COLUMNS) if names.count(name) != 1]
     if wrong:

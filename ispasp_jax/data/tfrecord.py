@@ -65,8 +65,8 @@ def _starts(filename: str) -> Int64[np.ndarray, " n"]:
         while position + _HEAD + _TAIL <= size:
             file.seek(position)
             head = file.read(_HEAD)
-            length, found = struct.unpack("<QI", head)
-            if found != checksum(head[:8]):
+            length, result = struct.unpack("<QI", head)
+            if result != checksum(head[:8]):
                 raise ValueError(f"{filename} is spoilt at byte {position}")
             following = position + _HEAD + length + _TAIL
             if following <= size:

@@ -270,12 +270,12 @@ class Emission:
     def _size(self, size: Batch) -> str:
         """A size of the batch, as a row of one."""
         shape = self.node("Shape", self._batch_input)
-        found = self.node("Gather", shape, self.ints(0), axis=0)
+        result = self.node("Gather", shape, self.ints(0), axis=0)
         if size.times != 1:
-            found = self.node("Mul", found, self.ints(size.times))
+            result = self.node("Mul", result, self.ints(size.times))
         if size.plus:
-            found = self.node("Add", found, self.ints(size.plus))
-        return found
+            result = self.node("Add", result, self.ints(size.plus))
+        return result
 
     def _of(self, value: Value | Tensor) -> Tensor:
         return value if isinstance(value, Tensor) else self._tensors[value]

@@ -157,14 +157,14 @@ def _emitted(function, variables, inputs):
         shape = sizes(value.shape, twin.shape)
         out.set(value, Tensor(name, shape, tuple(range(len(shape)))))
     _walk(out, two, three)
-    found = {}
+    result = {}
     for place, (value, twin) in enumerate(zip(two.outputs, three.outputs, strict=True)):
         label = "output" if len(two.outputs) == 1 else f"output_{place}"
         out.nodes.append(
             Node("Identity", (out.as_it_is(_held(out, value)),), label, {})
         )
-        found[label] = value.aval.dtype, sizes(value.shape, twin.shape)
-    return out, names, found
+        result[label] = value.aval.dtype, sizes(value.shape, twin.shape)
+    return out, names, result
 
 
 def input_names(count: int) -> list[str]:

@@ -110,7 +110,7 @@ def card(report: Mapping[str, Any], config: Mapping[str, Any], repo: str) -> str
 
 def _upload(folder: Path, repo: str, private: bool) -> str:
     try:
-        import huggingface_hub
+        import huggingface_hub  # pyright: ignore[reportMissingImports]  # an extra
     except ImportError as error:
         raise InputError(
             "publishing needs the package huggingface_hub; run pip install "

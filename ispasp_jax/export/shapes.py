@@ -181,8 +181,8 @@ def _argmax(out: Emission, step: Step) -> Tensor:
     (axis,) = step.params["axes"]
     operator = {"argmax": "ArgMax", "argmin": "ArgMin"}[step.eqn.name]
     x = out.as_it_is(step.eqn.inputs[0])
-    found = out.node(operator, x, axis=axis, keepdims=0)
-    return out.made("Cast", found, shape=step.shape, to=step.dtype)
+    result = out.node(operator, x, axis=axis, keepdims=0)
+    return out.made("Cast", result, shape=step.shape, to=step.dtype)
 
 
 @emits("cumsum")

@@ -198,7 +198,7 @@ def cut(atom: Atom, sizes: Sequence[int]) -> list[Atom] | None:
 
 def _cut_pieces(atom: Atom, sizes: Sequence[int]) -> list[Atom] | None:
     """The same of an atom that has pieces; each new size ends within one of them."""
-    found: list[Atom] = []
+    cut_pieces: list[Atom] = []
     wanted = list(sizes)
     for piece in parts(atom):
         own: list[int] = []
@@ -209,8 +209,8 @@ def _cut_pieces(atom: Atom, sizes: Sequence[int]) -> list[Atom] | None:
         cuts = cut(piece, own)
         if cuts is None:
             return None
-        found += cuts
-    return found
+        cut_pieces += cuts
+    return cut_pieces
 
 
 def _aligned_factors(a: list[Atom], b: list[Atom], where: str) -> bool:

@@ -65,9 +65,9 @@ def axes(tree: Tree, group: Group) -> dict[str, tuple[int, ...]]:
     Raises:
       InputError: the group names no axes, or one of them no array.
     """
-    found = [path for path, leaf in leaves(tree) if trees.carries(leaf)]
+    result = [path for path, leaf in leaves(tree) if trees.carries(leaf)]
     whole: dict[str, list[str]] = {}  # by the path below the collection
-    for path in found:
+    for path in result:
         below = path.partition("/")[2] if _is_linen(tree) else path
         whole.setdefault(below, []).append(path)
     own: dict[str, tuple[int, ...]] = {}
@@ -136,7 +136,7 @@ def _matches(pattern: str, paths: Mapping[str, object]) -> list[str]:
         return [pattern]
     literal = re.sub(r"\[", "[[]", pattern)
     for reading in (literal, pattern):
-        found = [path for path in paths if fnmatch.fnmatchcase(path, reading)]
-        if found:
-            return found
+        result = [path for path in paths if fnmatch.fnmatchcase(path, reading)]
+        if result:
+            return result
     return []

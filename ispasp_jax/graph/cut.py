@@ -81,9 +81,9 @@ def places(name: str, width: int, layers: int, cut: Any) -> Bool[np.ndarray, "..
             f"the plan expects {cut.width} channels in group {name!r}, this network "
             f"has {width}; apply it to the network that it was made for."
         )
-    found = np.zeros((*kept.shape[:-1], width), bool)
-    np.put_along_axis(found, kept, True, -1)
-    return found
+    result = np.zeros((*kept.shape[:-1], width), bool)
+    np.put_along_axis(result, kept, True, -1)
+    return result
 
 
 def of(atom: Atom, masks: Masks) -> Bool[np.ndarray, "*layers size"] | None:

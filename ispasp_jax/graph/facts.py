@@ -111,7 +111,7 @@ def _of_layers(scan: Equation, program: Program) -> Iterator[Atom]:
     inside = {id(value) for value in values(body)}
     for eqn in equations(body):
         inside.update(id(value) for value in eqn.outputs)
-    found: dict[Atom, bool] = {}
+    result: dict[Atom, bool] = {}
     every = [*values(program)]
     for eqn in equations(program):
         for nested in eqn.bodies:
@@ -120,9 +120,9 @@ def _of_layers(scan: Equation, program: Program) -> Iterator[Atom]:
         sliced = id(value) in inside or (value.dims and root(value.dims[0]) is layers)
         for atom in value.dims:
             for leaf in leaves(atom):
-                found[leaf] = found.get(leaf, True) and bool(sliced)
+                result[leaf] = result.get(leaf, True) and bool(sliced)
     for value in values(body):
         for atom in value.dims:
             for leaf in leaves(atom):
-                if found.pop(leaf, False) and leaf is not layers:
+                if result.pop(leaf, False) and leaf is not layers:
                     yield leaf

@@ -164,9 +164,9 @@ def _verify(made: Any, traced: Traced, plan: Plan, variables: Any, inputs) -> No
     if _equal(ours, theirs):
         return
     with jax.default_matmul_precision("highest"):
-        found = jax.jit(function)(own, *inputs)
+        result = jax.jit(function)(own, *inputs)
         right = jax.jit(expected)(own, *inputs)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(right), strict=True):
+    for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(right), strict=True):
         apart = jnp.abs(a - b).max() if a.shape == b.shape else jnp.inf
         if not apart <= 1e-4 * jnp.abs(b).max():
             raise Unfit(
@@ -203,17 +203,17 @@ def _equal(a: Program, b: Program, known: dict[Value, Value] | None = None) -> b
 
 def _steps(whole: Program) -> list[Equation]:
     """Its equations, those of constants alone done: one of both may have done them."""
-    found = []
+    steps = []
     for eqn in whole.equations:
         known = [value.constant for value in eqn.inputs]
         if eqn.bodies or not known or any(array is None for array in known):
-            found.append(eqn)
+            steps.append(eqn)
             continue
         made = eqn.primitive.bind(*known, **eqn.primitive.get_bind_params(eqn.params))
         made = made if eqn.primitive.multiple_results else [made]
         for value, array in zip(eqn.outputs, made, strict=True):
             value.constant = array
-    return found
+    return steps
 
 
 def _same_params(one: Equation, other: Equation) -> bool:

@@ -112,8 +112,8 @@ def _only(
     carried = {
         place: [g.name for g in groups if _has(g.axes, place)] for place in places
     }
-    for place, found in carried.items():
-        if not found:
+    for place, result in carried.items():
+        if not result:
             reasons = [one.reason for one in whole if _has(one.axes, place)]
             why = reasons[0] if reasons else "it carries no channels"
             raise InputError(

@@ -117,22 +117,22 @@ def _joined(closed, dims, masks: Masks, expected=()) -> tuple[Program, Masks]:
     """The jaxpr as a program, and what stays of its own leaves."""
     whole = program(closed, derivatives=True)
     copies = attached(whole, dims)
-    found: dict[Atom, np.ndarray] = {}
+    result: dict[Atom, np.ndarray] = {}
     for leaf, copy in copies.items():
         if leaf in masks:
-            spread(copy, masks[leaf], found)
+            spread(copy, masks[leaf], result)
     for value, atoms in zip(whole.outputs, expected, strict=False):
         for free, atom in zip(value.dims, atoms or (), strict=False):
             mask = cut.of(atom, masks)
-            if mask is not None and free.size == atom.size and not _tied(free, found):
-                spread(free, mask, found)
-    for leaf in found:
+            if mask is not None and free.size == atom.size and not _tied(free, result):
+                spread(free, mask, result)
+    for leaf in result:
         if leaf.reason is not None and leaf.reason.shape:
             raise InputError(
                 f"a dimension of {leaf.size} cannot be evaluated narrower: "
                 f"{leaf.reason.text}; leave its group whole."
             )
-    return whole, found
+    return whole, result
 
 
 def _tied(atom: Atom, found: Masks) -> bool:

@@ -40,14 +40,14 @@ def pieces(traced: Traced, plan: Plan, *inputs: Any) -> tuple[Piece, dict[str, P
     whole = program(closed, derivatives=True)
     dims = [*traced.dims.values(), *(None for _ in jax.tree.leaves(inputs))]
     copies = attached(whole, dims)
-    together, found = {}, {}
+    together, result = {}, {}
     for name, mask in zip(plan, traced.masks(plan).values(), strict=True):
         own: dict = {}
         spread(copies[root(traced[name].atom)], mask, own)
         part = _touched(whole, own)
-        found[name] = Piece(jaxpr_of(part, {}), jaxpr_of(part, own))
+        result[name] = Piece(jaxpr_of(part, {}), jaxpr_of(part, own))
         together |= own
-    return Piece(jaxpr_of(whole, {}), jaxpr_of(whole, together)), found
+    return Piece(jaxpr_of(whole, {}), jaxpr_of(whole, together)), result
 
 
 def _touched(whole: Program, masks: Masks) -> Program:

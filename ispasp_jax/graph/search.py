@@ -24,7 +24,7 @@ def find(
       roots: first keys of paths that name collections, not modules.
     """
     known = facts(program, variables)
-    found, whole = [], []
+    result, whole = [], []
     order = {leaf: place for place, leaf in enumerate(known.contracted)}
     axes_of = sorted(known.axes.items(), key=lambda pair: order.get(pair[0], -1))
     for leaf, axes in axes_of:
@@ -42,7 +42,7 @@ def find(
             whole.append(Whole(tuple(axes), reason))
             continue
         paths = dict.fromkeys(path for _, path in consumers if path)
-        found.append(
+        result.append(
             Group(
                 "",
                 leaf.size,
@@ -54,7 +54,7 @@ def find(
                 leaf,
             )
         )
-    return from_modules(found, known.made, roots), whole
+    return from_modules(result, known.made, roots), whole
 
 
 def _kind(leaf: Atom, facts: Facts) -> str:
@@ -74,10 +74,10 @@ def _kind(leaf: Atom, facts: Facts) -> str:
 
 def reads(program: Program) -> set[int]:
     """Ids of the values that any equation reads, or that come back."""
-    found = {id(value) for value in program.outputs}
+    result = {id(value) for value in program.outputs}
     for eqn in equations(program):
-        found.update(id(value) for value in eqn.inputs)
-    return found
+        result.update(id(value) for value in eqn.inputs)
+    return result
 
 
 def tie(program: Program, variables: Mapping[str, Value]) -> None:

@@ -70,7 +70,7 @@ class Traced(Mapping[str, Group]):
         Raises:
           InputError: the plan is for another model, or for other widths.
         """
-        found = {}
+        result = {}
         for name, one in plan.items():
             if name not in self._by_name:
                 raise InputError(
@@ -78,8 +78,8 @@ class Traced(Mapping[str, Group]):
                     f"has {', '.join(self._by_name) or 'none'}."
                 )
             group = self._by_name[name]
-            found[group.atom] = cut.places(name, group.width, group.layers, one)
-        return found
+            result[group.atom] = cut.places(name, group.width, group.layers, one)
+        return result
 
     def owner(self, path: str) -> str | None:
         """The variable that a leaf of another tree belongs to: the longest whose path
@@ -134,12 +134,12 @@ class Traced(Mapping[str, Group]):
 def _below_collections(paths: Iterable[str]) -> dict[str, str]:
     """Paths without their collection (an optimizer sees "params" alone), where that
     still names one variable."""
-    found: dict[str, list[str]] = {}
+    below_collections: dict[str, list[str]] = {}
     for path in paths:
         collection, _, below = path.partition("/")
         if collection in COLLECTIONS and below:
-            found.setdefault(below, []).append(path)
-    return {below: of[0] for below, of in found.items() if len(of) == 1}
+            below_collections.setdefault(below, []).append(path)
+    return {below: of[0] for below, of in below_collections.items() if len(of) == 1}
 
 
 def trace(
@@ -183,13 +183,13 @@ def trace(
         for atom in value.dims:
             freeze(atom, "an output")
     search.tie(whole, by_path)
-    found, alone = search.find(whole, by_path, COLLECTIONS)
+    result, alone = search.find(whole, by_path, COLLECTIONS)
     dims = {path: value.dims for path, value in by_path.items()}
     if names:
         ranks = {path: len(atoms) for path, atoms in dims.items()}
-        found = rename(found, alone, ranks, names, COLLECTIONS)
+        result = rename(result, alone, ranks, names, COLLECTIONS)
     moved = _moved(model, variables)
-    return Traced(function, variables, inputs, moved, found, alone, whole, dims)
+    return Traced(function, variables, inputs, moved, result, alone, whole, dims)
 
 
 def _moved(model: Any, variables: Any) -> list[str]:

@@ -70,20 +70,21 @@ def width(tree: Tree, axes: Axes, what: str = "the tree") -> int:
       InputError: a path that is no array's, or that several arrays have; an axis that
         the array lacks; axes of several lengths, or of none.
     """
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for path, leaf in leaves(tree):
-        if path in axes and path in found:
+        if path in axes and path in result:
             raise InputError(f"{what}: several arrays have the path {path!r}.")
-        found[path] = leaf
+        result[path] = leaf
     lengths = {}
     for path, own in axes.items():
-        if path not in found:
+        if path not in result:
             raise InputError(
-                f"{what}: no array has the path {path!r}; the tree has {listed(found)}."
+                f"{what}: no array has the path {path!r}; the tree has "
+                f"{listed(result)}."
             )
         for axis in own:
             name = path if len(own) == 1 else f"{path}, axis {axis}"
-            lengths[name] = _length(found[path], path, axis, what)
+            lengths[name] = _length(result[path], path, axis, what)
     if len(set(lengths.values())) != 1:
         raise InputError(
             f"{what}: its arrays disagree on the number of channels: {lengths}; the "

@@ -54,23 +54,23 @@ def counted(
         key_path(path): np.shape(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
     }
-    found = {traced[name].atom: count for name, count in (known or {}).items()}
-    found |= _uncut(traced, shapes)
-    open_ = {group.atom: group for group in traced.groups if group.atom not in found}
+    result = {traced[name].atom: count for name, count in (known or {}).items()}
+    result |= _uncut(traced, shapes)
+    open_ = {group.atom: group for group in traced.groups if group.atom not in result}
     while open_:
         solved = {}
         for atom, group in open_.items():
             for axis in group.axes:
                 dim = traced.dims[axis.path][axis.axis]
                 if not open_.keys() & {*leaves(dim)} - {atom} and axis.path in shapes:
-                    solved[atom] = _solved(dim, atom, found, shapes[axis.path], axis)
+                    solved[atom] = _solved(dim, atom, result, shapes[axis.path], axis)
                     break
         if not solved:
             names = ", ".join(group.name for group in open_.values())
             raise InputError(f"it cannot be told how many channels of {names} stayed.")
-        found |= solved
+        result |= solved
         open_ = {atom: g for atom, g in open_.items() if atom not in solved}
-    widths = {group.name: found[group.atom] for group in traced.groups}
+    widths = {group.name: result[group.atom] for group in traced.groups}
     _check(traced, widths, shapes)
     return widths
 

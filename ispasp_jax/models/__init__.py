@@ -59,14 +59,14 @@ def factory(name: str) -> Callable[..., Any]:
             "package.module:function for your own."
         )
     try:
-        found = getattr(importlib.import_module(module), function)
-        inspect.signature(found)
+        result = getattr(importlib.import_module(module), function)
+        inspect.signature(result)
     except Exception as error:  # whatever the user's module raises
         raise InputError(
             f"model {name!r} cannot be imported ({type(error).__name__}: {error}); "
             "expected package.module:function with the module on PYTHONPATH."
         ) from error
-    return found
+    return result
 
 
 def options(name: str) -> tuple[str, ...]:
@@ -124,8 +124,8 @@ def _is_model(made: Any) -> bool:
 def aliases(network: Any) -> dict[str, str]:
     """Other names of a shipped network's layers (timm's, Flax's, earlier ones): theirs
     -> ours, both joined with dots."""
-    found = [names for kind, names in ALIASES.items() if isinstance(network, kind)]
-    return found[0](network) if found else {}
+    result = [names for kind, names in ALIASES.items() if isinstance(network, kind)]
+    return result[0](network) if result else {}
 
 
 def shapes(network: nn.Module, input_shape: tuple[int, ...]) -> dict[str, Any]:

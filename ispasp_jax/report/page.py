@@ -82,12 +82,14 @@ def html(report: Mapping[str, Any], curves: Curves | None = None) -> str:
 @functools.cache
 def _templates() -> jinja2.Environment:
     loader = jinja2.PackageLoader("ispasp_jax.report", "templates")
-    found = jinja2.Environment(
+    templates = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined
     )
-    found.filters["numeral"] = lambda value: "–" if value is None else numeral(value)
-    found.filters["percent"] = lambda share: f"{100 * share:.1f} %"
-    return found
+    templates.filters["numeral"] = lambda value: (
+        "–" if value is None else numeral(value)
+    )
+    templates.filters["percent"] = lambda share: f"{100 * share:.1f} %"
+    return templates
 
 
 def _parts(report: Mapping[str, Any]) -> list[Part]:
@@ -111,13 +113,13 @@ def _drift(groups: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 def _lines(curves: Curves, groups: Sequence[Mapping[str, Any]]) -> list[Line]:
     kept = {group["name"]: group["kept"] for group in groups}
-    found = []
+    lines = []
     for place, (name, curve) in enumerate(curves.items()):
         d = len(curve.order)
         share = np.arange(d + 1) / d
         residual = np.clip(np.asarray(curve.relative, float), 0, 1)
         size = kept.get(name, d)
-        found.append(
+        lines.append(
             Line(
                 name,
                 place / max(1, len(curves) - 1),
@@ -126,7 +128,7 @@ def _lines(curves: Curves, groups: Sequence[Mapping[str, Any]]) -> list[Line]:
                 f"{name}: {size} of {d}, residual {numeral(float(residual[size]))}",
             )
         )
-    return found
+    return lines
 
 
 def _costs(report: Mapping[str, Any]) -> list[tuple[str, float, float]]:

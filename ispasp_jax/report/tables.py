@@ -98,8 +98,8 @@ def plan_table(
     """
     key, head, legend = _AS_CUT if budget is None else _PREDICTED
     if budget is not None:
-        found = budget["predicted_residuals"]
-        groups = [{**group, key: found.get(group["name"])} for group in groups]
+        result = budget["predicted_residuals"]
+        groups = [{**group, key: result.get(group["name"])} for group in groups]
         legend = legend.format(
             "after least squares" if budget["repaired"] else "as cut"
         )

@@ -11,13 +11,13 @@ from ispasp_jax.selection.criterion import Criterion, Factory
 
 def _found() -> dict[str, Factory]:
     """The paper's first, the others as they are spelt."""
-    found = {}
+    result = {}
     for file in pkgutil.iter_modules(selection.__path__):
         if file.name == __name__.rpartition(".")[2]:
             continue
         module = importlib.import_module(f"{selection.__name__}.{file.name}")
-        found |= {k: v for k, v in vars(module).items() if isinstance(v, Factory)}
-    return dict(sorted(found.items(), key=lambda item: (item[0] != "ispasp", item[0])))
+        result |= {k: v for k, v in vars(module).items() if isinstance(v, Factory)}
+    return dict(sorted(result.items(), key=lambda item: (item[0] != "ispasp", item[0])))
 
 
 #: Every criterion by name.

@@ -120,10 +120,10 @@ def check_hidden(H: Any) -> None:
     """Raises InputError where these are no hidden activations."""
     shape, dtype = getattr(H, "shape", None), getattr(H, "dtype", None)
     if dtype is None or shape is None or not jnp.issubdtype(dtype, jnp.floating):
-        found = type(H).__name__ if dtype is None else f"dtype {dtype}"
+        result = type(H).__name__ if dtype is None else f"dtype {dtype}"
         raise InputError(
             f"hidden activations must be an array of floating-point numbers; got "
-            f"{found}."
+            f"{result}."
         )
     if len(shape) < 2 or 0 in shape:
         raise InputError(
@@ -138,13 +138,13 @@ def channels(producer: Producer) -> int:
     Raises:
       Unsuited: no array makes them.
     """
-    found = {path: array.shape[-1] for path, array in producer.items()}
-    if len({*found.values()}) != 1:
+    result = {path: array.shape[-1] for path, array in producer.items()}
+    if len({*result.values()}) != 1:
         raise Unsuited(
             "its number of channels is that of the arrays that make them, channels on "
-            f"the last axis; found {found}."
+            f"the last axis; found {result}."
         )
-    return next(iter(found.values()))
+    return next(iter(result.values()))
 
 
 def regularised(

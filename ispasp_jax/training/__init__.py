@@ -2,19 +2,21 @@
 
 from ispasp_jax.training.loop import (
     AfterEpoch,
-    Recipe,
     Score,
-    Teacher,
     TrainState,
-    cross_entropy,
     cut_state,
-    distillation,
     evaluate,
     evaluation_step,
     fit,
-    optimizer,
     start,
     train_step,
+)
+from ispasp_jax.training.recipes import (
+    Recipe,
+    Teacher,
+    cross_entropy,
+    distillation,
+    optimizer,
 )
 from ispasp_jax.training.states import States
 

@@ -49,20 +49,17 @@ class States:
             raise InputError(
                 f"{self._folder / str(epoch)} is the state of another training."
             )
-        found = [arrays[path].reshape(like.shape) for path, like in expected.items()]
-        state = jax.device_put(jax.tree.unflatten(structure, found))
+        result = [arrays[path].reshape(like.shape) for path, like in expected.items()]
+        state = jax.device_put(jax.tree.unflatten(structure, result))
         return jax.tree.map(
             lambda leaf, own: jax.random.wrap_key_data(leaf) if is_key(own) else leaf,
             state,
             like,
         )
 
-    def close(self) -> None:
-        """Nothing is left open: kept for those who call it."""
-
     def _epochs(self) -> set[int]:
-        found = self._folder.iterdir() if self._folder.is_dir() else ()
-        return {int(path.name) for path in found if path.name.isdecimal()}
+        epochs = self._folder.iterdir() if self._folder.is_dir() else ()
+        return {int(path.name) for path in epochs if path.name.isdecimal()}
 
 
 def _plain(tree: Any) -> Any:
@@ -77,8 +74,8 @@ def _kinds(arrays: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
 
 def _by_path(tree: Any) -> dict[str, np.ndarray]:
     """A tree's arrays by their paths, as a file has them: no shape is ()."""
-    found = jax.tree_util.tree_leaves_with_path(jax.device_get(_plain(tree)))
-    return {jax.tree_util.keystr(path): np.atleast_1d(leaf) for path, leaf in found}
+    result = jax.tree_util.tree_leaves_with_path(jax.device_get(_plain(tree)))
+    return {jax.tree_util.keystr(path): np.atleast_1d(leaf) for path, leaf in result}
 
 
 def _sum(arrays: Mapping[str, np.ndarray]) -> str:

@@ -103,9 +103,7 @@ def measure_curves(
     weights = flat.arrays(program, jax.device_put(variables))
     every = sites.suited(program)
     readers = _reached(traced, every, {group.name for group in groups}, weights)
-    ends = {
-        site: _branch_end(site, every) for found in readers.values() for site in found
-    }
+    ends = {site: _branch_end(site, every) for own in readers.values() for site in own}
     sums = {v: _Sums() for end in ends.values() if end for v in (end.out, end.target)}
     watch = {value: one.add for value, one in sums.items()}
     memory = streams.share(memory, mesh, 1)
@@ -116,14 +114,14 @@ def measure_curves(
     ordered = sorted(ends, key=lambda site: site.place)
     for reach, moments, variance in _moments(here, ordered, watch, progress):
         site = reach.site
-        for name in [name for name, found in readers.items() if site in found]:
+        for name in [name for name, own in readers.items() if site in own]:
             index = sites.index(site, traced[name].atom)
             one = regression(moments, reach.matrix, site.width, index)
             seen[name].append(_Seen(site, one, variance))
     shares = {site: _share(end, sums) for site, end in ends.items()}
     return {
-        name: _curve(name, traced[name].width, found, shares, repaired)
-        for name, found in seen.items()
+        name: _curve(name, traced[name].width, result, shares, repaired)
+        for name, result in seen.items()
     }
 
 
@@ -155,7 +153,7 @@ def _moments(
 
 def _reached(traced, every, names, weights) -> dict[str, list[Site]]:
     """The consumers of every group all of whose consumers least squares reaches."""
-    found = {}
+    result = {}
     for group in traced.groups:
         own = [*sites.of_leaf(every, group.atom)]
         if group.name not in names or group.layers or not own:
@@ -166,8 +164,8 @@ def _reached(traced, every, names, weights) -> dict[str, list[Site]]:
                 sites.index(site, group.atom)
         except (Unreached, forms.Unsuited):
             continue
-        found[group.name] = own
-    return found
+        result[group.name] = own
+    return result
 
 
 def _branch_end(site: Site, every: Sequence[Site]) -> Site | None:
@@ -268,17 +266,17 @@ def from_json(groups: Any) -> Curves:
       InputError: it does not hold curves.
     """
     try:
-        found = {group["name"]: _read(group) for group in groups}
-        if len(found) != len(groups):
+        result = {group["name"]: _read(group) for group in groups}
+        if len(result) != len(groups):
             raise ValueError("a group named twice")
-        if not all(isinstance(name, str) for name in found):
+        if not all(isinstance(name, str) for name in result):
             raise TypeError("a group's name")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(
             "not curves: expected name, relative, damage and order for every group; "
             f"{error} is missing or wrong."
         ) from error
-    return found
+    return result
 
 
 def _read(group: Mapping[str, Any]) -> Curve:

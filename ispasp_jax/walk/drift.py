@@ -51,14 +51,14 @@ class Drifts:
             for target, due in self._due.items()
             if stream.place <= self._made[target] < place
         }
-        found: dict[Value, list] = {target: [] for target in passed}
+        result: dict[Value, list] = {target: [] for target in passed}
         watch: Watch = {
-            target: _watcher(due.dense, stream.weight, found[target])
+            target: _watcher(due.dense, stream.weight, result[target])
             for target, due in passed.items()
         }
         stream, known = stream.hidden(place, watch), {}
         for target, due in passed.items():
-            known |= dict.fromkeys(due.groups, _relative(found[target]))
+            known |= dict.fromkeys(due.groups, _relative(result[target]))
             del self._due[target]
         return stream, known
 

@@ -153,9 +153,9 @@ class _Walk:
             self._replay(done, {})
         elif self.shared:
             reads = shared.reads(self.shared, entry, self.task)
-            for group, found in self.shared:
-                own = [reads[site, group.name] for site in found]
-                labelled = self._labelled(group, found, entry)
+            for group, places in self.shared:
+                own = [reads[site, group.name] for site in places]
+                labelled = self._labelled(group, places, entry)
                 one = select(group, None, own, self.original, self.task, labelled)
                 self._cut(group, None, one)
             self._keep(before, [(group.name, None) for group, _ in self.shared])

@@ -97,15 +97,15 @@ def store(
       Unreached: the consumer's arrays cannot hold the fit.
     """
     own, link = stored_kernel(site), chain(site)
-    found = roles(link)
+    result = roles(link)
     _, before = link.ends(weights)
-    norm = found.norm
+    norm = result.norm
     if norm:
         weights = norm.mean.put(weights, mean)
         weights = norm.var.put(weights, var)
         weights = norm.scale.put(weights, 1.0)
-        if found.before:
-            weights = found.before.put(weights, 0.0)
+        if result.before:
+            weights = result.before.put(weights, 0.0)
     scale, _ = link.ends(weights)
     alive = scale != 0
     scale = np.where(alive, scale, 1)
@@ -141,8 +141,8 @@ def _turned(
     link: Chain, weights: Weights
 ) -> tuple[Place, Float[np.ndarray, " o"], Float[np.ndarray, " o"]] | None:
     """A chain's knob, its output with zeros there, and what a one adds."""
-    found = roles(link)
-    for place in (found.bias, found.before, found.mean):
+    result = roles(link)
+    for place in (result.bias, result.before, result.mean):
         if place is None:
             continue
         at_one, at_zero = (link.ends(place.put(weights, v))[1] for v in (1.0, 0.0))

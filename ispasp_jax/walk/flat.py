@@ -52,11 +52,11 @@ class Flat:
     @functools.cached_property
     def readers(self) -> dict[Value, list[int]]:
         """Which equations read a value, once for each time that they do."""
-        found: dict[Value, list[int]] = {}
+        result: dict[Value, list[int]] = {}
         for place, eqn in enumerate(self.equations):
             for value in eqn.inputs:
-                found.setdefault(value, []).append(place)
-        return found
+                result.setdefault(value, []).append(place)
+        return result
 
     @functools.cached_property
     def _last(self) -> dict[Value, int]:

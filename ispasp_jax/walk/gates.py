@@ -55,14 +55,14 @@ def aligned(
             "criterion that needs no labels."
         )
     batches = inputs.checked_labels(labels, logits.shape[-1])
-    found, weight = padded(batches, mesh)
+    result, weight = padded(batches, mesh)
     real, expected = ([int(w.sum()) for w in ws] for ws in (weight, stream.weight))
     if real != expected:
         raise InputError(
             f"labels come in batches of {real}, images in batches of {expected}; give "
             "one label for each image, in the same batches."
         )
-    return [batch for (batch,) in found]
+    return [batch for (batch,) in result]
 
 
 def derivatives(
@@ -109,12 +109,12 @@ def derivatives(
 
     places = tuple(step.equations.index(site.equation) for site in reads)
     key = "gates", step.text, places, curvature, group.width
-    run, found = compiled(key, make), []
+    run, result = compiled(key, make), []
     for k, (targets, weight) in enumerate(zip(labels, stream.weight, strict=True)):
         given = [stream.live[value][k] for value in step.given]
         pair = run(given, weights_of(step, stream.weights), targets, list(numbers))
-        found.append([devices.rows(each, weight) for each in pair])
-    whole = (jnp.concatenate(batches) for batches in zip(*found, strict=True))
+        result.append([devices.rows(each, weight) for each in pair])
+    whole = (jnp.concatenate(batches) for batches in zip(*result, strict=True))
     return dict(zip(("gradient", "curvature"), whole, strict=False))
 
 

@@ -45,7 +45,7 @@ def checked_sizes(
     Raises:
       InputError: of a group that the model does not have, or not in [1, its width].
     """
-    found = {}
+    result = {}
     for name, size in sizes.items():
         if name not in widths:
             raise InputError(
@@ -53,16 +53,16 @@ def checked_sizes(
                 f"{', '.join(widths) or 'none'}."
             )
         try:
-            found[name] = operator.index(size)
+            result[name] = operator.index(size)
         except TypeError:
-            found[name] = 0
-        if not 1 <= found[name] <= widths[name] or isinstance(size, bool):
+            result[name] = 0
+        if not 1 <= result[name] <= widths[name] or isinstance(size, bool):
             raise InputError(
                 f"sizes ask for {size!r} channels of group {name!r}; expected a whole "
                 f"number from 1 to its width, {widths[name]} (budget.sizes turns "
                 "ratios into such numbers)."
             )
-    return found
+    return result
 
 
 def checked_images(images: Any) -> Iterator[Any]:

@@ -162,7 +162,7 @@ def patches(
         for (low, high), grown in zip(p["padding"], p["lhs_dilation"], strict=True)
     ]
     padded = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
-    found = []
+    result = []
     for tap in itertools.product(*map(range, own.taps)):
         window = [slice(None)]
         for place, apart, stride, side in zip(
@@ -171,8 +171,8 @@ def patches(
             start, stride = place * apart, stride * step
             stop = start + stride * (-(-side // step) - 1) + 1
             window.append(slice(start, stop, stride))
-        found.append(chosen(padded[tuple(window)]))
-    made = jnp.concatenate(found, -1)
+        result.append(chosen(padded[tuple(window)]))
+    made = jnp.concatenate(result, -1)
     made = made.reshape(*h.shape[: -count - 1], *made.shape[1:])
     inner = h.ndim - count - 2  # positions that the window does not slide over
     return made[(slice(None), *[slice(None, None, step)] * inner)]

@@ -25,15 +25,15 @@ def estimate(
     """
     program = flat.flatten(traced)
     batch = program.inputs[0].shape[0]
-    found = [
+    result = [
         site
         for site in sites.suited(program)
         if any(next(sites.of_leaf([site], g.atom), None) for g in traced.groups)
     ]
-    alive = max((program.size(site.place) for site in found), default=0)
+    alive = max((program.size(site.place) for site in result), default=0)
     activations = math.ceil(alive / batch) * count * (2 if least_squares else 1)
     if limit is not None:
         activations = min(activations, limit)
-    rows = [math.prod(layouts.as_kernel_shape(site)[:-1]) for site in found]
+    rows = [math.prod(layouts.as_kernel_shape(site)[:-1]) for site in result]
     moments = 8 * _MATRICES * max(rows, default=0) ** 2
     return activations + (moments if least_squares else 0)

@@ -175,8 +175,8 @@ def _pair(site: Site, pruned: Stream):
                     target -= skip.run(given, weights)[0].astype(jnp.float32)
             target = layouts.as_out(site, target)
             step = layouts.every(target.shape[1:-1])
-            found = layouts.patches(site, layouts.as_hidden(site, h), step, places)
-            return found.astype(jnp.float32), layouts.thinned(target, step)
+            result = layouts.patches(site, layouts.as_hidden(site, h), step, places)
+            return result.astype(jnp.float32), layouts.thinned(target, step)
 
         return function
 
@@ -201,8 +201,8 @@ def _add(folds, first: int, patches: Array, target: Array, weight: Array) -> Non
         halves = jax.device_get(_on_devices(patches, target, weight))
         for place, half in enumerate(halves):
             count, x, y, xx, xy, yy = (np.array(m, np.float64) for m in half)
-            found = Moments(np.float64(count), x, y, xx, xy, float(yy))
-            folds[(place + first) % 2].put(found)
+            result = Moments(np.float64(count), x, y, xx, xy, float(yy))
+            folds[(place + first) % 2].put(result)
         return
     count = int(np.asarray(weight).sum())  # padding comes last
     x, y = (np.asarray(a)[:count] for a in (patches, target))

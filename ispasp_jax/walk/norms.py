@@ -57,8 +57,8 @@ def norms(flat: Flat) -> list[Norm]:
 
 def candidates(flat: Flat) -> list[Norm]:
     """What reads like a norm: evaluating it tells whether it is one."""
-    found = (_norm(flat, place) for place in range(len(flat.equations)))
-    return [norm for norm in found if norm]
+    result = (_norm(flat, place) for place in range(len(flat.equations)))
+    return [norm for norm in result if norm]
 
 
 def _norm(flat: Flat, place: int) -> Norm | None:

@@ -140,16 +140,18 @@ def _literal(constant: Any) -> str:
 
 def _parameters(eqn: Equation) -> str:
     """Primitive and parameters; their text is made once an equation."""
-    found = _TEXTS.get(eqn)
-    if found is None:
+    parameters = _TEXTS.get(eqn)
+    if parameters is None:
         pairs = sorted(eqn.params.items())
-        found = f"{eqn.name}[{' '.join(f'{name}={value}' for name, value in pairs)}]"
-        if len(found) > 200:
-            found = hashlib.sha256(found.encode()).hexdigest()
+        parameters = (
+            f"{eqn.name}[{' '.join(f'{name}={value}' for name, value in pairs)}]"
+        )
+        if len(parameters) > 200:
+            parameters = hashlib.sha256(parameters.encode()).hexdigest()
         if len(_TEXTS) > 100_000:
             _TEXTS.clear()
-        _TEXTS[eqn] = found
-    return found
+        _TEXTS[eqn] = parameters
+    return parameters
 
 
 _TEXTS: dict[Equation, str] = {}

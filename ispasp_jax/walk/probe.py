@@ -27,10 +27,10 @@ def probe(traced: Traced, variables: Any, *inputs: Any) -> dict[str, float]:
     """
     program = flat.flatten(traced)
     weights = flat.arrays(program, jax.device_put(variables))
-    found: dict[str, Site] = {}
+    result: dict[str, Site] = {}
     for site in sites.suited(program):
-        found.setdefault(sites.text(site), site)
-    wanted = [value for s in found.values() for value in (s.hidden, s.out)]
+        result.setdefault(sites.text(site), site)
+    wanted = [value for s in result.values() for value in (s.hidden, s.out)]
     step = piece(program, wanted)
     given = dict(zip(program.inputs, inputs, strict=True))
     with jax.default_matmul_precision("highest"):
@@ -39,7 +39,7 @@ def probe(traced: Traced, variables: Any, *inputs: Any) -> dict[str, float]:
         pairs = zip(made[::2], made[1::2], strict=True)
         return {
             site.name: _apart(site, weights, *pair)
-            for site, pair in zip(found.values(), pairs, strict=True)
+            for site, pair in zip(result.values(), pairs, strict=True)
         }
 
 

@@ -219,14 +219,14 @@ def _first(
 ) -> list[tuple[Array, Array, int]]:
     """Batches that hold the first images, how much each image counts, and behind how
     many of a batch none does."""
-    found = []
+    result = []
     for h, weight in zip(hidden, weights, strict=True):
         if missing <= 0:
             break
         weight = jnp.where(jnp.cumsum(weight) <= missing, weight, 0)
-        found.append((h, weight, min(missing, len(weight))))
+        result.append((h, weight, min(missing, len(weight))))
         missing -= int(weight.sum())
-    return found
+    return result
 
 
 def _squares(site, index, batches, kernel, scale, support) -> tuple[float, float]:
@@ -245,11 +245,11 @@ def _squares(site, index, batches, kernel, scale, support) -> tuple[float, float
 
     gone = np.zeros(site.width, np.float32)
     gone[index[~support].ravel()] = 1
-    found = []
+    result = []
     for h, weight, count in batches:
         run = compiled(
             ("squares", sites.text(site), count), functools.partial(make, count)
         )
-        found.append(run(h, weight, gone, kernel, scale))
-    lost, whole = np.sum(jax.device_get(found), axis=0)
+        result.append(run(h, weight, gone, kernel, scale))
+    lost, whole = np.sum(jax.device_get(result), axis=0)
     return float(lost), float(whole)

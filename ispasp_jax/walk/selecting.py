@@ -85,8 +85,8 @@ def _answer(group, layer, reads, weights, task, labelled) -> Selection:
         seed = zlib.crc32(name.encode()) + (layer or 0)
         problem = problem._replace(key=jax.random.fold_in(task.key, seed))
     if "least_squares" in needs:
-        found = tuple(regression_of(group, read, weights) for read in reads)
-        problem = problem._replace(least_squares=found if found[1:] else found[0])
+        result = tuple(regression_of(group, read, weights) for read in reads)
+        problem = problem._replace(least_squares=result if result[1:] else result[0])
     size = jnp.int32(task.sizes[name])  # traced: sizes may differ from block to block
     texts = tuple(sites.text(read.site) for read in reads) if arrays else ()
     plain = tuple(_is_plain(read) for read in reads)
@@ -170,10 +170,10 @@ def producer(
     own = [axis for axis in group.axes if axis.path not in group.consumers]
     own.sort(key=lambda axis: _rank(axis.path, group.makers))
     common = _common([axis.path for axis in own])
-    found: OrderedDict[str, Array] = OrderedDict()
+    result: OrderedDict[str, Array] = OrderedDict()
     for path, axis, size in own:
         variable, name = flat.variables[path], _below(path, common)
-        if name in found or size % group.width:
+        if name in result or size % group.width:
             continue
         array = jnp.moveaxis(weights[variable], axis, -1)
         labels = sites.labels(variable.dims[axis], group.atom)
@@ -181,8 +181,8 @@ def producer(
         if layer is not None and array.ndim > 2:
             array = array[layer]
         array = jnp.moveaxis(array, -1, -2)
-        found[name] = array[..., 0, :] if array.shape[-2] == 1 else array
-    return found
+        result[name] = array[..., 0, :] if array.shape[-2] == 1 else array
+    return result
 
 
 def _common(paths: Sequence[str]) -> int:

@@ -27,7 +27,7 @@ def reads(
     for group, consumers in shared:
         for site in consumers:
             by_site.setdefault(site, []).append(group)
-    found = {}
+    result = {}
     for site in sorted(by_site, key=lambda site: site.place):
         here = here.named(site.name).hidden(site.place)
         known = None
@@ -36,5 +36,5 @@ def reads(
             known = measure(site, here, after, np.arange(site.width))
         for group in by_site[site]:
             one = gather(site, group, here, task, known, stacked=True)
-            found[site, group.name] = one
-    return found
+            result[site, group.name] = one
+    return result

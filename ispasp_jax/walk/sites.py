@@ -191,11 +191,11 @@ def labels(atom: Atom, leaf: Atom) -> Int[np.ndarray, " size"]:
         return np.arange(atom.size)
     if atom.kind is None:
         return np.full(atom.size, -1)
-    found = [labels(part, leaf) for part in atom.parts]
+    result = [labels(part, leaf) for part in atom.parts]
     if atom.kind == "sum":
-        return np.concatenate(found)
+        return np.concatenate(result)
     return functools.reduce(
-        lambda a, b: np.maximum(a[:, None], b[None, :]).ravel(), found
+        lambda a, b: np.maximum(a[:, None], b[None, :]).ravel(), result
     )
 
 
@@ -205,10 +205,10 @@ def index(site: Site, leaf: Atom) -> Int[np.ndarray, "d m"]:
     Raises:
       Unsuited: some channels have more than others.
     """
-    found = labels(site.contracted, leaf)
-    if len({*np.bincount(found[found >= 0], minlength=leaf.size)}) != 1:
+    result = labels(site.contracted, leaf)
+    if len({*np.bincount(result[result >= 0], minlength=leaf.size)}) != 1:
         raise Unsuited("it reads some channels more often than others")
-    return by_channel(found, leaf.size)
+    return by_channel(result, leaf.size)
 
 
 def by_channel(

@@ -237,7 +237,7 @@ def padded(
     Raises:
       InputError: no batches.
     """
-    found, weight, size = [], [], None
+    result, weight, size = [], [], None
     for batch in images:
         arrays = batch if isinstance(batch, tuple) else (batch,)
         size = size or examples(batch, mesh)
@@ -252,10 +252,10 @@ def padded(
                 ]
             rows, real = devices.place(mesh, (rows, real))
             weight.append(real)
-            found.append(tuple(map(hold, rows)))
-    if not found:
+            result.append(tuple(map(hold, rows)))
+    if not result:
         raise InputError("no calibration images: expected at least one batch.")
-    return found, weight
+    return result, weight
 
 
 def examples(batch: Any, mesh: jax.sharding.Mesh | None = None) -> int:

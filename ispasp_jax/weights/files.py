@@ -85,19 +85,19 @@ def weights_of(arrays: Mapping[str, Any], source: str) -> dict[str, np.ndarray]:
     Raises:
       InputError: two arrays have one name, or an array is no weights.
     """
-    found, twice = {}, []
+    result, twice = {}, []
     for name, array in arrays.items():
         bare = _without_prefix(name)
         if bare.endswith("num_batches_tracked"):
             continue
-        twice += [bare] if bare in found else []
-        found[bare] = array
+        twice += [bare] if bare in result else []
+        result[bare] = array
     if twice:
         raise InputError(
             f"{source}: {some(twice)} more than once, with and without "
             f"{' or '.join(PREFIXES)}; keep one of both."
         )
-    return as_weights(found, source)
+    return as_weights(result, source)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -128,8 +128,8 @@ def _beside(path: Path) -> dict[str, Any]:
         )
     about = descriptions.described(descriptions.read(config), config)
     images = about.preprocessing._asdict() if about.preprocessing else {}
-    found = {**about._asdict(), **images, "model": about.name}
-    return {k: v for k, v in found.items() if k not in ("name", "preprocessing")}
+    result = {**about._asdict(), **images, "model": about.name}
+    return {k: v for k, v in result.items() if k not in ("name", "preprocessing")}
 
 
 def _without_prefix(name: str) -> str:
@@ -164,17 +164,17 @@ def _read_torch(path: Path, ema: bool) -> tuple[dict[str, np.ndarray], str | Non
         ) from error
     own, average = _both(state, _TORCH, _TORCH_AVERAGE)
     state, taken = _chosen(path, state if own is None else own, average, ema)
-    found = isinstance(state, dict) and {
+    result = isinstance(state, dict) and {
         name: tensor
         for name, tensor in state.items()
         if isinstance(tensor, torch.Tensor)
     }
-    if not found:
+    if not result:
         raise InputError(
             f"weights {path}: no state dict in it; expected one, bare or under "
             "'state_dict' or 'model'."
         )
-    return {name: _as_numpy(path, name, t) for name, t in found.items()}, taken
+    return {name: _as_numpy(path, name, t) for name, t in result.items()}, taken
 
 
 def _as_numpy(path: Path, name: str, tensor) -> np.ndarray:
@@ -225,8 +225,8 @@ def _read_flax(path: Path, ema: bool) -> tuple[dict[str, np.ndarray], str | None
     try:
         step = None
         if path.is_dir():
-            found, step = orbax_folder(path)
-            tree = _restore_orbax(found)
+            result, step = orbax_folder(path)
+            tree = _restore_orbax(result)
         else:
             tree = _restore_msgpack(path)
         if not {"params", "optimizer"} & {*(tree if isinstance(tree, Mapping) else ())}:
@@ -254,10 +254,10 @@ def _read_flax(path: Path, ema: bool) -> tuple[dict[str, np.ndarray], str | None
 
 def _floating(tree: Any) -> dict[str, np.ndarray]:
     """A tree's arrays by key path, without what counts steps or draws numbers."""
-    found = {name: np.asarray(leaf) for name, leaf in leaves(tree)}
-    if not found:
+    result = {name: np.asarray(leaf) for name, leaf in leaves(tree)}
+    if not result:
         raise ValueError("it holds no arrays")
-    return {n: a for n, a in found.items() if a.dtype.name in tensors.KINDS}
+    return {n: a for n, a in result.items() if a.dtype.name in tensors.KINDS}
 
 
 def orbax_folder(path: Path) -> tuple[Path, str | None]:
@@ -267,20 +267,20 @@ def orbax_folder(path: Path) -> tuple[Path, str | None]:
     Raises:
       InputError: several items hold arrays.
     """
-    found = path
-    steps = {int(p.name): p for p in found.iterdir() if _is_step(p)}
-    if steps and not (found / _TREE).exists():
-        found = steps[max(steps)]
-    if not (found / _TREE).exists():
-        items = sorted(item.parent for item in found.glob(f"*/{_TREE}"))
+    result = path
+    steps = {int(p.name): p for p in result.iterdir() if _is_step(p)}
+    if steps and not (result / _TREE).exists():
+        result = steps[max(steps)]
+    if not (result / _TREE).exists():
+        items = sorted(item.parent for item in result.glob(f"*/{_TREE}"))
         named = {item.name: item for item in items}
         if len(named) > 1 and "default" not in named:
             raise InputError(
-                f"weights {path}: several states ({some(named)}) in {found}; give the "
+                f"weights {path}: several states ({some(named)}) in {result}; give the "
                 "folder of one."
             )
-        found = named.get("default", items[0] if items else found)
-    return found, None if found == path else f"{found}"
+        result = named.get("default", items[0] if items else result)
+    return result, None if result == path else f"{result}"
 
 
 #: Bytes that are allocated whatever a checkpoint holds, and how often what it holds.
@@ -296,8 +296,8 @@ def _is_step(path: Path) -> bool:
 def _restore_msgpack(path: Path) -> dict:
     from flax import serialization
 
-    found: Any = serialization.msgpack_restore(path.read_bytes())
-    return found
+    result: Any = serialization.msgpack_restore(path.read_bytes())
+    return result
 
 
 def _restore_orbax(path: Path) -> dict:

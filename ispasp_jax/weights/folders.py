@@ -110,8 +110,8 @@ def _sum_of_file(path: Path) -> str:
 
 def _arrays(variables: Any) -> dict[str, Any]:
     """The arrays that a file holds, by path: all but random keys."""
-    found = {path: leaf for path, leaf in leaves(variables) if not is_key(leaf)}
-    return jax.device_get(found)
+    result = {path: leaf for path, leaf in leaves(variables) if not is_key(leaf)}
+    return jax.device_get(result)
 
 
 def _floating(arrays: Mapping[str, Any]) -> dict[str, Any]:
@@ -249,15 +249,15 @@ def _read_arrays(
     """The variables, read only where all shapes are as expected; by the file's
     names."""
     try:
-        found = tensors.shapes(path)
+        read_arrays = tensors.shapes(path)
     except InputError as error:
         raise InputError(f"{error}; the folder is damaged, make it again.") from error
-    names = {_present(model, address): address for address in found}
-    if len(names) == len(found):
+    names = {_present(model, address): address for address in read_arrays}
+    if len(names) == len(read_arrays):
         shapes = {names.get(address, address): leaf for address, leaf in shapes.items()}
     expected = {address: leaf.shape for address, leaf in shapes.items()}
-    if found != expected:
-        wrong = sorted(set(found.items()) ^ set(expected.items()))[:4]
+    if read_arrays != expected:
+        wrong = sorted(set(read_arrays.items()) ^ set(expected.items()))[:4]
         raise InputError(
             f"{path} does not hold the arrays that its config describes, for example "
             f"{', '.join(f'{printable(a)} {s}' for a, s in wrong)}; the folder is "

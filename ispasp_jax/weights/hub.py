@@ -162,8 +162,8 @@ def preprocessing(config: Any, source: str) -> dict[str, Any]:
       InputError: it says what cannot be.
     """
     try:
-        found = _translated(config)
-        return descriptions.checked(found)
+        result = _translated(config)
+        return descriptions.checked(result)
     except (InputError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
         why = str(e).removesuffix(".")
     except (KeyError, IndexError):
@@ -179,13 +179,13 @@ def _translated(config: Mapping[str, Any]) -> dict[str, Any]:
     # The top level is what was trained; pretrained_cfg may tell of an earlier training.
     for key in ("num_classes", "architecture"):
         given[key] = config.get(key, given.get(key))
-    found = {
+    result = {
         key: given.get(key) for key in ("architecture", "num_classes", "interpolation")
     }
     for key in ("mean", "std"):
-        found[key] = None if given.get(key) is None else tuple(given[key])
+        result[key] = None if given.get(key) is None else tuple(given[key])
     if given.get("input_size") is not None:
-        found["image_size"] = given["input_size"][-1]
+        result["image_size"] = given["input_size"][-1]
         if given.get("crop_pct"):
-            found["resize"] = math.floor(found["image_size"] / given["crop_pct"])
-    return {key: value for key, value in found.items() if value is not None}
+            result["resize"] = math.floor(result["image_size"] / given["crop_pct"])
+    return {key: value for key, value in result.items() if value is not None}

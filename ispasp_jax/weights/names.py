@@ -125,8 +125,8 @@ def to_tree(arrays: Arrays, like: Any, source: str = "the weights") -> Any:
     parts = {name.partition("/")[0] for name in given}
     trees = [given, *(_under(part, given) for part in sorted(parts))]
     fitting = (t for t in trees if {n: a.shape for n, a in t.items()} == expected)
-    found = next(fitting, None)
-    if found is None:
+    result = next(fitting, None)
+    if result is None:
         shapes = {name: array.shape for name, array in given.items()}
         odd = sorted(set(shapes.items()) ^ set(expected.items()))
         raise InputError(
@@ -137,7 +137,7 @@ def to_tree(arrays: Arrays, like: Any, source: str = "the weights") -> Any:
 
     def fill(path, leaf):
         name = _bare(jax.tree_util.keystr(path, simple=True, separator="/"))
-        return jnp.asarray(found[name], leaf.dtype) if name in expected else leaf
+        return jnp.asarray(result[name], leaf.dtype) if name in expected else leaf
 
     return jax.tree_util.tree_map_with_path(fill, like)
 
@@ -149,8 +149,8 @@ def _bare(name: str) -> str:
 
 def _under(part: str, arrays: Arrays) -> dict[str, np.ndarray]:
     """The arrays of one item of a tree."""
-    found = (n for n in arrays if n.startswith(f"{part}/"))
-    return {n.removeprefix(f"{part}/"): arrays[n] for n in found}
+    result = (n for n in arrays if n.startswith(f"{part}/"))
+    return {n.removeprefix(f"{part}/"): arrays[n] for n in result}
 
 
 def to_torchvision(variables: Any) -> dict[str, np.ndarray]:
@@ -207,7 +207,7 @@ def _to_flax(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _torchvision_names(arrays: Arrays, aliases: Mapping[str, str]) -> dict:
     """The arrays in torch's layout, by torchvision's names where those are known."""
-    found = {}
+    torchvision_names = {}
     for name, array in arrays.items():
         ours, array = name, np.asarray(array)
         if name.startswith(("params/", "batch_stats/")):
@@ -216,8 +216,8 @@ def _torchvision_names(arrays: Arrays, aliases: Mapping[str, str]) -> dict:
         module, _, leaf = ours.rpartition(".")
         ours = f"{aliases.get(module, module)}.{leaf}"
         # Two names for one array: the second is reported as unexpected.
-        found[name if ours in found else ours] = array
-    return found
+        torchvision_names[name if ours in torchvision_names else ours] = array
+    return torchvision_names
 
 
 def _new_head(
@@ -280,8 +280,8 @@ def _check(given, expected, head, network, input_shape, source) -> None:
         return
     classifier = _head_names(network, input_shape)
     longer = all(
-        len(found) == len(right) and found[1:] == right[1:]
-        for found, right in wrong.values()
+        len(shape) == len(right) and shape[1:] == right[1:]
+        for shape, right in wrong.values()
     )
     if wrong and longer and classifier >= wrong.keys() and not missing + unexpected:
         (classes, *_), _ = next(iter(wrong.values()))
@@ -299,8 +299,8 @@ def _check(given, expected, head, network, input_shape, source) -> None:
         "missing": missing,
         "unexpected": unexpected,
         "of another shape": [
-            f"{name} {found} instead of {right}"
-            for name, (found, right) in wrong.items()
+            f"{name} {shape} instead of {right}"
+            for name, (shape, right) in wrong.items()
         ],
     }
     listed = "; ".join(

@@ -136,10 +136,10 @@ def as_weights(arrays: Mapping[str, Any], source: str) -> dict[str, np.ndarray]:
     strange = [name for name, a in arrays.items() if a.dtype.name not in KINDS]
     if strange:
         raise InputError(_sentence(source, _KIND, strange))
-    found = {name: as_float32(array) for name, array in arrays.items()}
-    broken = [name for name, array in found.items() if not np.isfinite(array).all()]
+    result = {name: as_float32(array) for name, array in arrays.items()}
+    broken = [name for name, array in result.items() if not np.isfinite(array).all()]
     beyond = [name for name in broken if np.isfinite(arrays[name]).all()]
-    negative = [n for n, a in found.items() if _is_variance(n) and (a < 0).any()]
+    negative = [n for n, a in result.items() if _is_variance(n) and (a < 0).any()]
     faults = {
         _NUMBERS: [name for name in broken if name not in beyond],
         _RANGE: beyond,
@@ -148,7 +148,7 @@ def as_weights(arrays: Mapping[str, Any], source: str) -> dict[str, np.ndarray]:
     for fault, names in faults.items():
         if names:
             raise InputError(_sentence(source, fault, names))
-    return found
+    return result
 
 
 def _is_variance(name: str) -> bool:
