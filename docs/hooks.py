@@ -9,7 +9,7 @@ import posixpath
 import re
 from pathlib import Path
 
-from ispasp_jax.cli import prune_flags, train
+from ispasp_jax.cli import export, prune_flags, train
 from ispasp_jax.selection.criteria import CRITERIA
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +27,7 @@ PICTURES = "benchmarks/results/"
 MARKS = {
     "<!-- train.py -->": lambda: flags(train.parser()),
     "<!-- prune.py -->": lambda: flags(prune_flags.parser()),
+    "<!-- ispasp-export -->": lambda: flags(export.parser()),
     "<!-- criteria -->": lambda: criteria(),
 }
 
@@ -52,7 +53,8 @@ def _called(action: argparse.Action) -> str:
     if not value and action.nargs != 0:
         value = action.dest.upper()
     value = {"+": f"{value} ...", "?": f"[{value}]"}.get(action.nargs, value)
-    called = f"{action.option_strings[-1]} {value or ''}".strip()
+    names = action.option_strings[-1:]  # of what stands alone, its value is its name
+    called = " ".join([*names, value or ""]).strip()
     return f"<code>{_cell(called)}</code>"
 
 

@@ -16,17 +16,21 @@ import pytest
 import snippets
 
 import ispasp_jax
-from ispasp_jax.cli import prune_flags, train
+from ispasp_jax.cli import export, prune_flags, train
 from ispasp_jax.selection.criteria import CRITERIA
 from ispasp_jax.selection.criterion import Factory
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md"))
+#: Packages of the extras that a page is about.
+NEEDS = {"docs/export.md": ("onnx", "onnxruntime")}
 DOCUMENTS = ["CONTRIBUTING.md", "benchmarks/README.md", *PAGES]
 
 
 @pytest.mark.parametrize("page", [p for p in DOCUMENTS if snippets.snippets(p)])
 def test_snippets(page, tmp_path, monkeypatch):
+    for package in NEEDS.get(page, ()):
+        pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
     snippets.run(page)
 
@@ -75,16 +79,20 @@ def hooks():
 
 
 @pytest.mark.parametrize(
-    ("script", "parser"),
-    [("train.py", train.parser), ("prune.py", prune_flags.parser)],
+    ("script", "parser", "least"),
+    [
+        ("train.py", train.parser, 20),
+        ("prune.py", prune_flags.parser, 20),
+        ("ispasp-export", export.parser, 4),
+    ],
 )
-def test_the_commands_page_has_every_flag(script, parser, hooks):
+def test_the_commands_page_has_every_flag(script, parser, least, hooks):
     text = hooks.flags(parser())
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
         parser().parse_args(["--help"])
     offered = set(re.findall(r"^  (--[\w-]+)", said.getvalue(), re.M))
-    assert len(offered) > 20
+    assert len(offered) >= least
     assert set(re.findall(r"^\| <code>(--[\w-]+)", text, re.M)) == offered
     mark = f"<!-- {script} -->"
     assert hooks.filled(f"{mark}\n") == text + "\n"

@@ -11,7 +11,7 @@ from ispasp_jax.errors import InputError
 def parser() -> Parser:
     """The flags of ispasp-export."""
     parser = Parser(
-        "python -m ispasp_jax.cli.export",
+        "-m ispasp_jax.cli.export",
         "ispasp-export",
         ["runs/resnet34-digits-ispasp/model --out resnet34.onnx"],
         description="Write a network that train.py or prune.py saved as ONNX or\n"

@@ -17,7 +17,7 @@ class Parser(argparse.ArgumentParser):
         """A parser of a command.
 
         Args:
-          script: its file, as in `python script`.
+          script: its file or `-m module`, as in `python script`.
           installed: its name where the package is installed.
           examples: what to write behind the name, one a line.
           **options: of ArgumentParser.
@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
         called = installed if by_name else f"python {script}"
         lines = "\n".join(f"  {called} {example}" for example in examples)
         super().__init__(
-            prog=installed if by_name else script,
+            prog=called.removeprefix("python ") if script.endswith(".py") else called,
             formatter_class=_WithDefaults,
             epilog=f"examples:\n{lines}",
             **options,

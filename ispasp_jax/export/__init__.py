@@ -65,11 +65,15 @@ def stablehlo(
     unless one is given.
 
     Args:
-      model, path, variables, inputs, tolerance: as `onnx` takes them.
+      model: what `load` or `prune` gave; or any model that `trace` takes.
+      path: of the file.
+      variables: of a model that does not carry its own.
+      inputs: examples or shapes, as `onnx` takes them.
       inside: the weights are constants of the program; if not, they lie in a
         safetensors file beside it, and are arguments by key path.
       platforms: where it is to run, by jax's names.
       batch: examples a pass, for compilers that want every shape known; None: any.
+      tolerance: as `onnx` takes it.
 
     Returns:
       The paths, the platforms, and the largest difference that was found.

@@ -289,12 +289,19 @@ EMITTERS: dict[str, Rule] = {}
 
 
 def emits(*names: str) -> Callable[[Rule], Rule]:
-    """Puts a rule into the table, for every primitive named.
+    """Puts a rule into the table that writes equations as ONNX operators.
 
-    @emits("my_primitive")
-    def _mine(out, step):
-        x = out.as_it_is(step.eqn.inputs[0])
-        return out.made("Relu", x, shape=step.shape)
+        @emits("my_primitive")
+        def _mine(out, step):
+            x = out.as_it_is(step.eqn.inputs[0])
+            return out.made("Relu", x, shape=step.shape)
+
+    Args:
+      *names: of the primitives that it writes; one that is there is replaced.
+
+    Returns:
+      What takes the rule, a function of what is written so far and of the step, and
+      gives it back.
     """
 
     def put(write: Rule) -> Rule:
