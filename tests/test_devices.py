@@ -24,7 +24,7 @@ from ispasp_jax.cli import peers, prune, train
 from ispasp_jax.data import Batch
 from ispasp_jax.graph import scope
 from ispasp_jax.graph.by_hand import leaves
-from ispasp_jax.walk import flat, streams, walk
+from ispasp_jax.walk import Options, flat, streams, walk
 from ispasp_jax.walk.sites import sites as walk_sites
 
 ROOT = Path(__file__).parents[1]
