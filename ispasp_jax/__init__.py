@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # the same table, for type checkers
     from ispasp_jax import budget as budget
     from ispasp_jax import data as data
     from ispasp_jax import devices as devices
+    from ispasp_jax import export as export
     from ispasp_jax import graph as graph
     from ispasp_jax import models as models
     from ispasp_jax import selection as selection
@@ -18,6 +19,7 @@ if TYPE_CHECKING:  # the same table, for type checkers
     from ispasp_jax import walk as walk
     from ispasp_jax import weights as weights
     from ispasp_jax.budget import Budget as Budget
+    from ispasp_jax.budget.latency import latency as latency
     from ispasp_jax.errors import InputError as InputError
     from ispasp_jax.graph import narrow as narrow
     from ispasp_jax.graph import plans as _plans

@@ -46,6 +46,14 @@ def strict():
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def programs():
+    """A file's compiled programs go with it: each holds pages of memory that a process
+    has a limited number of."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def data_folder():
     """The folder that ISPASP_DATA names, for tests on real weights and images."""

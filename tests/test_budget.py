@@ -123,7 +123,6 @@ def test_a_budget_is_what_the_flags_would_ask():
     assert ispasp_jax.Budget(macs=25_000_000).asked.targets == (("macs", 25e6, False),)
     assert budget.Budget(latency_ms="60%").asked.targets == (("latency", 0.6, True),)
     assert budget.Budget(tolerance=0.5).asked == budget.Asked((), 0.5, 1, 8)
-    assert budget.Budget(tolerance=0.5, round_to="auto").asked.round_to == 8
 
 
 @pytest.mark.parametrize(

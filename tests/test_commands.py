@@ -51,6 +51,7 @@ def test_prune_leaves_a_model_a_plan_and_a_report(trained, here, capsys):
         "out/model/config.json",
         "out/model/model.safetensors",
         "out/plan.json",
+        "out/report.html",
         "out/report.json",
     ]
     report = json.loads(Path("out/report.json").read_text())

@@ -24,7 +24,7 @@ from ispasp_jax.cli import peers, prune, train
 from ispasp_jax.data import Batch
 from ispasp_jax.graph import scope
 from ispasp_jax.graph.by_hand import leaves
-from ispasp_jax.walk import flat, streams, walk
+from ispasp_jax.walk import Options, flat, streams, walk
 from ispasp_jax.walk.sites import sites as walk_sites
 
 ROOT = Path(__file__).parents[1]
@@ -119,8 +119,9 @@ def test_the_walk_is_the_same_on_eight_devices(name, which, repair):
     variables, images = variables_of(network), [images_of(20), images_of(11, seed=1)]
     traced = ispasp_jax.trace(network, variables, images[0])
     sizes = budget.sizes(scope(traced.groups, which, ()), 0.5)
-    walked = functools.partial(walk, traced, variables, images, sizes, repair=repair)
-    one, many = walked(), walked(mesh=devices.mesh(8))
+    walked = functools.partial(walk, traced, variables, images, sizes)
+    one = walked(options=Options(repair=repair))
+    many = walked(options=Options(repair=repair, mesh=devices.mesh(8)))
     for ours, theirs in zip(many.groups, one.groups, strict=True):
         np.testing.assert_array_equal(ours.cut.kept, theirs.cut.kept)
         assert ours.relative_residual == pytest.approx(

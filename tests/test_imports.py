@@ -19,7 +19,7 @@ WALLS = {
     "models": {"errors"},
     "data": {"errors", "json_text"},
     "walk": {"errors", "devices", "selection", "graph"},
-    "budget": {"errors", "numerals", "graph", "walk"},
+    "budget": {"errors", "files", "numerals", "graph", "walk"},
     "report": {"numerals", "devices", "budget", "walk"},
     "weights": {"errors", "files", "json_text", "data", "graph", "models", "walk"},
     "export": {"errors", "files", "numerals", "graph", "walk", "weights"},

@@ -248,7 +248,12 @@ def test_what_goes_missing_on_the_way_is_an_error(
     assert not Path("out").exists()
     if gone:
         assert prune.main([*flags_of(trained), "--resume"]) == 0
-        assert listing(Path("out")) == ["model", "plan.json", "report.json"]
+        assert listing(Path("out")) == [
+            "model",
+            "plan.json",
+            "report.html",
+            "report.json",
+        ]
         report = json.loads(Path("out/report.json").read_text())
         assert len(report["stages"]) == 3 and report["groups"]
 
@@ -282,7 +287,7 @@ def test_a_run_says_what_it_replaces_and_all_that_it_saves(trained, here, capsys
     text = capsys.readouterr().err
     assert "out holds a run of ispasp on digits, seed 0, 9,610 parameters" in text
     assert "saved in out: model, plan.json, report.json" in text
-    assert listing(Path("out")) == ["model", "plan.json", "report.json"]
+    assert listing(Path("out")) == ["model", "plan.json", "report.html", "report.json"]
 
 
 def test_training_that_starts_at_epoch_1_says_why(here, monkeypatch, capsys):

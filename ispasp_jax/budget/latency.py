@@ -147,8 +147,9 @@ class Unpaid(NamedTuple):
     better: int | None
 
 
-#: A cut that saves less than this share of its equations' time does not pay.
-PAYS = 0.02
+#: A cut that saves less than this share of its equations' time does not pay; of
+#: equations that take fewer milliseconds, a call's own cost is all that can be timed.
+PAYS, LEAST = 0.02, 0.1
 
 
 def unpaid(traced: Traced, sizes: Mapping[str, int], batch_size: int) -> list[Unpaid]:
@@ -172,7 +173,7 @@ def unpaid(traced: Traced, sizes: Mapping[str, int], batch_size: int) -> list[Un
         if not 0 < kept < width:
             continue
         full, cut = taken(name, kept)
-        if cut <= (1 - PAYS) * full:
+        if full < LEAST or cut <= (1 - PAYS) * full:
             continue
         near = (kept // 8 * 8, -(-kept // 8) * 8, kept // 16 * 16, kept // 2)
         better = None

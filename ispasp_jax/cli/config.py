@@ -271,7 +271,7 @@ Config = TrainConfig | PruneConfig
 #: What may be another when a stopped run goes on: the result is the same.
 _ASIDE = (
     *("resume", "out", "dry_run", "devices", "distributed", "compilation_cache"),
-    "calibration_memory",
+    *("calibration_memory", "command", "push"),
 )
 
 

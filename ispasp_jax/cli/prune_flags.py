@@ -202,7 +202,7 @@ def _add_output(parser: Parser) -> None:
         action="append",
         metavar="FORMAT",
         help="also write the pruned network for other runtimes: onnx (needs the extra "
-        "[onnx]) or stablehlo, each checked by running it",
+        "[onnx]) or stablehlo, each checked by running it; default: none",
     )
     parser.add_argument(
         "--push",
