@@ -94,15 +94,14 @@ def _templates() -> jinja2.Environment:
 
 def _parts(report: Mapping[str, Any]) -> list[Part]:
     dense, pruned = (report[one].get("macs_by_part", {}) for one in ("dense", "pruned"))
-    channels: dict[str, list[int]] = {name: [0, 0] for name in dense}
+    channels = dict.fromkeys(dense, (0, 0))
     for group in report["groups"]:
         name = re.split(r"[./]", group["name"])[0]
-        sums = channels.setdefault(name, [0, 0])
-        sums[0] += group["width"]
-        sums[1] += group["kept"]
+        width, kept = channels.get(name, (0, 0))
+        channels[name] = width + group["width"], kept + group["kept"]
     return [
-        Part(name, *sums, dense.get(name, 0), pruned.get(name, 0))
-        for name, sums in channels.items()
+        Part(name, width, kept, dense.get(name, 0), pruned.get(name, 0))
+        for name, (width, kept) in channels.items()
     ]
 
 
