@@ -19,10 +19,10 @@ from ispasp_jax.errors import InputError
 
 _AXIS = "batch"
 
-#: mallopt's parameters and values: M_MMAP_THRESHOLD, so that arrays up to 256 MB come
+#: mallopt's parameters and values: M_MMAP_THRESHOLD, so that arrays up to 1 GB come
 #: from the heap (larger ones would leave holes that the next do not fit in);
 #: M_TRIM_THRESHOLD, so that the heap keeps its end; M_ARENA_MAX, for one heap.
-_KEEP_FREED_MEMORY = ((-3, 2**28), (-1, -1), (-8, 1))
+_KEEP_FREED_MEMORY = ((-3, 2**30), (-1, -1), (-8, 1))
 
 #: How long a process that ends waits for the others before it gives them up, and how
 #: long one is not heard of before it counts as lost. (One whose connections break is
