@@ -63,7 +63,7 @@ def numbers(text: str) -> tuple[float, ...]:
 
 
 def add_shared(parser: Parser) -> None:
-    """The flags of train.py and prune.py alike."""
+    """The flags of train.py and prune.py alike. Long, since it is only a list."""
     network = parser.add_argument_group("network")
     network.add_argument(
         "--model",

@@ -33,7 +33,8 @@ def parser() -> Parser:
 
 
 def _add_cut(parser: Parser) -> None:
-    """How much to cut: ratios, preset, limits and plan exclude each other."""
+    """How much to cut: ratios, preset, limits and plan exclude each other. Long, since
+    it is nothing but a list."""
     group = parser.add_argument_group("how much to cut")
     group.add_argument(
         "--keep",
