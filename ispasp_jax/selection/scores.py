@@ -109,8 +109,8 @@ def sosp(gradient: ByImage, curvature: ByImage, size: Size) -> Selection:
     channels to go: one product with the Hessian H. Needs labels; see walk/gates.py for
     the cost.
 
-    The paper's equations were not compared, its abstract and introduction were; so its
-    numbers need not be found here. This differs from the paper in:
+    Compared with the paper's abstract, not with its equations: the formula may be
+    another one. This differs from the paper in:
 
     1. H holds the group's channels, there all structures of all layers.
     2. Every group keeps the size it is given, there all layers are ranked together.
