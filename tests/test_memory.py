@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from networks import NETWORKS, images_of, variables_of
@@ -159,6 +160,39 @@ def test_what_is_alive_before_a_consumer_is_kept_as_long_as_there_is_room():
         np.testing.assert_array_equal(a, b)
     with pytest.raises(IndexError):
         lazy[BATCHES]
+
+
+def test_a_stream_of_its_own_spends_no_batch_of_another():
+    """What others hold stays whole, and it comes to the same."""
+    traced, variables, _ = prepared("basic")
+    program = flat.flatten(traced)
+    weights, end = flat.arrays(program, variables), len(program.equations)
+    entry = streams.start(program, weights, batches())
+    (images,), own = entry.live.values(), entry.own()
+    ends = [stream.to(end, program.outputs) for stream in (own, entry)]
+    for a, b in zip(*(stream.live[program.outputs[0]] for stream in ends), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert nbytes(images) == nbytes(batches())
+    assert nbytes(own.live[program.inputs[0]]) == 0
+
+
+@pytest.mark.parametrize(
+    "value, fails", [(2e38, False), (np.inf, True), (-2e38, False)]
+)
+def test_a_sum_that_overflows_is_no_number_that_does(value, fails):
+    traced = ispasp_jax.trace(
+        lambda v, x: x + v["b"], {"b": np.zeros(8)}, np.ones((2, 8))
+    )
+    program = flat.flatten(traced)
+    weights = flat.arrays(program, {"b": jnp.full(8, value)})
+    start = streams.start(program, weights, [np.ones((2, 8), np.float32)] * 3)
+    if fails:
+        with pytest.raises(FloatingPointError, match="the input: its activations"):
+            start.to(len(program.equations), program.outputs)
+        return
+    stream = start.to(len(program.equations), program.outputs)
+    (made, *_), *_ = stream.live.values()
+    assert np.isfinite(made).all() and np.isinf(np.sum(made))
 
 
 @pytest.mark.parametrize(

@@ -167,28 +167,21 @@ def compiled(key: Any, make: Callable[[], Callable], **options) -> Callable:
     return _COMPILED[key]
 
 
-def forward(piece: Piece) -> Callable[..., tuple[list[jax.Array], jax.Array]]:
-    """The piece jitted: of (given, weights), its values and True; see `checked`."""
-
-    def make():
-        return lambda given, weights: (piece.run(given, weights), jnp.bool_(True))
-
-    return compiled(("forward", piece.text), make)
-
-
-def checked(piece: Piece) -> Callable[..., tuple[list[jax.Array], jax.Array]]:
-    """The piece jitted: of (given, weights), its values and whether the sum of each is
-    finite; that takes half of a look at every number, and only an infinite sum need
-    not mean that one of them is."""
+def forward(
+    piece: Piece, start: int = 0
+) -> Callable[..., tuple[list[jax.Array], jax.Array]]:
+    """The piece jitted: of (given, weights), its values, and whether the sums of those
+    from `start` on are finite. A sum takes half of a look at every number; if it is
+    infinite, none of them need be."""
 
     def make():
         def function(given, weights):
             made = piece.run(given, weights)
-            floats = [a for a in made if jnp.issubdtype(a.dtype, jnp.inexact)]
+            floats = [a for a in made[start:] if jnp.issubdtype(a.dtype, jnp.inexact)]
             sums = [a.sum(dtype=jnp.promote_types(a, jnp.float32)) for a in floats]
             sound = map(jnp.isfinite, sums)
             return made, functools.reduce(jnp.logical_and, sound, jnp.bool_(True))
 
         return function
 
-    return compiled(("checked", piece.text), make)
+    return compiled(("forward", start, piece.text), make)

@@ -22,7 +22,7 @@ from ispasp_jax import devices
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph.program import AnyArray, Value
 from ispasp_jax.walk.flat import Flat, nbytes
-from ispasp_jax.walk.pieces import Piece, checked, forward, piece
+from ispasp_jax.walk.pieces import Piece, forward, piece
 
 #: Calibration batches, preprocessed: an array each, or a tuple where the model takes
 #: several.
@@ -49,6 +49,11 @@ class Lazy:
 
 #: A batch each: what is there, or what is made when it is read.
 Activations = list[Array] | Lazy
+
+
+def kept(batches: Activations) -> Activations:
+    """The same, for longer than a stream that spends its own."""
+    return batches if isinstance(batches, Lazy) else [*batches]
 
 
 #: What is called with (batch, value) when a value is made.
@@ -92,10 +97,7 @@ class Stream(NamedTuple):
     def own(self) -> "Stream":
         """The same, to be used up on its way: a batch's memory is free for what is
         made of it, and a stream that has been carried on is of no use any more."""
-        live = {
-            value: batches if isinstance(batches, Lazy) else [*batches]
-            for value, batches in self.live.items()
-        }
+        live = {value: kept(batches) for value, batches in self.live.items()}
         return self._replace(live=live, spends=True)
 
     def named(self, name: str) -> "Stream":
@@ -126,7 +128,7 @@ class Stream(NamedTuple):
         way = there._way(place, (), watch)
         on_the_way = place > there.place and not way.watch
         lazy = on_the_way and not self._has_room(self.flat.alive(place))
-        live = there._lazy(way) if lazy else there._made(way, checks=False)
+        live = there._lazy(way) if lazy else there._made(way, way.new)
         return there._replace(place=place, live=way.passed | live)
 
     def _way(self, place: int, keep: Iterable[Value], watch: Watch | None) -> "_Way":
@@ -144,30 +146,35 @@ class Stream(NamedTuple):
         step = piece(self.flat, [*new, *extra], self.live)
         return _Way(passed, step, len(new), watch)
 
-    def _run(self, function: Callable[..., Any], step: Piece, k: int) -> Any:
-        """What a function of a piece's inputs and weights gives for a batch."""
+    def run(self, step: Piece, k: int, start: int = 0) -> tuple[list[Array], Array]:
+        """A piece's values for a batch, and whether those from `start` on seem finite;
+        see `forward`."""
         given = [self.live[value][k] for value in step.given]
-        return function(given, weights_of(step, self.weights))
+        return forward(step, start)(given, weights_of(step, self.weights))
 
-    def _made(self, way: "_Way", checks: bool = True) -> dict[Value, Activations]:
+    def _made(self, way: "_Way", start: int = 0) -> dict[Value, Activations]:
         """What is new, batch by batch: on the devices where there is room, else on the
-        host."""
+        host. Values from `start` on are checked."""
         step, new = way.step, way.step.wanted[: way.new]
         if not step.wanted:
             return {}
-        function = checked(step) if checks else forward(step)
-        sound: list[Array] = []
+        spent = self._spent(way.passed)
 
         def batches() -> Iterator[list[Array]]:
+            before, nothing = None, jnp.zeros(0)
             for k in range(len(self.weight)):
-                made, finite = self._run(function, step, k)
-                sound.append(finite)
+                made, sound = self.run(step, k, start)
                 for value, array in zip(step.wanted, made, strict=True):
                     if value in way.watch:
                         way.watch[value](k, array)
-                self._spend(way.passed, k)
+                for column in spent:
+                    column[k] = nothing
                 yield made[: way.new]
-                jax.block_until_ready(sound[-2:-1])  # what is spent is free when read
+                if before:  # a batch behind, so that devices do not wait
+                    self._check(*before)
+                before = made[start:], sound
+            if before:
+                self._check(*before)
 
         columns: list[Activations]
         if self._has_room([*way.passed, *new]):
@@ -175,19 +182,21 @@ class Stream(NamedTuple):
         else:
             held = [[*map(_to_host, batch)] for batch in batches()]
             columns = [_lazily([*column]) for column in zip(*held, strict=True)]
-        if not all(jax.device_get(sound)) and not all(map(_is_finite, columns)):
+        return dict(zip(new, columns, strict=True))
+
+    def _spent(self, passed: Iterable[Value]) -> list[list[Array]]:
+        """The batches that are given up on the way, one after the other."""
+        ended = [self.live[value] for value in self.live if value not in passed]
+        return [own for own in ended if self.spends and not isinstance(own, Lazy)]
+
+    def _check(self, made: Sequence[Array], sound: Array) -> None:
+        """Refuses NaN and infinity; `sound` says whether the sums are finite."""
+        if not sound and not all(map(_is_finite, made)):
             raise FloatingPointError(
                 f"{self.name}: its activations hold NaN or infinity, so nothing that "
                 "follows means anything; check the weights and the calibration images "
                 "(their mean and std, and whether they overflow in half precision)."
             )
-        return dict(zip(new, columns, strict=True))
-
-    def _spend(self, kept: Iterable[Value], k: int) -> None:
-        """Gives up a batch of what is not kept, where that is asked for."""
-        for value, batches in self.live.items() if self.spends else ():
-            if value not in kept and not isinstance(batches, Lazy):
-                batches[k] = jnp.zeros(0)
 
     def _lazy(self, way: "_Way") -> dict[Value, Activations]:
         """What is new, computed whenever it is read; of the last batch it is kept."""
@@ -196,7 +205,7 @@ class Stream(NamedTuple):
         def made(which: int, k: int) -> Array:
             if k not in last:
                 last.clear()
-                last[k] = self._run(forward(way.step), way.step, k)[0]
+                last[k] = self.run(way.step, k, len(way.step.wanted))[0]
             return last[k][which]
 
         return {
@@ -228,11 +237,9 @@ class _Way(NamedTuple):
     watch: Watch
 
 
-def _is_finite(batches: Activations) -> bool:
-    return all(
-        bool(jnp.isfinite(array).all())
-        for array in batches
-        if jnp.issubdtype(array.dtype, jnp.inexact)
+def _is_finite(array: Array) -> bool:
+    return not jnp.issubdtype(array.dtype, jnp.inexact) or bool(
+        jnp.isfinite(array).all()
     )
 
 
