@@ -6,11 +6,11 @@ less where the network is too slow, more where it is faster than it needs to be.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from ispasp_jax.budget.cost import BySize
-from ispasp_jax.budget.solve import solve
+from ispasp_jax.budget.solve import candidates, feasible, solve
 from ispasp_jax.budget.targets import Asked, Target
 from ispasp_jax.errors import InputError
 from ispasp_jax.numerals import numeral
@@ -19,9 +19,8 @@ from ispasp_jax.walk.curves import Curves
 #: A network this much faster than asked for, as a share of that, is left as it is.
 CLOSE = 0.05
 
-#: Networks that are timed before the best of them is taken, or the target given up;
-#: and how far inside the target the next one is looked for.
-_ROUNDS, _INSIDE = 8, 0.03
+#: Networks that are timed before the best of them is taken, or the target given up.
+_ROUNDS = 8
 
 
 class Timed(NamedTuple):
@@ -43,6 +42,11 @@ class Timed(NamedTuple):
     def is_met(self) -> bool:
         """Whether it is as fast as was asked."""
         return self.pruned <= self.limit
+
+    @property
+    def is_close(self) -> bool:
+        """Whether it is not much faster."""
+        return self.pruned >= (1 - CLOSE) * self.limit
 
 
 #: Called by `within`: milliseconds of the network with these sizes, and of the dense
@@ -78,15 +82,17 @@ def within(
     )
     others = tuple(t for t in asked.targets if t.kind != "latency")
 
-    def sizes_at(share: float | None) -> dict[str, int]:
-        more = () if share is None else (Target("latency", share, True),)
+    def sizes_at(share: float) -> dict[str, int]:
+        """Those that the model takes for so fast, as a share of the dense network."""
+        more = () if share == 1 else (Target("latency", share, True),)
         if not (others or more):
             return dict(widths)
         return solve(curves, costs, widths, asked._replace(targets=(*others, *more)))
 
     known: dict[tuple[int, ...], Timed] = {}
-    best: Timed | None = None
-    share, fast, slow = None, 0.0, 1.0  # shares known to be fast enough, and too slow
+    found: dict[float, Timed] = {}
+    least, full = feasible(costs, candidates(curves, widths, asked))["latency"]
+    share = 1.0
     for _ in range(_ROUNDS):
         sizes = sizes_at(share)
         key = tuple(sizes.values())
@@ -94,31 +100,43 @@ def within(
             pruned, dense = map(float, milliseconds(sizes))
             known[key] = Timed(sizes, pruned, dense, wanted.limit(dense))
             tell(known[key])
-        timed = known[key]
-        if timed.is_met:
-            best = timed if best is None or timed.pruned > best.pruned else best
-            if share is None or timed.pruned >= (1 - CLOSE) * timed.limit:
-                break
-            fast = max(fast, share)
-        elif share is not None:
-            slow = min(slow, share)
-        share = _next(share, timed, fast, slow)
-    if best is None:
-        raise InputError(_refusal(known, wanted))
-    return best
+        found[share] = timed = known[key]
+        if timed.is_met and (share == 1 or timed.is_close):
+            break
+        ratios = {each: one.pruned / one.limit for each, one in found.items()}
+        share = max(_next(ratios), least / full * (1 + 1e-9))
+        if share in found:
+            break
+    met = [timed for timed in known.values() if timed.is_met]
+    if not met:
+        raise InputError(_refusal(known.values(), wanted))
+    return max(met, key=lambda timed: timed.pruned / timed.limit)
 
 
-def _next(share: float | None, timed: Timed, fast: float, slow: float) -> float:
-    """The share of the dense network's latency to ask the model for: in proportion to
-    what the last one gave, between those that are known."""
-    if share is None:
-        return min(timed.limit / timed.dense, 1.0)
-    result = (1 - _INSIDE) * share * timed.limit / timed.pruned
-    return result if fast < result < slow else (fast + slow) / 2
+def _next(found: Mapping[float, float]) -> float:
+    """The share to ask the model for, in the middle of what is close, on the line
+    through the two that are nearest to it.
+
+    Args:
+      found: latencies by the share that gave them, as shares of the target.
+    """
+    aim = 1 - CLOSE / 2
+    fast = [share for share, ratio in found.items() if ratio <= 1]
+    slow = sorted(share for share, ratio in found.items() if ratio > 1)
+    if fast:
+        low, high = max(fast), slow[0]
+        step = (aim - found[low]) / (found[high] - found[low])
+        return low + min(max(step, 0.15), 0.85) * (high - low)
+    first = slow[0]
+    if len(slow) == 1:
+        return aim * first / found[first]
+    slope = (found[slow[1]] - found[first]) / (slow[1] - first)
+    further = (found[first] - aim) / slope if slope > 0 else math.inf
+    return max(first - further, first / 3)
 
 
-def _refusal(known: Mapping[tuple[int, ...], Timed], wanted: Target) -> str:
-    fastest = min(known.values(), key=lambda timed: timed.pruned / timed.dense)
+def _refusal(known: Collection[Timed], wanted: Target) -> str:
+    fastest = min(known, key=lambda timed: timed.pruned / timed.dense)
     share = math.ceil(100 * fastest.pruned / fastest.dense)
     return (
         f"the target latency asks for {numeral(wanted.limit(fastest.dense))} ms: of "
