@@ -21,7 +21,7 @@ from ispasp_jax.graph.program import Equation, Value
 from ispasp_jax.graph.runnable import Runnable
 from ispasp_jax.walk import sites
 from ispasp_jax.walk.flat import Flat, arrays, flatten
-from ispasp_jax.walk.pieces import evaluate, piece
+from ispasp_jax.walk.pieces import compiled, evaluate, piece
 from ispasp_jax.walk.sites import Site
 
 
@@ -166,9 +166,10 @@ def _affine(
         chain.append(eqn)
     while chain:
         end = chain[-1].outputs[0]
-        alike = [_alike(a, features) for a in _ends(site.flat, start, end, weights)]
-        if all(array is not None for array in alike):
-            gain, shift = alike
+        gain, shift = (
+            _alike(array, features) for array in _ends(site.flat, start, end, weights)
+        )
+        if gain is not None and shift is not None:
             if len(chain) == 1 and bool((gain == 1).all()):
                 return None  # a bias is one equation already
             return site.flat.made[end], gain, shift
@@ -181,14 +182,14 @@ def _ends(
 ) -> tuple[Array, Array]:
     """How a value moves with another that it is affine in, and what it is at zero."""
     step = piece(flat, [end], [start])
-    known = [_held(value, weights) for value in step.weights]
-    zeros = jnp.zeros(start.shape, start.aval.dtype)
 
-    def run(array):
-        return step.run([array], known)[0]
+    def ends(known):
+        zeros = jnp.zeros(start.shape, start.aval.dtype)
+        run = jax.jvp(lambda array: step.run([array], known)[0], (zeros,), (zeros + 1,))
+        return run[::-1]
 
-    shift, gain = jax.jvp(run, (zeros,), (jnp.ones_like(zeros),))
-    return gain, shift
+    run = compiled(("affine", step.text), lambda: ends)
+    return run([_held(value, weights) for value in step.weights])
 
 
 def _before(eqn: Equation) -> Value:
