@@ -160,7 +160,12 @@ def examples_difference(one: export.Runnable, other: export.Runnable) -> float:
 def _session(path: Path) -> Callable[[np.ndarray], Any]:
     import onnxruntime  # an extra
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    # Its threads would go on spinning while the next program is timed.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(
+        path, options, providers=["CPUExecutionProvider"]
+    )
     (given,) = session.get_inputs()
     return lambda images: session.run(None, {given.name: images})
 
