@@ -6,7 +6,7 @@
 
     benchmark   what a benchmark is, and the one way to run it
     networks    public networks, as flags of prune.py
-    timings     seconds and bytes, on random weights and images
+    timings     seconds and bytes, on random weights and images unless said otherwise
     paper       the paper's experiments, and what it reports
     render      results to tables and pictures
     results     what was found
@@ -22,7 +22,7 @@ from types import ModuleType
 #: The benchmarks of every room.
 ROOMS = {
     "networks": ("after_pruning", "methods", "real_networks"),
-    "timings": ("selection_cost", "walk_steps", "core", "latency"),
+    "timings": "selection_cost walk_steps core latency export_latency".split(),
     "paper": "mnist_two_layer synthetic_decay against_gfs traces supports".split(),
 }
 NAMES = tuple(name for names in ROOMS.values() for name in names)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # the same table, for type checkers
     from ispasp_jax.graph.optimizers import take_optimizer as take_optimizer
     from ispasp_jax.pruning import Pruned as Pruned
     from ispasp_jax.pruning import check as check
+    from ispasp_jax.pruning import cut as cut
     from ispasp_jax.pruning import prune as prune
     from ispasp_jax.selection import Criterion as Criterion
     from ispasp_jax.selection import Problem as Problem
@@ -52,6 +53,7 @@ _WHERE = {
     "prune": "pruning:prune",
     "Pruned": "pruning:Pruned",
     "check": "pruning:check",
+    "cut": "pruning:cut",
     "algorithm_1": "selection:algorithm_1",
     "ispasp": "selection:ispasp",
     "criterion": "selection:criterion",

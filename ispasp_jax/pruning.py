@@ -227,6 +227,35 @@ def _module(model: Any, traced: Traced, result: Walked) -> tuple[Any, str | None
         return None, str(why)
 
 
+def cut(model: Any, plan: Plan, *inputs: Any, variables: Any = None) -> Any:
+    """A framework's own module at the widths that a plan leaves, nothing selected and
+    nothing refitted: what pruned weights are read into that the framework has saved.
+
+        model = ispasp_jax.cut(make(), plan, images)
+        model = equinox.tree_deserialise_leaves("pruned.eqx", model)
+
+    Args:
+      model: a Linen, NNX or Equinox module at its dense widths.
+      plan: what stays: of `Pruned.plan`, or of a plan.json.
+      *inputs: a small batch, or shapes.
+      variables: a Linen module's.
+
+    Returns:
+      A Linen module, for `apply` with the cut variables; an NNX or Equinox module that
+      carries its own arrays, cut.
+
+    Raises:
+      InputError: the plan is for another model, or the module's code does not run at
+        other widths than its own.
+    """
+    function, variables = adapters.function(model, variables)
+    traced = inputs_.traced_at(function, variables, inputs)
+    try:
+        return modules.narrower(model, traced, plan, traced.take(plan, variables))
+    except modules.Unfit as why:
+        raise InputError(f"no module at these widths: {why}") from why
+
+
 def check(
     model: Any,
     variables: Any,

@@ -11,7 +11,7 @@ import pytest
 
 import ispasp_jax
 from ispasp_jax import budget
-from ispasp_jax.budget import cost
+from ispasp_jax.budget import cost, timed
 from ispasp_jax.cli import budgets, prune, train
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph import Group
@@ -253,6 +253,80 @@ def test_latency_is_measured_on_the_present_device(trained, tmp_path, monkeypatc
     assert reached["macs"] == report["pruned"]["macs"] <= 0.6 * dense["macs"]
 
 
+def clockwork(macs, bend=1.0, noise=0.0):
+    """Milliseconds of networks by their multiply-adds, and how often it was asked; not
+    what the model of the latency says.
+    """
+    asked = []
+    drawn = np.random.default_rng(0)
+
+    def milliseconds(sizes):
+        asked.append(sizes)
+        share = macs.total(sizes) / macs.full
+        slower = 1 + noise * drawn.uniform(-1, 1)
+        return 10 * (0.2 + 0.8 * share**bend) * slower, 10.0 * slower
+
+    return milliseconds, asked
+
+
+@pytest.mark.parametrize("bend", [0.4, 1.0, 3.0])
+@pytest.mark.parametrize("target", ["latency=45%", "latency=70%", "latency=8ms"])
+def test_a_latency_is_reached_as_it_is_measured(bend, target):
+    found, macs, widths = problem(3, groups=6, d=64)
+    _, model, _ = problem(4, groups=6, d=64)  # the model is another one
+    milliseconds, asked = clockwork(macs, bend, noise=0.005)
+    wanted = budget.target(target)
+    told = []
+    costs = {"latency": model, "macs": macs}
+    result = timed.within(
+        found, costs, widths, budget.Asked((wanted,)), milliseconds, told.append
+    )
+    limit = wanted.limit(result.dense)
+    assert 0.95 * limit <= result.pruned <= limit
+    assert len(asked) == len(told) <= 8
+
+
+def test_a_latency_that_other_targets_reach_is_left_alone():
+    found, macs, widths = problem(3, groups=6, d=64)
+    milliseconds, asked = clockwork(macs)
+    targets = (budget.target("latency=90%"), budget.target("macs=50%"))
+    costs = {"latency": macs, "macs": macs}
+    result = timed.within(found, costs, widths, budget.Asked(targets), milliseconds)
+    assert len(asked) == 1 and 5 < result.pruned <= 6
+
+
+def test_a_latency_between_two_widths_takes_the_faster():
+    found, macs, widths = problem(3, groups=1, d=64)
+    milliseconds, asked = clockwork(macs)
+    wanted = budget.Asked((budget.target("latency=70%"),), round_to=32)
+    result = timed.within(found, {"latency": macs}, widths, wanted, milliseconds)
+    assert result.sizes == {"g0": 32} and result.is_met
+    assert len(asked) == 2  # no network is timed twice
+
+
+def test_a_latency_out_of_reach_says_what_is_not():
+    found, macs, widths = problem(3, groups=6, d=64)
+
+    def stuck(sizes):
+        return 9.0 + sizes["g0"] / 64, 10.0
+
+    asked = budget.Asked((budget.target("latency=50%"),))
+    words = r"fastest takes 9.02 ms of 10.0 .* about latency=91% or more"
+    with pytest.raises(InputError, match=words):
+        timed.within(found, {"latency": macs}, widths, asked, stuck)
+
+
+def test_a_network_that_is_faster_than_asked_says_so():
+    times = {"dense": 10.0, "pruned": 4.0}
+    record = {**a_report()["budget"], "asked": ["latency=50%"]}
+    found, word = budgets.timed_again(record, *times.values())
+    assert found["latency_missed"] == pytest.approx(-0.2)
+    assert "4.00 ms at the end, 20% less than the 5.00 asked" in word
+    assert budgets.timed_again(record, 10.0, 4.8)[1] is None
+    both = {**record, "asked": ["latency=50%", "macs=50%"]}
+    assert budgets.timed_again(both, *times.values())[1] is None
+
+
 def a_report(**more):
     """Of a run with a latency target."""
     groups = [{"name": "a", "width": 8, "kept": 4, "relative_residual": 0.75}]
@@ -296,7 +370,8 @@ def test_a_report_knows_one_latency_and_one_residual():
     assert said.count("0.250") == 3 and "0.750" not in said  # and 0.25 seconds
     assert found["budget"]["limits"]["latency"] == 2.0  # half of what dense takes now
     found, word = timed_again(a_report(pruned={**found["pruned"], "latency_ms": 3.0}))
-    assert "3.00 ms at the end, more than the 2.00 asked" in word
+    assert "3.00 ms at the end, 50% more than the 2.00 asked" in word
+    assert found["budget"]["latency_missed"] == 0.5
     del found["budget"]
     said = summary(found)
     assert "0.750" in said and "residual as cut: " in said and "predicted" not in said

@@ -79,8 +79,7 @@ OURS = [
     r"no --weights: training \S+ on digits first",
     r"training \S+: epoch \d+/\d+, loss [\d.]+",
     r"fine-tuning: epoch \d+/\d+, loss [\d.]+",
-    r"  [\w\s:,-]+, epoch \d+/\d+: \d+/\d+, [\d.]+ s",  # progress on a slow machine
-    r"  [\w\s-]+: \d+/\d+, [\d.]+ s",
+    r"  [\w\s:-]+: \d+/\d+, [\d.]+ s(, [\d.]+ s left)?",  # on a slow machine
     r"\S+ on digits: top-1 [\d.]+ % on the test split after .*",
     r"(dense|pruned|repaired|finetuned): top-1 [\d.]+ %",
     r"the pruned network is slower .*",
@@ -117,6 +116,13 @@ def test_a_run_shows_our_words_alone(tmp_path):
     strange = [s for s in said if not any(re.fullmatch(own, s) for own in OURS)]
     assert not strange
     assert "the disk is on fire" in ended.stderr and len(said) > 30
+
+
+def test_a_quiet_run_prints_its_result_alone(tmp_path):
+    flags = ["--model=mlp", "--calibration-images=64", "--finetune-epochs=0"]
+    ended = run(tmp_path, *flags, "--out=out", "--quiet")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.startswith("mlp on digits, ispasp, seed 0")
 
 
 def test_warnings_are_there_for_who_asks(tmp_path):

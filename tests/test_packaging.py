@@ -18,6 +18,7 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "sklearn": "scikit-learn",
     "orbax": "orbax-checkpoint",
+    "tensorboardX": "tensorboardx",
 }
 
 

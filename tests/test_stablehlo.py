@@ -1,10 +1,12 @@
 """A model's function as a program: it runs, and is differentiated, without its code."""
 
+import importlib
 import json
 import shutil
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import flax.linen as nn
 import graph_models as models
@@ -156,3 +158,32 @@ def test_a_model_of_one_batch_size_says_so():
     x = jax.ShapeDtypeStruct((2, 12), "float32")
     with pytest.raises(InputError, match="cannot be written for a batch of any size"):
         stablehlo.stored(apply, shapes, x)
+
+
+#: A model as its author has it, in a file of this machine.
+PRIVATE = """
+import jax
+
+
+def net(v, x):
+    return jax.nn.relu(x @ v["in"]) @ v["out"]
+"""
+
+
+def test_no_program_says_where_its_code_lies(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "secret_place.py").write_text(PRIVATE)
+    net = importlib.import_module("secret_place").net
+    arrays = {"in": np.ones((3, 6), "float32"), "out": np.ones((6, 2), "float32")}
+    x = np.ones((4, 3), "float32")
+    pruned = ispasp_jax.prune(net, arrays, [x], keep=0.5)
+    pruned.save(tmp_path / "saved")
+    shape = [jax.ShapeDtypeStruct(x.shape, x.dtype)]
+    ispasp_jax.export.stablehlo(net, tmp_path / "a.stablehlo", arrays, shape)
+    written = [tmp_path / "a.stablehlo", *(tmp_path / "saved").iterdir()]
+    assert len(written) > 3
+    package = str(Path(ispasp_jax.__file__).parent).encode()
+    for path in written:
+        content = path.read_bytes()
+        for place in (str(tmp_path).encode(), b"secret_place.py", package):
+            assert place not in content, path

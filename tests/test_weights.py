@@ -372,6 +372,19 @@ def test_half_precision_prefixes_and_counters(tmp_path):
     load(arrays, "resnet20")
 
 
+def test_aliases_are_written_as_they_are_read(tmp_path):
+    network, variables = load(make_state("resnet20"), "resnet20")
+    names = {n.rpartition(".")[0] for n in make_state("resnet20")}
+    theirs = {f"net.{name}": name for name in names}
+    weights.save_safetensors(tmp_path / "a.safetensors", variables, {}, theirs)
+    arrays, _ = weights.read(tmp_path / "a.safetensors")
+    assert {n.rpartition(".")[0] for n in arrays} == theirs.keys()
+    found = weights.to_variables(arrays, network, (32, 32, 3), aliases=theirs)
+    jax.tree.map(np.testing.assert_array_equal, found, variables)
+    with pytest.raises(InputError, match="two arrays would be called bn1.weight"):
+        weights.to_torchvision(variables, {"bn1": "conv1"})
+
+
 def test_own_aliases():
     state = make_state("resnet20")
     state = {name.replace("bn1", "norm_one", 1): a for name, a in state.items()}

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -106,9 +107,14 @@ def network_of(name: str) -> nn.Module:
     """A network as `--model` names it, or one of examples/."""
     if name not in EXAMPLES:
         return models.create(name, 1000)
-    sys.path.append(str(ROOT / "examples"))
     module, kind, arguments = EXAMPLES[name]
-    return getattr(importlib.import_module(module), kind)(*arguments)
+    return getattr(example(module), kind)(*arguments)
+
+
+def example(name: str) -> ModuleType:
+    """A module of examples/."""
+    sys.path.append(str(ROOT / "examples"))
+    return importlib.import_module(name)
 
 
 def ready(case: Case) -> Ready:

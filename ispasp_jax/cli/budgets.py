@@ -3,7 +3,6 @@ widths, and what was reached.
 """
 
 import functools
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import jax
 import numpy as np
 
 from ispasp_jax import budget, devices, report
-from ispasp_jax.budget import KINDS, Asked, cost, latency
+from ispasp_jax.budget import KINDS, cost, latency, timed
 from ispasp_jax.budget.cost import BySize
 from ispasp_jax.cli import curve_files, widths
 from ispasp_jax.cli.config import Limits, PruneConfig, Pruning
@@ -27,9 +26,6 @@ from ispasp_jax.weights.folders import Model
 
 #: What a run calls the curves' picture.
 PLOT = "curves.png"
-
-#: Solutions whose latency is measured before a target is given up.
-_ROUNDS = 6
 
 
 class Widths(NamedTuple):
@@ -118,19 +114,20 @@ def solve(limits: Limits, config: PruneConfig, model: Model, held: CurveFile) ->
     asked = widths.budget_of(limits, pruning)
     channels = widths.scope(pruning, model)
     costs, result = _counted(model), in_scope(pruning, model, held.curves)
-    timed = any(target.kind == "latency" for target in asked.targets)
+    is_timed = any(target.kind == "latency" for target in asked.targets)
     size = config.output.latency_batch_size
-    if timed:
+    if is_timed:
         costs["latency"], held = _latency(model, channels, size, held)
     allowed = budget.candidates(result, channels, asked)
     ranges = budget.feasible(costs, allowed)
     say(_range_table(ranges))
     budget.feasible(costs, allowed, asked.targets)
     measured: dict[str, float] = {}
-    if timed:
-        search = _Search(model, channels, result, costs, size)
-        sizes, measured["latency"], full = search.within(asked)
-        ranges["latency"] = (ranges["latency"][0], full)
+    if is_timed:
+        times = _times(model, size)
+        found = timed.within(result, costs, channels, asked, times, _say_times)
+        sizes, measured["latency"] = found.sizes, found.pruned
+        ranges["latency"] = (ranges["latency"][0], found.dense)
     else:
         sizes = budget.solve(result, costs, channels, asked)
     reached = {kind: c.total(sizes) for kind, c in costs.items()} | measured
@@ -154,8 +151,10 @@ def timed_again(
     record: Mapping[str, Any], dense: float, pruned: float
 ) -> tuple[dict[str, Any], str | None]:
     """A budget's record with the latencies of the finished network in the place of
-    those that chose its widths, so that a report knows one; and a sentence where they
-    miss the target.
+    those that chose its widths, so that a report knows one, and by which share they
+    miss the target ("latency_missed": below 0 it is faster than asked); and a sentence
+    where it is slower, or faster by more than budget.timed takes for met although
+    nothing else was asked.
 
     Args:
       record: of `solve`.
@@ -174,14 +173,24 @@ def timed_again(
         "feasible": {**record["feasible"], "latency": [least, dense]},
         "reached": {**record["reached"], "latency": pruned},
         "latency_when_chosen": chosen,
+        "latency_missed": pruned / limit - 1,
     }
-    if pruned <= limit:
-        return result, None
-    return result, (
-        f"latency: {numeral(pruned)} ms at the end, more than the {numeral(limit)} "
-        f"asked for, and {numeral(chosen)} when the widths were chosen: this device's "
-        "timings vary by as much; ask for less, or leave it alone while it is timed"
-    )
+    apart = f"{abs(pruned / limit - 1):.0%}"
+    if pruned > limit:
+        return result, (
+            f"latency: {numeral(pruned)} ms at the end, {apart} more than the "
+            f"{numeral(limit)} asked for, and {numeral(chosen)} when the widths were "
+            "chosen: this device's timings vary by as much; ask for less, or leave it "
+            "alone while it is timed"
+        )
+    alone = len(record["asked"]) == len(wanted)
+    if alone and record["tolerance"] is None and pruned < (1 - timed.CLOSE) * limit:
+        return result, (
+            f"latency: {numeral(pruned)} ms at the end, {apart} less than the "
+            f"{numeral(limit)} asked for: no widths between were found; smaller "
+            "multiples (--round-to) give more of them"
+        )
+    return result, None
 
 
 def draw(held: Curves, sizes: Mapping[str, int], path: Path) -> bool:
@@ -215,67 +224,25 @@ def _latency(
     return result, held._replace(latency=curve_files.latency_to_json(result, here))
 
 
-class _Search(NamedTuple):
-    """Where sizes are looked for whose measured latency is within a target.
+def _times(model: Model, batch_size: int) -> timed.Milliseconds:
+    """What times the model with any sizes, and the dense one in turns with it."""
 
-    Attributes:
-      model: the dense network.
-      channels: of every group that may be cut.
-      curves: of those groups.
-      costs: by size, of every kind.
-      batch_size: images a pass.
-    """
-
-    model: Model
-    channels: dict[str, int]
-    curves: Curves
-    costs: Mapping[str, BySize]
-    batch_size: int
-
-    def within(self, asked: Asked) -> tuple[dict[str, int], float, float]:
-        """The sizes; the network's milliseconds with them, and the dense one's.
-
-        The blocks' times do not add up to the network's, so the model's limit is
-        tightened until the network itself, timed in turns with the dense one, is fast
-        enough.
-        """
-        wanted = min(
-            (t for t in asked.targets if t.kind == "latency"),
-            key=lambda t: t.limit(self.costs["latency"].full),
-        )
-        others = tuple(t for t in asked.targets if t.kind != "latency")
-        share: float | None = None
-        pruned = dense = limit = math.inf
-        for _ in range(_ROUNDS):
-            targets = others
-            if share is not None:
-                targets = (*others, budget.Target("latency", share, True))
-            sizes = self.channels
-            if targets:
-                asked = asked._replace(targets=targets)
-                sizes = budget.solve(self.curves, self.costs, self.channels, asked)
-            pruned, dense = devices.agree(self._milliseconds(sizes))
-            limit = wanted.limit(dense)
-            say(
-                f"latency: {numeral(pruned)} ms of {numeral(dense)} dense, asked for "
-                f"{numeral(limit)}"
-            )
-            if pruned <= limit:
-                return sizes, float(pruned), float(dense)
-            share = limit / dense if share is None else share * 0.97 * limit / pruned
-        raise InputError(
-            f"--target latency={numeral(limit)}ms: after {_ROUNDS - 1} tries the "
-            f"network still takes {numeral(pruned)} ms of {numeral(dense)} on this "
-            f"device; ask for about {math.ceil(100 * pruned / dense)}% or more."
-        )
-
-    def _milliseconds(self, sizes: Mapping[str, int]) -> list[float]:
-        """Of the network with these sizes, and of the dense one, timed in turns."""
-        traced, pairs = self.model.traced, []
+    def milliseconds(sizes: Mapping[str, int]) -> list[float]:
+        traced, pairs = model.traced, []
         plan = first(traced, sizes)
         for kept in (plan, {}):
             shapes = traced.take(kept, traced.variables)
             function = traced.function
             function = narrow(function, traced, kept) if kept else function
             pairs.append((function, jax.tree.map(latency.filled, shapes)))
-        return latency.latencies(pairs, self.model.input_shape, self.batch_size)
+        found = latency.latencies(pairs, model.input_shape, batch_size)
+        return [*devices.agree(found)]
+
+    return milliseconds
+
+
+def _say_times(one: timed.Timed) -> None:
+    say(
+        f"latency: {numeral(one.pruned)} ms of {numeral(one.dense)} dense, asked for "
+        f"{numeral(one.limit)}"
+    )

@@ -98,6 +98,9 @@ class Run:
       devices: of each host; None: all, but one CPU.
       compilation_cache: folder of compiled programs; None keeps none.
       distributed: whether other hosts run the same.
+      quiet: whether nothing is said but results and errors.
+      json: whether programs listen in the place of people.
+      logdir: folder for TensorBoard; None: none.
     """
 
     out: Path | None
@@ -107,6 +110,9 @@ class Run:
     devices: int | Literal["all"] | None
     compilation_cache: Path | None
     distributed: bool
+    quiet: bool
+    json: bool
+    logdir: Path | None
 
 
 @dataclass(frozen=True)
@@ -271,7 +277,7 @@ Config = TrainConfig | PruneConfig
 #: What may be another when a stopped run goes on: the result is the same.
 _ASIDE = (
     *("resume", "out", "dry_run", "devices", "distributed", "compilation_cache"),
-    *("calibration_memory", "command", "push"),
+    *("calibration_memory", "command", "push", "quiet", "json", "logdir"),
 )
 
 

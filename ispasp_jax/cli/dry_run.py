@@ -4,19 +4,18 @@ shapes alone.
 
 from typing import Any
 
-from ispasp_jax import data
+from ispasp_jax import data, report
 from ispasp_jax.budget import cost
 from ispasp_jax.cli import budgets, opening, plan_files, tasks, widths
 from ispasp_jax.cli.config import Data, Limits, PlanFile, PruneConfig
 from ispasp_jax.data import Preprocessing
 from ispasp_jax.errors import InputError
-from ispasp_jax.report import budget_table, cost_table, plan_table
 from ispasp_jax.selection.criterion import Criterion
 from ispasp_jax.weights.folders import Model
 
 
 def dry_run(config: PruneConfig) -> None:
-    """Prints the plan."""
+    """Finds the plan, and tells it."""
     result = tasks.choice(config.pruning, config.network.model)
     num_classes, prep = _describe(config.data)
     prep = opening.preprocessing(config.data, prep)
@@ -31,14 +30,18 @@ def dry_run(config: PruneConfig) -> None:
             sizes, record = solved.sizes, solved.record
         case ratios:
             sizes = widths.by_ratio(ratios, config.pruning, model)
-    size = " × ".join(map(str, model.input_shape))
-    named = f"{config.network.model} on {config.data.data}"
-    print(f"{named}: input {size}, {num_classes} classes\n")
     wide = model.widths
-    rows = [{"name": n, "width": wide[n], "kept": size} for n, size in sizes.items()]
-    tables = [] if record is None else [budget_table(record)]
-    costs = cost_table(_costs(model, {}), _costs(model, sizes))
-    print(plan_table(rows, record), *tables, costs, sep="\n\n")
+    report.tell(
+        "plan",
+        model=config.network.model,
+        data=config.data.data,
+        input=list(model.input_shape),
+        num_classes=num_classes,
+        groups=[{"name": n, "width": wide[n], "kept": k} for n, k in sizes.items()],
+        budget=record,
+        dense=_costs(model, {}),
+        pruned=_costs(model, sizes),
+    )
 
 
 def _describe(options: Data) -> tuple[int, Preprocessing]:

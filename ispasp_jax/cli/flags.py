@@ -184,6 +184,31 @@ def add_shared(parser: Parser) -> None:
         "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or as Slurm, "
         "Open MPI or a TPU pod say",
     )
+    _add_words(parser)
+
+
+def _add_words(parser: Parser) -> None:
+    """How a run tells what it does."""
+    group = parser.add_argument_group("words")
+    either = group.add_mutually_exclusive_group()
+    either.add_argument(
+        "--quiet",
+        action="store_true",
+        help="say nothing but the result and errors",
+    )
+    either.add_argument(
+        "--json",
+        action="store_true",
+        help="tell what happens as JSON on stdout, an object a line, the report among "
+        "them; nothing but errors on stderr",
+    )
+    group.add_argument(
+        "--logdir",
+        type=Path,
+        metavar="DIR",
+        help="folder for TensorBoard: losses, scores and costs (needs the extra "
+        "[tensorboard]); default: none is written",
+    )
 
 
 def network(args: Namespace) -> Network:
@@ -234,6 +259,9 @@ def run(args: Namespace) -> Run:
         devices=args.devices,
         compilation_cache=args.compilation_cache,
         distributed=args.distributed,
+        quiet=args.quiet,
+        json=args.json,
+        logdir=args.logdir,
     )
 
 

@@ -12,8 +12,7 @@ from ispasp_jax.cli.states import Keeper
 from ispasp_jax.cli.workspace import Workspace
 from ispasp_jax.data import Source
 from ispasp_jax.errors import InputError
-from ispasp_jax.numerals import numeral
-from ispasp_jax.report import say, track
+from ispasp_jax.report import stage, tell, track
 from ispasp_jax.weights.folders import Model
 
 #: Training that a kill may cost, beyond the epoch that it interrupts.
@@ -48,31 +47,35 @@ def train(
             seed=config.run.seed,
             epoch=epoch,
         )
-        result = (b._replace(image=activations(config.run, b.image)) for b in images)
-        return track(result, f"{label}, epoch {epoch + 1}/{recipe.epochs}", steps)
+        for batch in images:
+            yield batch._replace(image=activations(config.run, batch.image))
+            step()
 
     saved = time.perf_counter()
 
     def after_epoch(epoch, state, loss):
         nonlocal saved
-        say(f"{label}: epoch {epoch + 1}/{recipe.epochs}, loss {numeral(loss)}")
+        epochs = {"epoch": epoch + 1, "epochs": recipe.epochs}
+        tell("epoch", stage=label, **epochs, loss=loss)
         due = time.perf_counter() - saved > SECONDS_BETWEEN_STATES
         if keeper and devices.agree(due):
             keeper.save(epoch, state)
             saved = time.perf_counter()
 
+    done = 0 if state is None else int(state.step)
     try:
-        variables = training.fit(
-            model.network,
-            model.variables,
-            epoch_batches,
-            steps,
-            recipe,
-            teacher=teacher,
-            resume=state,
-            after_epoch=after_epoch,
-            mesh=devices.mesh(config.run.devices),
-        )
+        with stage(label, recipe.epochs * steps, done) as step:
+            variables = training.fit(
+                model.network,
+                model.variables,
+                epoch_batches,
+                steps,
+                recipe,
+                teacher=teacher,
+                resume=state,
+                after_epoch=after_epoch,
+                mesh=devices.mesh(config.run.devices),
+            )
     except FloatingPointError as error:
         raise InputError(str(error)) from error
     return model.replace(model.network, jax.device_put(jax.device_get(variables)))

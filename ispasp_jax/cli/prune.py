@@ -21,12 +21,11 @@ def command(argv: Sequence[str] | None) -> None:
     process.find_own(config.network.model)
     peers.guard(config.run)
     process.load("ispasp_jax.cli.cuts", "ispasp_jax.cli.dry_run")
-    if config.dry_run:
-        from ispasp_jax.cli.dry_run import dry_run
+    from ispasp_jax.cli import words
+    from ispasp_jax.cli.dry_run import dry_run
 
-        dry_run(config)
-    else:
-        prune(config)
+    with words.audience(config.run):
+        dry_run(config) if config.dry_run else prune(config)
 
 
 def prune(config: PruneConfig) -> None:
@@ -35,7 +34,7 @@ def prune(config: PruneConfig) -> None:
 
     from ispasp_jax import devices, export
     from ispasp_jax.cli import cuts, locks, reports, sizes, stages, tasks, tuning
-    from ispasp_jax.report import say, summary
+    from ispasp_jax.report import say, tell
 
     task = tasks.open_task(config)
     with locks.locked(task.out):
@@ -55,8 +54,7 @@ def prune(config: PruneConfig) -> None:
             total = time.perf_counter() - began
             report = reports.assemble(task, dense, pruned, tuned, final, total)
             made = stages.deliver(task, report, work)
-    if devices.is_first():
-        print(summary(report))
-    say(f"\nsaved in {task.out}: {', '.join(made)}")
+    tell("report", out=str(task.out), **report)
+    say(f"saved in {task.out}: {', '.join(made)}")
     if config.output.push and devices.is_first():
         say(f"published: {export.push(task.out, config.output.push)}")

@@ -31,7 +31,7 @@ from ispasp_jax.cli.records import (
 )
 from ispasp_jax.cli.reports import CURVES, OUTPUTS, PAGE, REPORT, TORCH
 from ispasp_jax.cli.workspace import Workspace, replacing, written
-from ispasp_jax.report import page, say
+from ispasp_jax.report import page, say, tell
 from ispasp_jax.weights import folders
 from ispasp_jax.weights.folders import Model
 
@@ -75,8 +75,9 @@ def score_dense(task: Task, dense: Dense) -> Baseline:
 def score(task: Task, name: str, model: Model, seconds: float) -> Stage:
     """What a network scores on the test split, after a stage of so many seconds."""
     result = learning.evaluate(task.config, task.source, model)
-    say(f"{name}: top-1 {100 * result.top1:.2f} %")
-    return Stage(name, result.top1, result.loss, seconds)
+    stage = Stage(name, result.top1, result.loss, seconds)
+    tell("score", **stage._asdict())
+    return stage
 
 
 def measure(

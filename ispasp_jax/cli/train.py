@@ -70,7 +70,10 @@ def command(argv: Sequence[str] | None) -> None:
     process.find_own(config.network.model)
     peers.guard(config.run)
     process.load("ispasp_jax.cli.dense")
-    train(config)
+    from ispasp_jax.cli import words
+
+    with words.audience(config.run):
+        train(config)
 
 
 def train(config: TrainConfig) -> None:

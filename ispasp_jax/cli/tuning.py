@@ -39,7 +39,7 @@ def between_blocks(task: Task, model: Model) -> Tune:
             task.source,
             model.cut(plan, variables),
             recipe,
-            "fine-tuning the block",
+            f"fine-tuning, groups cut: {len(plan)}",
             teacher=teacher,
         )
         return tuned.variables

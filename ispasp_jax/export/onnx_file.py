@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr
-from jax.interpreters import partial_eval
 
 from ispasp_jax import files
 from ispasp_jax.errors import InputError
@@ -29,9 +27,9 @@ from ispasp_jax.export.emission import (
     emit,
     sizes,
 )
-from ispasp_jax.graph.program import Program, Value, program
+from ispasp_jax.export.equations import equations, sized
+from ispasp_jax.graph.program import Program, Value
 from ispasp_jax.graph.trees import key_path
-from ispasp_jax.walk.flat import unrolled
 
 #: Of the operators: ReduceSum and Pad take their axes and pads as inputs.
 OPSET = 18
@@ -139,7 +137,7 @@ def _libraries():
 def _emitted(function, variables, inputs):
     """The equations written; names of the inputs, and of the outputs with what they
     hold."""
-    two, three = (_program(function, variables, inputs, n) for n in (2, 3))
+    two, three = (equations(function, variables, sized(inputs, n)) for n in (2, 3))
     count = len(jax.tree.leaves(variables))
     paths = [
         key_path(where) for where, _ in jax.tree_util.tree_leaves_with_path(variables)
@@ -169,22 +167,6 @@ def _emitted(function, variables, inputs):
 
 def input_names(count: int) -> list[str]:
     return ["input"] if count == 1 else [f"input_{place}" for place in range(count)]
-
-
-def _program(function, variables, inputs, batch: int) -> Program:
-    given = [jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype) for x in inputs]
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables)
-    closed = jax.make_jaxpr(function)(shapes, *given)
-    used = [True] * len(closed.jaxpr.outvars)
-    jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, used, instantiate=True)
-    whole = program(ClosedJaxpr(jaxpr, closed.consts))
-    live = set(whole.inputs[len(jax.tree.leaves(variables)) :])
-    for eqn in whole.equations:
-        if live & {*eqn.inputs}:
-            live |= {*eqn.outputs}
-    for value in live:
-        value.live = True
-    return unrolled(whole)
 
 
 def _walk(out: Emission, two: Program, three: Program) -> None:

@@ -29,14 +29,16 @@ def runnable(
     """A model as something to run.
 
     Args:
-      model: what `load` or `prune` gave, which knows its variables and inputs; or a
-        model as `trace` takes it.
+      model: what `load`, `prune` or `fold` gave, which knows its variables and inputs;
+        or a model as `trace` takes it.
       variables: of a model that does not carry its own.
       inputs: examples or shapes.
 
     Raises:
       InputError: inputs or variables are missing, or the model is none.
     """
+    if isinstance(model, Runnable) and variables is None and inputs is None:
+        return model
     traced = getattr(model, "traced", None)
     if traced is not None and variables is None:
         function = getattr(model, "apply", None) or traced.function

@@ -2,12 +2,13 @@
 Plots (report.plots) need the [plots] extra.
 """
 
-from ispasp_jax.report.progress import say, track
+from ispasp_jax.report.progress import audience, say, stage, tell, track
 from ispasp_jax.report.tables import (
     budget_table,
     cost_table,
     device,
     groups,
+    plan_summary,
     plan_table,
     stage_table,
     summary,
@@ -16,15 +17,19 @@ from ispasp_jax.report.tables import (
 )
 
 __all__ = [
+    "audience",
     "budget_table",
     "cost_table",
     "device",
     "groups",
+    "plan_summary",
     "plan_table",
     "say",
+    "stage",
     "stage_table",
     "summary",
     "table",
+    "tell",
     "track",
     "versions",
 ]

@@ -149,6 +149,25 @@ def budget_table(record: Mapping[str, Any]) -> str:
     return table(rows)
 
 
+def plan_summary(plan: Mapping[str, Any]) -> str:
+    """What a dry run found, for people.
+
+    Args:
+      plan: as report.events has it.
+    """
+    size = " × ".join(map(str, plan["input"]))
+    head = f"{plan['model']} on {plan['data']}: input {size}, "
+    tables = [] if plan["budget"] is None else [budget_table(plan["budget"])]
+    return "\n\n".join(
+        [
+            f"{head}{plan['num_classes']} classes",
+            plan_table(plan["groups"], plan["budget"]),
+            *tables,
+            cost_table(plan["dense"], plan["pruned"]),
+        ]
+    )
+
+
 def summary(report: Mapping[str, Any]) -> str:
     """A whole report.json, for people."""
     spent = {k: v for k, v in report["seconds"].items() if not isinstance(v, Mapping)}

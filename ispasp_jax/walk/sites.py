@@ -109,7 +109,7 @@ class Site(NamedTuple):
 def sites(flat: Flat) -> list[Site]:
     """Every contraction of activations with weights, in order."""
     return [
-        _site(flat, place)
+        site(flat, place)
         for place, eqn in enumerate(flat.equations)
         if isinstance(eqn.memo, Contraction)
         and eqn.memo.left
@@ -122,7 +122,8 @@ def suited(flat: Flat) -> list[Site]:
     return [site for site in sites(flat) if is_suited(site)]
 
 
-def _site(flat: Flat, place: int) -> Site:
+def site(flat: Flat, place: int) -> Site:
+    """The contraction at a place, whatever its form."""
     eqn = flat.equations[place]
     side = 0 if eqn.inputs[0].live else 1
     value, chain, join, skip = eqn.outputs[0], [], None, None

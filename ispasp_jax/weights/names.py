@@ -153,22 +153,44 @@ def _under(part: str, arrays: Arrays) -> dict[str, np.ndarray]:
     return {n.removeprefix(f"{part}/"): arrays[n] for n in result}
 
 
-def to_torchvision(variables: Any) -> dict[str, np.ndarray]:
-    """The arrays of Linen variables by torchvision's names, in torch's layout and
-    contiguous.
+def to_torchvision(
+    variables: Any, aliases: Mapping[str, str] | None = None
+) -> dict[str, np.ndarray]:
+    """The arrays of Linen variables in torch's layout, contiguous.
+
+    Args:
+      variables: of any Linen network, whatever was pruned in it.
+      aliases: other names for its layers, as `to_variables` takes them: theirs -> ours,
+        both joined with dots; of two for one layer the first. None: the names are ours,
+        of a shipped network torchvision's.
+
+    Returns:
+      Arrays by theirs, or by ours where there is none.
+
+    Raises:
+      InputError: two arrays would have one name.
     """
+    theirs = {ours: name for name, ours in reversed([*(aliases or {}).items()])}
     state = {}
     for path, leaf in leaves(jax.device_get(variables)):
         array = as_float32(np.asarray(leaf))
+        module, _, last = _name(path).rpartition(".")
+        name = f"{theirs.get(module, module)}.{last}"
+        if name in state:
+            raise InputError(
+                f"two arrays would be called {name}; give every layer an alias of its "
+                "own."
+            )
         # safetensors writes wrong data, without a word, for arrays that are not.
-        state[_name(path)] = np.ascontiguousarray(
-            array.transpose(_to_torch(array.shape))
-        )
+        state[name] = np.ascontiguousarray(array.transpose(_to_torch(array.shape)))
     return state
 
 
 def save_safetensors(
-    path: str | os.PathLike, variables: Any, about: Mapping[str, Any]
+    path: str | os.PathLike,
+    variables: Any,
+    about: Mapping[str, Any],
+    aliases: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a network for PyTorch; `read`, `to_variables` bring it back bit by bit.
 
@@ -177,14 +199,16 @@ def save_safetensors(
       variables: the network's.
       about: what goes into the header, as JSON under "ispasp_jax": the model's name,
         num_classes, widths, options and preprocessing.
+      aliases: names for PyTorch, as `to_torchvision` takes them.
 
     Raises:
-      InputError: the path is a folder or a symbolic link.
+      InputError: the path is a folder or a symbolic link, or two arrays would have one
+        name.
       OSError: nothing can be written there.
     """
     # transformers and others look for the framework under "format".
     metadata = {"format": "pt", HEADER: json.dumps(dict(about))}
-    write_whole(path, to_torchvision(variables), metadata)
+    write_whole(path, to_torchvision(variables, aliases), metadata)
 
 
 def _name(path: str) -> str:

@@ -7,6 +7,7 @@ A file from elsewhere is a program; it may do arithmetic alone. Calls out of it 
 custom call that jax does not vouch for) are refused when it is read.
 """
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 import jax
 from jax import export
+from jax._src import config
 from jaxtyping import Array, ArrayLike
 
 from ispasp_jax.errors import InputError
@@ -73,7 +75,8 @@ class Stored:
 
     def write(self, path: Path) -> None:
         """Writes it to a file, with its derivative."""
-        path.write_bytes(self.exported.serialize(vjp_order=1))
+        with _nameless():
+            path.write_bytes(self.exported.serialize(vjp_order=1))
 
     @property
     def variables(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -115,7 +118,8 @@ def stored(
     sized = [jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype) for x in inputs]
     try:
         whole = export.export(jax.jit(by_path), platforms=platforms)
-        return Stored(whole(arrays, *sized))
+        with _nameless():
+            return Stored(whole(arrays, *sized))
     except Exception as error:  # of many kinds: the model's own code
         why = str(error).strip().partition("\n")[0].removesuffix(".")
         raise InputError(
@@ -123,6 +127,13 @@ def stored(
             f"({why:.200}); its "
             "arrays can be, and its own code runs them."
         ) from error
+
+
+def _nameless() -> contextlib.AbstractContextManager:
+    """Inside it, programs do not say in which files of this machine their equations
+    were written: that is nobody's business where the program goes.
+    """
+    return config.hlo_source_file_canonicalization_regex(".*")
 
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:

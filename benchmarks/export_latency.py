@@ -1,0 +1,3 @@
+import script  # of timings/export_latency.py
+
+script.start()
