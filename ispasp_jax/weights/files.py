@@ -20,6 +20,8 @@ from ispasp_jax.weights.tensors import as_weights, some
 
 #: What torch's wrappers put before every name.
 PREFIXES = ("module.", "_orig_mod.")
+#: How names end of what counts and is no weight.
+COUNTS = ("num_batches_tracked", "position_ids")
 #: The key in a file's header under which `weights.save_safetensors` puts the widths.
 HEADER = "ispasp_jax"
 
@@ -88,7 +90,7 @@ def weights_of(arrays: Mapping[str, Any], source: str) -> dict[str, np.ndarray]:
     result, twice = {}, []
     for name, array in arrays.items():
         bare = _without_prefix(name)
-        if bare.endswith("num_batches_tracked"):
+        if bare.endswith(COUNTS):
             continue
         twice += [bare] if bare in result else []
         result[bare] = array
