@@ -23,6 +23,7 @@ from ispasp_jax.walk import (
     forms,
     layouts,
     least_squares,
+    places,
     sites,
 )
 from ispasp_jax.walk.moments import Measurement, Moments, rows
@@ -101,7 +102,7 @@ def gather(
     """
     try:
         index = sites.index(site, group.atom)
-        hidden = stream.live[site.hidden]
+        hidden = places.hidden(stream, site)
         total = None
         if "hidden" in task.needs:
             total = _summed(site, hidden, stream.weight)

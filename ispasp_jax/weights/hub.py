@@ -30,6 +30,8 @@ def fetch(source: str) -> tuple[Path, dict[str, Any]]:
       InputError: no huggingface_hub, no network, or no such file on the Hub.
     """
     path, config = _files(source)
+    words = _asked(source, descriptions.TOKENIZER, needed=False)
+    said = {"tokenizer": words.read_text("utf-8")} if words else {}
     try:
         about = json_text.read(config) if config else {}
     except (OSError, InputError) as error:
@@ -37,7 +39,7 @@ def fetch(source: str) -> tuple[Path, dict[str, Any]]:
             f"weights {source}: its config.json is {error}; delete {config} so that it "
             "is fetched again."
         ) from error
-    return path, preprocessing(about, f"weights {source}")
+    return path, said | preprocessing(about, f"weights {source}")
 
 
 def folder(source: str) -> Path | None:
@@ -53,7 +55,8 @@ def folder(source: str) -> Path | None:
     path, config = _files(source)
     if config is None or not descriptions.is_ours(config):
         return None
-    _asked(source, descriptions.PROGRAM)  # beside, where it was saved with one
+    for name in (descriptions.PROGRAM, descriptions.TOKENIZER):
+        _asked(source, name)  # beside, where it was saved with one
     return path.parent
 
 
