@@ -75,7 +75,7 @@ def test_a_budget_is_met_by_what_texts_say():
 def opened(function, variables, x):
     traced = trace(function, variables, x)
     program = flat.flatten(traced)
-    arrays = flat.arrays(program, variables)
+    arrays = flat.arrays(program, jax.tree.map(jnp.asarray, variables))
     entry = streams.start(program, arrays, [x])
     return program, places.start(entry, [np.asarray(x[..., 0] != 0)], None)
 
@@ -115,7 +115,7 @@ def test_padding_is_found_in_every_layout(function):
     [
         ([np.ones((24, 6), bool)], "real has batches of shapes"),
         ([np.ones((10, 5), bool)] * 2, "real has batches of shapes"),
-        ([np.zeros((10, 6), bool)] * 3, "all padding"),
+        ([np.zeros((n, 6), bool) for n in (10, 10, 4)], "all padding"),
     ],
 )
 def test_what_is_no_mask_is_refused(real, said):

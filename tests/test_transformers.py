@@ -37,7 +37,7 @@ def bert() -> BERT:
 
 def file_of(network, shape, theirs=str) -> dict[str, np.ndarray]:
     """A file of the network with the golden numbers, by the names of others."""
-    variables = jax.tree.map(np.zeros_like, models.shapes(network, shape))
+    variables = jax.tree.map(lambda a: np.zeros(a.shape), models.shapes(network, shape))
     arrays = weights.to_torchvision(variables)
     named = {theirs(name): array.shape for name, array in arrays.items()}
     return {name: golden.draw(name, shape) for name, shape in named.items()}
