@@ -151,9 +151,9 @@ def test_cut_is_masked(make, shape):
 def test_padding_changes_nothing(longer):
     network = bert()
     variables = weights.to_variables(file_of(network, TEXT), network, TEXT)
-    tokens = np.array(golden.TOKENS)
+    tokens = jnp.array(golden.TOKENS)
     expected = network.apply(variables, tokens)
-    result = network.apply(variables, np.pad(tokens, [(0, 0), (0, longer)]))
+    result = network.apply(variables, jnp.pad(tokens, [(0, 0), (0, longer)]))
     np.testing.assert_allclose(result, expected, atol=1e-5)
     alone = network.apply(variables, tokens[3:, :2])
     np.testing.assert_allclose(alone, expected[3:], atol=1e-5)
