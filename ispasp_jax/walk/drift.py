@@ -12,7 +12,7 @@ from ispasp_jax.graph.program import Value
 from ispasp_jax.walk import places
 from ispasp_jax.walk.flat import Flat
 from ispasp_jax.walk.results import Key
-from ispasp_jax.walk.streams import Activations, Stream, Watch
+from ispasp_jax.walk.streams import Activations, Lazy, Stream, Watch
 
 
 class _Due(NamedTuple):
@@ -37,7 +37,8 @@ class Drifts:
           dense: what it is in the dense network.
           keys: the groups.
         """
-        self._due.setdefault(target, _Due(dense, [])).groups.extend(keys)
+        held = dense if isinstance(dense, Lazy) else [*dense]  # a stream spends its own
+        self._due.setdefault(target, _Due(held, [])).groups.extend(keys)
 
     @property
     def end(self) -> int:
