@@ -98,10 +98,10 @@ def _rows(cases: Iterable[str]) -> dict[str, Row]:
 def measure(row: Row) -> dict:
     """Trains the network, if no other row has, and prunes it."""
     case = CASES[row.case]
-    return commands.prune([*case.flags, *_weights(row.case), *row.flags])
+    return commands.prune([*case.flags, *weights(row.case), *row.flags])
 
 
-def _weights(name: str) -> list[str]:
+def weights(name: str) -> list[str]:
     """The flag of the dense network, which is trained where it is not there."""
     from ispasp_jax.cli import train
 
