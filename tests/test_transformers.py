@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from ispasp_jax import check, models, trace, weights
+from ispasp_jax.data import Preprocessing, Text
+from ispasp_jax.errors import InputError
 from ispasp_jax.graph.by_hand import leaves
 from ispasp_jax.graph.widths import first
 from ispasp_jax.models.bert import BERT
@@ -181,3 +183,54 @@ def test_registry_has_berts_sizes(name, count):
     made = models.shapes(network, (16,))
     head = 2 * network.width + 2
     assert sum(a.size for a in jax.tree.leaves(made)) == count + head
+
+
+def saved(tmp_path, network, shape, plan_of):
+    """A cut network as a folder for transformers: its config and its arrays."""
+    prep = Preprocessing(golden.SIDE, None, (0.5,) * 3, (0.5,) * 3)
+    prep = prep if len(shape) == 3 else Text(shape[0], "{}")
+    variables = weights.to_variables(file_of(network, shape), network, shape)
+    model = weights.Model("x", network, variables, prep)
+    plan = first(model.traced, plan_of(model.traced))
+    model = model.cut(plan, model.traced.take(plan, variables))
+    weights.save_transformers(tmp_path / "out", model)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    arrays, _ = weights.read(tmp_path / "out" / "model.safetensors")
+    return model, config, arrays
+
+
+def sized(globs):
+    """Sizes of the groups that match."""
+    return lambda traced: {
+        group: size
+        for glob, size in globs.items()
+        for group in fnmatch.filter(traced, glob)
+    }
+
+
+@pytest.mark.parametrize("make, shape", [(vit, IMAGE), (bert, TEXT)])
+def test_transformers_read_neurons_and_heads(make, shape, tmp_path):
+    network = make()
+    cut = {"*mlp": 5, "*intermediate*": 5, "*.0*.value.1": 1}
+    model, config, arrays = saved(tmp_path, network, shape, sized(cut))
+    assert config["intermediate_size"] == 5
+    assert config["pruned_heads"] == {"0": [1, 2]}
+    assert config["hidden_size"] == golden.WIDTH
+    name = "encoder.layer.0.intermediate.dense.weight"
+    prefix = config["model_type"]
+    assert arrays[f"{prefix}.{name}"].shape == (5, golden.WIDTH)
+    assert not any(".attn." in name or "qkv" in name for name in arrays)
+    back = weights.to_variables(arrays, network, shape, expected=model.variables)
+    jax.tree.map(np.testing.assert_array_equal, back, model.variables)
+
+
+@pytest.mark.parametrize(
+    "cut, said",
+    [
+        ({"*.0.mlp": 5}, "one number for all"),
+        ({"*.value.2": 2}, "heads are narrower"),
+    ],
+)
+def test_widths_that_transformers_cannot_have_are_refused(cut, said, tmp_path):
+    with pytest.raises(InputError, match=said):
+        saved(tmp_path, vit(), IMAGE, sized(cut))
