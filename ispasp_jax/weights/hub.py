@@ -30,8 +30,6 @@ def fetch(source: str) -> tuple[Path, dict[str, Any]]:
       InputError: no huggingface_hub, no network, or no such file on the Hub.
     """
     path, config = _files(source)
-    words = _asked(source, descriptions.TOKENIZER, needed=False)
-    said = {"tokenizer": words.read_text("utf-8")} if words else {}
     try:
         about = json_text.read(config) if config else {}
     except (OSError, InputError) as error:
@@ -39,7 +37,12 @@ def fetch(source: str) -> tuple[Path, dict[str, Any]]:
             f"weights {source}: its config.json is {error}; delete {config} so that it "
             "is fetched again."
         ) from error
-    return path, said | preprocessing(about, f"weights {source}")
+    words, said = None, preprocessing(about, f"weights {source}")
+    if "vocab_size" in about:
+        words = _asked(source, descriptions.TOKENIZER, needed=False)
+    if words is not None:
+        said["tokenizer"] = words.read_text("utf-8")
+    return path, said
 
 
 def folder(source: str) -> Path | None:
@@ -55,8 +58,9 @@ def folder(source: str) -> Path | None:
     path, config = _files(source)
     if config is None or not descriptions.is_ours(config):
         return None
-    for name in (descriptions.PROGRAM, descriptions.TOKENIZER):
-        _asked(source, name)  # beside, where it was saved with one
+    _asked(source, descriptions.PROGRAM)  # beside, where it was saved with one
+    if "tokenizer" in (json_text.read(config).get("preprocessing") or ()):
+        _asked(source, descriptions.TOKENIZER)
     return path.parent
 
 
