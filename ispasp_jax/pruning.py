@@ -15,7 +15,7 @@ from ispasp_jax.graph import Group, Plan, Traced, adapters, modules, narrow
 from ispasp_jax.graph.trees import leaves
 from ispasp_jax.selection import criteria
 from ispasp_jax.selection.criterion import Criterion, Factory
-from ispasp_jax.walk import gates, probe, unselectable
+from ispasp_jax.walk import gates, places, probe, unselectable
 from ispasp_jax.walk import inputs as inputs_
 from ispasp_jax.walk import repair as repairs
 from ispasp_jax.walk.clocks import Clocks
@@ -95,6 +95,7 @@ def prune(
     ignore: str | Iterable[str] = (),
     plan: Plan | None = None,
     labels: gates.Labels | None = None,
+    real: places.Real | None = None,
     key: Array | None = None,
     tune: Tune | None = None,
     carry_dense: bool = False,
@@ -124,6 +125,9 @@ def prune(
       ignore: globs over names of groups that stay whole.
       plan: which channels to keep, where that is known: nothing is selected then.
       labels: the images' classes, batch by batch, for a criterion that needs them.
+      real: of images, or texts, (n, t, ...) which of the t places are real, a batch of
+        truth values (n, t) each; the others are padding and weigh nothing. The model
+        has to see to it that no real place looks at one.
       key: for criteria that draw at random; jax.random.key(0) if None.
       tune: trains the model after each group.
       carry_dense: walk the dense model beside, to report how far outputs drift; the
@@ -152,6 +156,7 @@ def prune(
             "prune(model, variables, [batch, ...])."
         )
     batches = [*inputs_.checked_images(images)]
+    real = None if real is None else [*real]
     if not batches:
         raise InputError("no calibration images: expected at least one batch.")
     traced = inputs_.traced_at(function, variables, batches[0])
@@ -167,7 +172,7 @@ def prune(
             repaired = repairs.of(repair).fits
             curves = measure_curves(
                 traced, variables, batches, groups, repaired=repaired, mesh=mesh,
-                memory=memory,
+                memory=memory, real=real,
             )  # fmt: skip
         sizes = _solved(traced, groups, keep, curves)
     result = walk(
@@ -177,6 +182,7 @@ def prune(
         sizes,
         criteria.of(criterion),
         labels=labels,
+        real=real,
         plan=plan,
         options=Options(
             key=key,

@@ -44,11 +44,12 @@ def latencies(
 
     Args:
       models: functions of (variables, images), and their variables.
-      input_shape: (height, width, channels) of an image.
+      input_shape: (height, width, channels) of an image, or (tokens,) of a text.
       batch_size: images a pass.
       repeats: how many passes are timed, after one that compiles.
     """
-    images = jax.device_put(np.zeros((batch_size, *input_shape), np.float32))
+    kind = np.int32 if len(input_shape) == 1 else np.float32
+    images = jax.device_put(np.zeros((batch_size, *input_shape), kind))
     passes = [
         functools.partial(jax.jit(function), jax.device_put(variables), images)
         for function, variables in models

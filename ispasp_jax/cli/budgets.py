@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from ispasp_jax import budget, devices, report
 from ispasp_jax.budget import KINDS, cost, latency, timed
@@ -16,6 +15,7 @@ from ispasp_jax.budget.cost import BySize
 from ispasp_jax.cli import curve_files, widths
 from ispasp_jax.cli.config import Limits, PruneConfig, Pruning
 from ispasp_jax.cli.curve_files import CurveFile
+from ispasp_jax.cli.records import Images
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph import narrow
 from ispasp_jax.graph.widths import first
@@ -83,8 +83,7 @@ def dry_run(limits: Limits, config: PruneConfig, model: Model, out: Path) -> Wid
 def measure(
     config: PruneConfig,
     model: Model,
-    batches: list[np.ndarray],
-    mesh: jax.sharding.Mesh,
+    images: Images,
 ) -> CurveFile:
     """Measures the curves."""
     pruning = config.pruning
@@ -92,16 +91,17 @@ def measure(
         result = measure_curves(
             model.traced,
             model.variables,
-            batches,
+            images.batches,
             [model.traced[name] for name in widths.scope(pruning, model)],
             repaired=pruning.fits,
-            mesh=mesh,
+            mesh=images.mesh,
             memory=pruning.calibration_memory,
+            real=images.real,
             progress=functools.partial(report.track, label="curves"),
         )
     except FloatingPointError as error:
         raise InputError(str(error)) from error
-    return CurveFile(curve_files.identity(config, model, batches), result)
+    return CurveFile(curve_files.identity(config, model, images.batches), result)
 
 
 def solve(limits: Limits, config: PruneConfig, model: Model, held: CurveFile) -> Widths:

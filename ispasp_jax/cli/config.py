@@ -47,7 +47,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Data:
-    """Which images, and how they become inputs.
+    """Which images or texts, and how they become inputs.
 
     Attributes:
       data: the source.
@@ -57,6 +57,7 @@ class Data:
       resize: shorter side before the crop in pixels.
       mean: of each channel.
       std: of each channel.
+      max_tokens: of a text.
       batch_size: images a batch; None: by the size of the training split.
     """
 
@@ -66,6 +67,7 @@ class Data:
     resize: int | Literal["none"] | None
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
+    max_tokens: int | None
     batch_size: int | None
 
 

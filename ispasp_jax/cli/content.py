@@ -61,6 +61,8 @@ def _used(split: Split, used: np.ndarray) -> str:
     if (images := getattr(split, "images", None)) is not None:
         whole = len(used) == len(split)
         return _of([*start, *_parts(images if whole else images[used])])
+    if (texts := getattr(split, "texts", None)) is not None:
+        return _of([*start, *(repr(texts[i]).encode() for i in used)])
     if (files := getattr(split, "files", None)) is not None:
         return _of([*start, *(_file(Path(files[i])) for i in used)])
     some = used[:: -(-len(used) // _READ)]

@@ -87,13 +87,15 @@ def calibrate(task: Task, dense: Dense) -> Images:
     size = min(opening.batch_size(config.data, task.source), len(chosen))
     prep = dense.model.images
     result = data.batches(task.source.train, prep, size, indices=chosen)
-    images, labels = [], []
+    images, labels, real = [], [], []
     for batch in report.track(result, "calibration images", -(-len(chosen) // size)):
-        real = batch.weight > 0
-        images.append(opening.activations(config.run, batch.image[real]))
-        labels.append(batch.label[real])
+        whole = batch.weight > 0
+        images.append(opening.activations(config.run, batch.image[whole]))
+        labels.append(batch.label[whole])
+        if isinstance(prep, data.Text):
+            real.append(data.tokens.real(prep, batch.image[whole]))
     forward = _forward_seconds(dense.model, images, mesh)
-    return Images(images, labels, mesh, forward, notes)
+    return Images(images, labels, mesh, forward, notes, real or None)
 
 
 def cut(
@@ -109,7 +111,8 @@ def cut(
     """
     config, model, folder = task.config, dense.model, work.path(_PRUNED)
     walked, notes = _walk(task, model, images, channels, work)
-    few = images.batches[0][:8].astype(np.float32)
+    few = images.batches[0][:8]
+    few = few if few.dtype == np.int32 else few.astype(np.float32)
     plans.verify(walked.plan, model.traced, model.variables, few)
     left_out = plan_files.write(work, config.network.start, model, walked.plan)
     notes = (*baseline.notes, *images.notes, *channels.notes, *notes, *noted(left_out))
@@ -155,6 +158,7 @@ def _walk(
             channels.sizes,
             criterion,
             labels=images.labels,
+            real=images.real,
             plan=None if isinstance(task.choice, Criterion) else task.choice,
             options=Options(
                 key=jax.random.key(config.run.seed),

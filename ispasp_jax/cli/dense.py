@@ -28,9 +28,6 @@ from ispasp_jax.weights.folders import Model
 #: What a training run adds to a model folder.
 TRAINING = "training.json"
 
-#: Learning rate from nothing, for batches of 256.
-_RATE = 0.08
-
 
 def start(config: TrainConfig, source: Source) -> Model:
     """The model to train: fresh, or from --weights."""
@@ -50,7 +47,11 @@ def train(config: TrainConfig, source: Source, model: Model, out: Path) -> None:
     locks.check(out)
     check_out(out, name)
     recipe = learning.recipe(
-        config, source, config.epochs, _RATE, warmup_epochs=config.epochs / 10
+        config,
+        source,
+        config.epochs,
+        learning.FROM_NOTHING,
+        warmup_epochs=config.epochs / 10,
     )
     same = _identity(config, source, model)
     settings, given = _settings(config, source, recipe, same)

@@ -5,7 +5,7 @@ is something to say, else None.
 import math
 
 from ispasp_jax.budget.latency import Unpaid
-from ispasp_jax.data import Preprocessing
+from ispasp_jax.data import Inputs, Text
 from ispasp_jax.numerals import numeral
 from ispasp_jax.walk import memory
 from ispasp_jax.weights.folders import Model
@@ -32,7 +32,7 @@ def of_dense(top1: float, classes: int, images: int) -> str | None:
     )
 
 
-def of_images(own: Preprocessing, wanted: Preprocessing) -> str | None:
+def of_images(own: Inputs, wanted: Inputs) -> str | None:
     """Of images that are not what the weights were trained on.
 
     Args:
@@ -40,6 +40,8 @@ def of_images(own: Preprocessing, wanted: Preprocessing) -> str | None:
         that size.
       wanted: what the weights are given.
     """
+    if isinstance(own, Text) or isinstance(wanted, Text):
+        return None
     if own.resize is not None or own.shape == wanted.shape:
         return None
     done = []

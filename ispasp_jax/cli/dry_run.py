@@ -8,7 +8,7 @@ from ispasp_jax import data, report
 from ispasp_jax.budget import cost
 from ispasp_jax.cli import budgets, opening, plan_files, tasks, widths
 from ispasp_jax.cli.config import Data, Limits, PlanFile, PruneConfig
-from ispasp_jax.data import Preprocessing
+from ispasp_jax.data import Inputs, Preprocessing
 from ispasp_jax.errors import InputError
 from ispasp_jax.selection.criterion import Criterion
 from ispasp_jax.weights.folders import Model
@@ -44,7 +44,7 @@ def dry_run(config: PruneConfig) -> None:
     )
 
 
-def _describe(options: Data) -> tuple[int, Preprocessing]:
+def _describe(options: Data) -> tuple[int, Inputs]:
     """Classes and preprocessing, by the data's own words or by the flags alone."""
     try:
         num_classes, prep = data.describe(options.data)

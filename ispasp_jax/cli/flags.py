@@ -70,7 +70,9 @@ def add_shared(parser: Parser) -> None:
         default="resnet34",
         metavar="NAME",
         help="architecture: mlp, resnet18/34/50/101, resnet20/32/44/56/110 (CIFAR), "
-        "mobilenetv2, tf_mobilenetv2, flax_resnet18/34/50/101, or "
+        "mobilenetv2, tf_mobilenetv2, flax_resnet18/34/50/101, "
+        "vit_tiny/small/base_patch16/32_224, deit_tiny/small/base_patch16_224, of "
+        "texts bert_tiny/mini/small/medium/base, or "
         "package.module:function",
     )
     network.add_argument(
@@ -101,7 +103,8 @@ def add_shared(parser: Parser) -> None:
         "--data",
         default="digits",
         metavar="SOURCE",
-        help="digits, tfds:NAME[:SPLITS], folder:DIR, npz:FILE, idx:DIR",
+        help="digits, tfds:NAME[:SPLITS], folder:DIR, npz:FILE, idx:DIR; of texts "
+        "jsonl:FILE",
     )
     data.add_argument(
         "--num-classes",
@@ -130,6 +133,13 @@ def add_shared(parser: Parser) -> None:
             help=f"{name} of each channel, in 0..1; default: as the weights, or data",
         )
     data.add_argument(
+        "--max-tokens",
+        type=positive,
+        metavar="N",
+        help="tokens of a text's input, longer ones are cut; default: the weights', or "
+        "of the data's longest, 128 at most",
+    )
+    data.add_argument(
         "--batch-size",
         type=positive,
         metavar="N",
@@ -140,7 +150,8 @@ def add_shared(parser: Parser) -> None:
         "--weight-decay",
         type=rate,
         metavar="X",
-        help="on kernels; default: 4e-5 for MobileNets, else 5e-4",
+        help="on kernels; default: 4e-5 for MobileNets, 0.05 for vision transformers, "
+        "0.01 for BERT, else 5e-4",
     )
     training.add_argument(
         "--label-smoothing", type=share, default=0.1, metavar="X", help="0 to below 1"
@@ -238,6 +249,7 @@ def data(args: Namespace) -> Data:
         resize=args.resize,
         mean=args.mean,
         std=args.std,
+        max_tokens=args.max_tokens,
         batch_size=args.batch_size,
     )
 

@@ -15,6 +15,8 @@ from ispasp_jax.errors import InputError
 from ispasp_jax.report import stage, tell, track
 from ispasp_jax.weights.folders import Model
 
+#: Learning rate of SGD from nothing, for batches of 256.
+FROM_NOTHING = 0.08
 #: Training that a kill may cost, beyond the epoch that it interrupts.
 SECONDS_BETWEEN_STATES = 20
 
@@ -95,6 +97,10 @@ def recipe(
     """
     how = config.optimisation
     rate, decay = how.learning_rate, how.weight_decay
+    adamw = models.ADAMW.get(config.network.model)
+    if adamw is not None:
+        more["optimizer"] = "adamw"
+        rate_at_256 *= adamw / FROM_NOTHING
     return training.Recipe(
         epochs,
         rate_at_256 * batch_size(config.data, source) / 256 if rate is None else rate,

@@ -12,7 +12,7 @@ import numpy as np
 from ispasp_jax import models, weights
 from ispasp_jax.cli.config import Data, Network, Weights
 from ispasp_jax.cli.opening import architecture, preprocessing
-from ispasp_jax.data import Preprocessing, Source
+from ispasp_jax.data import Source
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph import modules
 from ispasp_jax.report import say
@@ -102,19 +102,25 @@ def _from_file(
     arrays, metadata = weights.read(start.weights, ema=start.ema_weights)
     if "taken" in metadata:
         say(f"--weights {start.weights}: taken from it: {metadata['taken']}")
-    base = source.preprocessing._replace(**models.PREPROCESSING.get(network.model, {}))
-    known = {k: metadata[k] for k in Preprocessing._fields if k in metadata}
+    base: Any = source.preprocessing
+    base = base._replace(**models.PREPROCESSING.get(network.model, {}))
+    known = {k: metadata[k] for k in base._fields if k in metadata}
     _check_name(start.weights, network.model, metadata.get("model", network.model))
     _check_hub(start.weights, network.model, metadata)
     stem = network.stem or metadata.get("options", {}).get("stem")
     prep = preprocessing(options, base._replace(**known))
-    model = architecture(
-        dataclasses.replace(network, stem=stem), source.num_classes, prep
-    )
+    network = dataclasses.replace(network, stem=stem)
+    model = architecture(network, source.num_classes, prep, _options(network, arrays))
     knows = weights.classes(arrays, model.network, model.input_shape)
     if not start.new_head and knows > source.num_classes:
         model = with_classes(model, knows)
     return _filled(start, model, arrays, metadata.get("widths", {}))
+
+
+def _options(network: Network, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The options of the architecture that arrays tell of."""
+    of = models.KNOWN.get(network.model)
+    return of({name: array.shape for name, array in arrays.items()}) if of else {}
 
 
 def with_classes(model: Model, num_classes: int) -> Model:

@@ -3,7 +3,10 @@
 import functools
 import re
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,7 +16,7 @@ import numpy as np
 from ispasp_jax import data, devices, models
 from ispasp_jax.cli import process
 from ispasp_jax.cli.config import Config, Data, Network, Run
-from ispasp_jax.data import Preprocessing, Source
+from ispasp_jax.data import Inputs, Preprocessing, Source, Text, tokens
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph import adapters
 from ispasp_jax.report import say
@@ -61,8 +64,20 @@ def open_source(options: Data) -> Source:
     return source._replace(num_classes=options.num_classes or result)
 
 
-def preprocessing(options: Data, base: Preprocessing) -> Preprocessing:
+def preprocessing(options: Data, base: Inputs) -> Inputs:
     """The weights' (or the data's) preprocessing, with what the flags say instead."""
+    if isinstance(base, Text):
+        pixels = (options.image_size, options.resize, options.mean, options.std)
+        if any(flag is not None for flag in pixels):
+            raise InputError(
+                f"--image-size, --resize, --mean and --std are for images, and "
+                f"{options.data} holds texts; leave them out."
+            )
+        return base._replace(length=options.max_tokens or base.length)
+    if options.max_tokens is not None:
+        raise InputError(
+            f"--max-tokens is for texts, and {options.data} holds images; leave it out."
+        )
     resize = {None: base.resize, "none": None}.get(options.resize, options.resize)
     new = Preprocessing(
         options.image_size or base.image_size,
@@ -81,11 +96,37 @@ def preprocessing(options: Data, base: Preprocessing) -> Preprocessing:
     return data.checked(new)
 
 
-def architecture(network: Network, num_classes: int, prep: Preprocessing) -> Model:
-    """The model that the flags name, dense; Linen's without arrays."""
+def architecture(
+    network: Network,
+    num_classes: int,
+    prep: Inputs,
+    known: Mapping[str, Any] = MappingProxyType({}),
+) -> Model:
+    """The model that the flags name, dense; Linen's without arrays.
+
+    Args:
+      network: of the flags.
+      num_classes: length of the logits.
+      prep: how images, or texts, become inputs.
+      known: options that weights tell of.
+
+    Raises:
+      InputError: it is not for such data.
+    """
+    reads_text = "vocabulary" in models.options(network.model)
+    if network.model in models.MODELS and reads_text != isinstance(prep, Text):
+        kinds = ("texts", "images") if reads_text else ("images", "texts")
+        raise InputError(
+            f"--model {network.model} is for {kinds[0]}, and the data are {kinds[1]}; "
+            "give another model, or other --data."
+        )
     options = {} if network.stem is None else {"stem": network.stem}
-    if network.stem is None and "stem" in models.options(network.model):
-        options["stem"] = "small" if prep.image_size < 64 else "imagenet"
+    if isinstance(prep, Text):
+        options |= {**tokens.special(prep), **known} if reads_text else {}
+    else:
+        options |= known
+        if network.stem is None and "stem" in models.options(network.model):
+            options["stem"] = "small" if prep.image_size < 64 else "imagenet"
     made = models.create(network.model, num_classes, **options)
     return folders.of(network.model, made, prep, options)
 
@@ -94,7 +135,8 @@ def initialised(model: Model, seed: int) -> Model:
     """The model with fresh variables; other models than Linen's have drawn theirs."""
     if not isinstance(model.network, nn.Module):
         return model
-    image = jnp.zeros((1, *model.input_shape))
+    first = models.inputs(model.input_shape)
+    image = jnp.zeros(first.shape, first.dtype)
     init = jax.jit(functools.partial(adapters.initialise, model.network))
     variables = init(jax.random.key(seed), image)
     return model.replace(model.network, variables)
@@ -116,8 +158,10 @@ def check_batch(options: Data, source: Source) -> None:
 
 
 def activations(run: Run, images: np.ndarray) -> np.ndarray:
-    """The images in the dtype of --precision, which all activations then have."""
-    return images.astype(jnp.bfloat16) if run.precision == "bf16" else images
+    """The images in the dtype of --precision, which all activations then have; tokens
+    stay whole numbers."""
+    half = run.precision == "bf16" and images.dtype == np.float32
+    return images.astype(jnp.bfloat16) if half else images
 
 
 def place(config: Config, method: str) -> Path:
@@ -131,6 +175,7 @@ def place(config: Config, method: str) -> Path:
     extra += [network.stem] if network.stem else []
     extra += [f"seed{config.run.seed}"] if config.run.seed else []
     other = [data.located(options.data), options.mean, options.std, options.resize]
+    other += [options.max_tokens] if options.max_tokens else []
     if other != [options.data, None, None, None]:
         extra.append(f"{zlib.crc32(repr(other).encode()):08x}")
     name = "-".join(filter(None, (kind, Path(where).stem)))

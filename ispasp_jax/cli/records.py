@@ -94,6 +94,7 @@ class Images(NamedTuple):
       mesh: devices to spread them over.
       forward: seconds of one dense pass over them.
       notes: what a person should know of them.
+      real: which tokens of texts are no padding, batch by batch.
     """
 
     batches: list[np.ndarray]
@@ -101,6 +102,7 @@ class Images(NamedTuple):
     mesh: jax.sharding.Mesh
     forward: float
     notes: tuple[str, ...]
+    real: list[np.ndarray] | None = None
 
 
 class Sizes(NamedTuple):

@@ -61,7 +61,7 @@ def _within(
     with clocks.on("curves"):
         held, origin, notes = _known(limits, task, model, images, work)
         if held is None:
-            held = budgets.measure(config, model, images.batches, images.mesh)
+            held = budgets.measure(config, model, images)
             work.write(curve_files.CURVES, curve_files.to_json(held))
     left_out = set(widths.scope(config.pruning, model)) - set(held.curves)
     if left_out:

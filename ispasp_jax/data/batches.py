@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Float, Float32, Int, Int32
 
 from ispasp_jax.data import preprocessing as pixels
-from ispasp_jax.data.preprocessing import Preprocessing
+from ispasp_jax.data.preprocessing import Inputs, Preprocessing
 from ispasp_jax.data.splits import ArraySplit, Split
+from ispasp_jax.data.tokens import Text, tokens
 from ispasp_jax.errors import InputError
 
 #: Batches that are decoded ahead of the one in use; more would only cost memory.
@@ -23,12 +24,13 @@ class Batch(NamedTuple):
     """Images ready for a network.
 
     Attributes:
-      image: preprocessed; zeros where padded. float32, until somebody casts it.
+      image: preprocessed; zeros where padded. float32, until somebody casts it; of a
+        text its tokens.
       label: classes; 0 where padded.
       weight: 1, and 0 where padded.
     """
 
-    image: Float[np.ndarray, "n h w c"]
+    image: Float[np.ndarray, "n h w c"] | Int32[np.ndarray, "n t"]
     label: Int32[np.ndarray, " n"]
     weight: Float32[np.ndarray, " n"]
 
@@ -39,7 +41,7 @@ _Pending = tuple[Batch, list[Future]]
 
 def batches(
     split: Split,
-    preprocessing: Preprocessing,
+    preprocessing: Inputs,
     batch_size: int,
     *,
     indices: Int[np.ndarray, " m"] | None = None,
@@ -82,48 +84,61 @@ class _Reader:
     """Fills batches; the fields are those of `batches`."""
 
     split: Split
-    preprocessing: Preprocessing
+    preprocessing: Inputs
     batch_size: int
     recipe: str | None
     seeds: tuple[int, int]
 
     def start(self, chunk: Int[np.ndarray, " m"], pool: ThreadPoolExecutor) -> _Pending:
         """A batch of these images, which the pool fills."""
+        prep = self.preprocessing
+        kind = np.int32 if isinstance(prep, Text) else np.float32
         batch = Batch(
-            np.zeros((self.batch_size, *self.preprocessing.shape), np.float32),
+            np.zeros((self.batch_size, *prep.shape), kind),
             np.zeros(self.batch_size, np.int32),
             (np.arange(self.batch_size) < len(chunk)).astype(np.float32),
         )
-        arrays = _as_they_are(self.split, self.preprocessing, self.recipe)
+        if isinstance(prep, Text):
+            return batch, [pool.submit(self._texts, prep, batch, chunk)]
+        arrays = _as_they_are(self.split, prep, self.recipe)
         if arrays is not None:
-            return batch, [pool.submit(self._whole, arrays, batch, chunk)]
+            return batch, [pool.submit(self._whole, prep, arrays, batch, chunk)]
         rows = enumerate(chunk.tolist())
-        return batch, [pool.submit(self._one, batch, row, i) for row, i in rows]
+        return batch, [pool.submit(self._one, prep, batch, row, i) for row, i in rows]
 
     def _chance(self, i: int) -> np.random.Generator:
         return np.random.default_rng([*self.seeds, i])
 
-    def _one(self, batch: Batch, row: int, i: int) -> None:
+    def _texts(self, prep: Text, batch: Batch, chunk: Int[np.ndarray, " m"]) -> None:
+        pairs = [self.split.read(i) for i in chunk.tolist()]
+        batch.image[: len(chunk)] = tokens(prep, [text for text, _ in pairs])
+        batch.label[: len(chunk)] = [label for _, label in pairs]
+
+    def _one(self, prep: Preprocessing, batch: Batch, row: int, i: int) -> None:
         image, batch.label[row] = self.split.read(i)
         try:
             if self.recipe is None:
-                new = pixels.evaluate(image, self.preprocessing)
+                new = pixels.evaluate(image, prep)
             else:
                 chance = self._chance(i)
-                new = pixels.augment(image, self.preprocessing, chance, self.recipe)
+                new = pixels.augment(image, prep, chance, self.recipe)
         except InputError as error:
             raise InputError(f"{self.split.where(i)}: {error}") from error
         batch.image[row] = new
 
     def _whole(
-        self, split: ArraySplit, batch: Batch, chunk: Int[np.ndarray, " m"]
+        self,
+        prep: Preprocessing,
+        split: ArraySplit,
+        batch: Batch,
+        chunk: Int[np.ndarray, " m"],
     ) -> None:
         images, count = split.images[chunk], len(chunk)
         if self.recipe is not None and self.recipe != "none":
             shifts = pixels.SHIFTS[self.recipe]
             for row, i in enumerate(chunk.tolist()):
                 images[row] = pixels.shifted(images[row], self._chance(i), *shifts)
-        batch.image[:count] = pixels.normalise(images, self.preprocessing)
+        batch.image[:count] = pixels.normalise(images, prep)
         batch.label[:count] = split.labels[chunk]
 
 

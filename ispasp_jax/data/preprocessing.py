@@ -11,6 +11,7 @@ from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 
 from ispasp_jax.data import depth
+from ispasp_jax.data.tokens import Text
 from ispasp_jax.errors import InputError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -51,18 +52,26 @@ class Preprocessing(NamedTuple):
         return self.image_size, self.image_size, self.channels
 
 
-def to_json(preprocessing: Preprocessing) -> dict[str, Any]:
-    """The fields by name, in types that JSON has."""
+#: How images, or texts, become inputs.
+Inputs = Preprocessing | Text
+
+
+def to_json(preprocessing: Inputs) -> dict[str, Any]:
+    """The fields by name, in types that JSON has; of a tokenizer its checksum."""
+    if isinstance(preprocessing, Text):
+        return {"length": preprocessing.length, "tokenizer": preprocessing.sum}
     fields = preprocessing._asdict()
     return fields | {"mean": list(preprocessing.mean), "std": list(preprocessing.std)}
 
 
-def from_json(fields: Mapping[str, Any]) -> Preprocessing:
-    """The inverse of `to_json`.
+def from_json(fields: Mapping[str, Any]) -> Inputs:
+    """The inverse of `to_json`, a checksum in the place of a tokenizer.
 
     Raises:
       InputError: a field is missing, unknown, or nonsense.
     """
+    if isinstance(fields, Mapping) and set(fields) == set(Text._fields):
+        return _text(fields)
     if not isinstance(fields, Mapping) or set(fields) != set(Preprocessing._fields):
         raise InputError(
             f"preprocessing {fields!r} is not understood: expected the fields "
@@ -78,6 +87,18 @@ def from_json(fields: Mapping[str, Any]) -> Preprocessing:
             ),
         )
     )
+
+
+def _text(fields: Mapping[str, Any]) -> Text:
+    length, tokenizer = fields["length"], fields["tokenizer"]
+    if type(length) is not int or not 1 <= length <= MOST_PIXELS:
+        raise InputError(
+            f"length {length!r:.40} is not a number of tokens: expected an integer "
+            f"from 1 to {MOST_PIXELS}."
+        )
+    if not isinstance(tokenizer, str):
+        raise InputError("a tokenizer is named by its checksum, a string.")
+    return Text(length, tokenizer)
 
 
 def checked(preprocessing: Preprocessing) -> Preprocessing:

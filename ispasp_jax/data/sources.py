@@ -1,4 +1,6 @@
-"""Data sources by name: digits, npz:FILE, idx:DIR, folder:DIR, tfds:NAME[:SPLITS]."""
+"""Data sources by name: digits, npz:FILE, idx:DIR, folder:DIR, tfds:NAME[:SPLITS],
+jsonl:FILE.
+"""
 
 import os
 from typing import Any
@@ -6,9 +8,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from ispasp_jax.data import folder, tfds
+from ispasp_jax.data import folder, jsonl, tfds
 from ispasp_jax.data.arrays import idx_array, npz_array, npz_head
-from ispasp_jax.data.preprocessing import Preprocessing
+from ispasp_jax.data.preprocessing import Inputs, Preprocessing
 from ispasp_jax.data.splits import (
     MOST_CLASSES,
     ArraySplit,
@@ -28,7 +30,8 @@ def open_source(spec: str) -> Source:
         `npz:FILE`: x_train, y_train, x_test, y_test; uint8 images (n, h, w, c) or
         (n, h, w). `idx:DIR`: MNIST's four files, gzipped or not. `folder:DIR`:
         DIR/train and DIR/val (or DIR/test), each with a folder a class or a labels.csv.
-        `tfds:NAME[:TRAIN,TEST]`: a prepared TensorFlow data set.
+        `tfds:NAME[:TRAIN,TEST]`: a prepared TensorFlow data set. `jsonl:FILE`: texts,
+        see jsonl.py.
 
     Returns:
       The source: splits, number of classes, default preprocessing.
@@ -40,7 +43,7 @@ def open_source(spec: str) -> Source:
     if kind not in _KINDS or (kind == "digits") == bool(place):
         raise InputError(
             f"unknown data source {spec!r}; expected digits, npz:FILE, idx:DIR, "
-            "folder:DIR or tfds:NAME."
+            "folder:DIR, tfds:NAME or jsonl:FILE."
         )
     try:
         source = _KINDS[kind](place)._replace(name=spec)
@@ -54,7 +57,7 @@ def open_source(spec: str) -> Source:
     return source
 
 
-def describe(spec: str) -> tuple[int, Preprocessing]:
+def describe(spec: str) -> tuple[int, Inputs]:
     """Number of classes and default preprocessing, with no image read or decoded.
 
     A TensorFlow data set need not be prepared.
@@ -142,7 +145,7 @@ def _parts(spec: str) -> tuple[str, str]:
 
 
 #: The kinds whose place is a path.
-_ON_DISK = ("folder", "idx", "npz")
+_ON_DISK = ("folder", "idx", "npz", "jsonl")
 
 #: Every kind of source by what stands before the colon.
 _KINDS = {
@@ -151,6 +154,7 @@ _KINDS = {
     "idx": idx,
     "folder": folder.open_folder,
     "tfds": tfds.open_tfds,
+    "jsonl": jsonl.open_jsonl,
 }
 
 

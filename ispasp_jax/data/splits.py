@@ -3,14 +3,19 @@
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol, runtime_checkable
+from typing import Any, BinaryIO, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int32, UInt8
 from PIL import Image
 
 from ispasp_jax.data import depth
-from ispasp_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from ispasp_jax.data.preprocessing import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Inputs,
+    Preprocessing,
+)
 from ispasp_jax.errors import InputError
 
 #: What files may hold, whatever their names: PIL knows formats that start programs.
@@ -30,8 +35,8 @@ class Split(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, i: int) -> tuple[Picture, int]:
-        """Image i and its class.
+    def read(self, i: int) -> tuple[Any, int]:
+        """Image (a Picture) or text i and its class.
 
         Raises:
           InputError: it cannot be read or decoded; the message says which it is.
@@ -60,7 +65,7 @@ class Source(NamedTuple):
     num_classes: int
     train: Split
     test: Split
-    preprocessing: Preprocessing
+    preprocessing: Inputs
     recipe: str
     notes: tuple[str, ...] = ()
 

@@ -17,9 +17,9 @@ import jax
 
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph import adapters
-from ispasp_jax.models import mlp, mobilenetv2, resnet
+from ispasp_jax.models import bert, mlp, mobilenetv2, resnet, vit
 
-ARCHITECTURES = (mlp, resnet, mobilenetv2)
+ARCHITECTURES = (mlp, resnet, mobilenetv2, vit, bert)
 
 
 def _gathered(table: str) -> dict[Any, Any]:
@@ -40,6 +40,12 @@ WEIGHT_DECAY: dict[str, float] = _gathered("WEIGHT_DECAY")
 IGNORE: dict[str, tuple[str, ...]] = _gathered("IGNORE")
 #: By class, what gives other names of the layers.
 ALIASES: dict[type, Callable[[Any], dict[str, str]]] = _gathered("ALIASES")
+#: By class, how names of arrays begin that its files hold and it does not need.
+BESIDE: dict[type, tuple[str, ...]] = _gathered("BESIDE")
+#: What gives the options that arrays tell of, by their names and shapes.
+KNOWN: dict[str, Callable[[Any], dict[str, Any]]] = _gathered("KNOWN")
+#: Learning rate at batches of 256, of the networks that AdamW trains.
+ADAMW: dict[str, float] = _gathered("ADAMW")
 #: timm's names of the networks that are ours in every number.
 TIMM: dict[str, tuple[str, ...]] = _gathered("TIMM")
 
@@ -128,16 +134,33 @@ def aliases(network: Any) -> dict[str, str]:
     return result[0](network) if result else {}
 
 
+def beside(network: Any) -> tuple[str, ...]:
+    """How names of arrays begin that its files may hold and it does not need."""
+    result = [names for kind, names in BESIDE.items() if isinstance(network, kind)]
+    return result[0] if result else ()
+
+
+def inputs(input_shape: tuple[int, ...], count: int = 1) -> jax.ShapeDtypeStruct:
+    """A batch of so many inputs.
+
+    Args:
+      input_shape: (height, width, channels) of an image, or (tokens,) of a text, which
+        are whole numbers.
+      count: how many.
+    """
+    kind = "int32" if len(input_shape) == 1 else "float32"
+    return jax.ShapeDtypeStruct((count, *input_shape), kind)
+
+
 def shapes(network: nn.Module, input_shape: tuple[int, ...]) -> dict[str, Any]:
     """The network's variables as jax.ShapeDtypeStruct, without computing anything.
 
     Args:
       network: a Linen module.
-      input_shape: (height, width, channels) of one image.
+      input_shape: of one input, as `inputs` takes it.
     """
-    image = jax.ShapeDtypeStruct((1, *input_shape), "float32")
     init = functools.partial(adapters.initialise, network)
-    return jax.eval_shape(init, jax.random.key(0), image)
+    return jax.eval_shape(init, jax.random.key(0), inputs(input_shape))
 
 
 def _fitted(make: Callable, name: str, option: str, value: Any) -> Any:
@@ -182,17 +205,22 @@ def _described(kind: Any) -> str:
 
 
 __all__ = [
+    "ADAMW",
     "ALIASES",
     "ARCHITECTURES",
+    "BESIDE",
     "IGNORE",
+    "KNOWN",
     "MODELS",
     "PAPER",
     "PREPROCESSING",
     "TIMM",
     "WEIGHT_DECAY",
     "aliases",
+    "beside",
     "create",
     "factory",
+    "inputs",
     "options",
     "shapes",
 ]

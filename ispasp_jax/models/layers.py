@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 Padding = Sequence[tuple[int, int]]
 
@@ -172,3 +172,50 @@ class BatchNorm(nn.BatchNorm):
     ):
         raised = x.astype(jnp.float32) if is_half(x) else x
         return super().__call__(raised, use_running_average=not train).astype(x.dtype)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm that computes in float32 at least and gives its input's dtype."""
+
+    def __call__(self, x: Float[Array, "n ... c"]):  # pyright: ignore[reportIncompatibleMethodOverride]
+        raised = x.astype(jnp.float32) if is_half(x) else x
+        return super().__call__(raised).astype(x.dtype)
+
+
+class SelfAttention(nn.Module):
+    """Heads that look at every place, up to the projection that reads them.
+
+    Attributes:
+      heads: how many.
+      width: of a head's queries and keys, and of its values.
+      dropout: share of the attention that is dropped in training.
+    """
+
+    heads: int
+    width: int
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "n t c"],
+        real: Bool[Array, "n t"] | None = None,
+        train: bool = False,
+    ):
+        q, k, v = (
+            nn.DenseGeneral((self.heads, self.width), name=name, promote_dtype=_PROMOTE)
+            for name in ("query", "key", "value")
+        )
+        # The scale is the width's that the network was trained with, whatever is cut.
+        products = jnp.einsum("nqhw,nkhw->nhqk", q(x) / self.width**0.5, k(x))
+        if real is not None:
+            least = jnp.finfo(products.dtype).min
+            products = jnp.where(real[:, None, None, :], products, least)
+        shares = nn.softmax(products)
+        shares = nn.Dropout(self.dropout, deterministic=not train)(shares)
+        return jnp.einsum("nhqk,nkhw->nqhw", shares, v(x))
+
+
+def FromHeads(features: int, **options) -> nn.DenseGeneral:
+    """The projection that reads all heads' values."""
+    return nn.DenseGeneral(features, axis=(-2, -1), promote_dtype=_PROMOTE, **options)

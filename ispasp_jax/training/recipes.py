@@ -1,7 +1,7 @@
 """How to train: a recipe, its optimizer, and its losses."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import optax
@@ -22,6 +22,7 @@ class Recipe(NamedTuple):
       temperature: what both networks' logits are divided by for the teacher's share.
       ema: decay of the variables' moving average, at most (1 + step) / (10 + step);
         None keeps none.
+      optimizer: "sgd", or "adamw", whose gradients are clipped at a norm of 1.
     """
 
     epochs: int
@@ -33,6 +34,7 @@ class Recipe(NamedTuple):
     distill: float = 0.0
     temperature: float = 4.0
     ema: float | None = None
+    optimizer: Literal["sgd", "adamw"] = "sgd"
 
 
 @jax.tree_util.register_dataclass
@@ -68,6 +70,12 @@ def optimizer(recipe: Recipe, steps_per_epoch: int) -> optax.GradientTransformat
     def kernels(params):
         return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
+    if recipe.optimizer == "adamw":
+        decay = recipe.weight_decay
+        return optax.chain(
+            optax.clip_by_global_norm(1.0),
+            optax.adamw(schedule, weight_decay=decay, mask=kernels),
+        )
     return optax.chain(
         optax.add_decayed_weights(recipe.weight_decay, mask=kernels),
         optax.sgd(schedule, recipe.momentum, nesterov=True),

@@ -29,6 +29,7 @@ from ispasp_jax.walk import (
     forms,
     inputs,
     least_squares,
+    places,
     sites,
     streams,
 )
@@ -36,7 +37,7 @@ from ispasp_jax.walk.fits import Reach, Unreached
 from ispasp_jax.walk.moments import Moments, measure
 from ispasp_jax.walk.reads import regression
 from ispasp_jax.walk.sites import Site
-from ispasp_jax.walk.streams import Images, Stream, Watch, across
+from ispasp_jax.walk.streams import Images, Stream, Watch
 
 
 class Curve(NamedTuple):
@@ -76,6 +77,7 @@ def measure_curves(
     mesh: Mesh | None = None,
     memory: int | None = None,
     progress: Callable[[Iterable], Iterable] = iter,
+    real: places.Real | None = None,
 ) -> Curves:
     """The curve of every group whose consumers least squares reaches.
 
@@ -89,6 +91,7 @@ def measure_curves(
       memory: bytes of the images' activations that each device may keep; see
         streams.py. None: all that are alive at once.
       progress: wraps the iterable of consumers.
+      real: which places of the inputs are no padding; see places.py.
 
     Returns:
       Curves by group; a group that least squares does not reach has none.
@@ -108,8 +111,9 @@ def measure_curves(
     watch = {value: one.add for value, one in sums.items()}
     memory = streams.share(memory, mesh, 1)
     here = streams.start(program, weights, batches, mesh, memory)
-    for one in sums.values():
-        one.weight = here.weight
+    here = places.start(here, real, mesh)
+    for value, one in sums.items():
+        one.weight = functools.partial(places.weight, here, value)
     seen: dict[str, list[_Seen]] = {name: [] for name in readers}
     ordered = sorted(ends, key=lambda site: site.place)
     for reach, moments, variance in _moments(here, ordered, watch, progress):
@@ -228,11 +232,11 @@ class _Sums:
     """The variance of activations, all features together, from their batches."""
 
     def __init__(self):
-        self.weight: list[Array] = []
+        self.weight: Callable[[int], Array]
         self._sums: list = []
 
     def add(self, k: int, x: Array) -> None:
-        self._sums.append(_sums(x, self.weight[k]))
+        self._sums.append(_sums(x, self.weight(k)))
 
     @property
     def variance(self) -> float:
@@ -244,11 +248,10 @@ class _Sums:
 @jax.jit
 def _sums(x, weight):
     """Count, sums and squares of every feature: the last dimension."""
-    w = across(weight, x) if len(weight) == len(x) else jnp.ones((), jnp.float32)
     axes = tuple(range(x.ndim - 1))
-    count = jnp.broadcast_to(w, (*x.shape[:-1], 1)).sum()
+    count = jnp.broadcast_to(weight, (*x.shape[:-1], 1)).sum()
     x = x.astype(jnp.float32)
-    return count, (x * w).sum(axes), (jnp.square(x) * w).sum(axes)
+    return count, (x * weight).sum(axes), (jnp.square(x) * weight).sum(axes)
 
 
 def to_json(curves: Curves) -> list[dict[str, Any]]:

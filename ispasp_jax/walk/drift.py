@@ -6,12 +6,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from ispasp_jax.graph.program import Value
+from ispasp_jax.walk import places
 from ispasp_jax.walk.flat import Flat
 from ispasp_jax.walk.results import Key
-from ispasp_jax.walk.streams import Activations, Stream, Watch, across, kept
+from ispasp_jax.walk.streams import Activations, Stream, Watch, kept
 
 
 class _Due(NamedTuple):
@@ -53,7 +54,7 @@ class Drifts:
         }
         result: dict[Value, list] = {target: [] for target in passed}
         watch: Watch = {
-            target: _watcher(due.dense, stream.weight, result[target])
+            target: _watcher(due.dense, stream, target, result[target])
             for target, due in passed.items()
         }
         stream, known = stream.hidden(place, watch), {}
@@ -63,9 +64,10 @@ class Drifts:
         return stream, known
 
 
-def _watcher(dense: Activations, weights: list[Float[Array, " n"]], found: list):
+def _watcher(dense: Activations, stream: Stream, target: Value, found: list):
     def seen(k: int, array: Array) -> None:
-        found.append(_distance(array, dense[k], weights[k]))
+        weight = places.weight(stream, target, k)
+        found.append(_distance(array, dense[k], weight))
 
     return seen
 
@@ -77,6 +79,5 @@ def _relative(found: list) -> float:
 
 @jax.jit
 def _distance(x, y, weight):
-    weight = across(weight, x) if len(weight) == len(x) else 1.0
     x, y = x.astype(jnp.float32), y.astype(jnp.float32)
     return (jnp.square(x - y) * weight).sum(), (jnp.square(y) * weight).sum()

@@ -23,7 +23,16 @@ from ispasp_jax.graph.program import Value
 from ispasp_jax.selection.algorithm_1 import ispasp
 from ispasp_jax.selection.criterion import Criterion
 from ispasp_jax.selection.problem import LABELLED
-from ispasp_jax.walk import flat, gates, inputs, repair, shared, sites, streams
+from ispasp_jax.walk import (
+    flat,
+    gates,
+    inputs,
+    places,
+    repair,
+    shared,
+    sites,
+    streams,
+)
 from ispasp_jax.walk.clocks import Clocks
 from ispasp_jax.walk.cuts import Cuts
 from ispasp_jax.walk.drift import Drifts
@@ -50,6 +59,7 @@ def walk(
     criterion: Criterion | None = None,
     *,
     labels: gates.Labels | None = None,
+    real: places.Real | None = None,
     plan: Plan | None = None,
     options: Options = _PLAIN,
 ) -> Walked:
@@ -64,6 +74,7 @@ def walk(
       criterion: how to select; i-SpaSP with T = 20 if None.
       labels: the images' classes, in batches as long as theirs; only read for a
         criterion whose `labels` is true.
+      real: which places of the images, or texts, are no padding; see places.py.
       plan: which channels to keep, where that is known: nothing is selected then, and
         sizes and criterion are not asked.
       options: how the walk goes.
@@ -91,7 +102,7 @@ def walk(
         inputs.check_variables(variables)
         task = Task(channels, criterion or ispasp(), key, options.residual_images, plan)
         whole = _Walk(traced, variables, task, options, clocks)
-        whole.start(batches, labels)
+        whole.start(batches, labels, real)
         for step in options.progress(whole.steps):
             whole.do(step)
         return whole.result()
@@ -129,11 +140,14 @@ class _Walk:
         self.shared, self.blind = reading.shared, reading.blind
         self.steps = steps(self.flat, traced.groups, every, reading, self.repair)
 
-    def start(self, batches: Images, labels: gates.Labels | None) -> None:
+    def start(
+        self, batches: Images, labels: gates.Labels | None, real: places.Real | None
+    ) -> None:
         """Takes the images, and selects what is selected before all steps."""
         mesh = self.options.mesh
         memory = streams.share(self.options.memory, mesh, 2 if self.needs_dense else 1)
         entry = streams.start(self.flat, self.original, batches, mesh, memory)
+        entry = places.start(entry, real, mesh)
         self.pruned = entry.own()
         #: Apart from the pruned one as soon as they differ, where anything asks for it.
         self.dense: Stream | None = None

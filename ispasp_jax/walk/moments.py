@@ -3,7 +3,6 @@ the patches that its kernel multiplies and of what it should give, summed over b
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from scipy.linalg import blas
 
-from ispasp_jax.walk import layouts, sites
+from ispasp_jax.walk import layouts, places, sites
 from ispasp_jax.walk.pieces import compiled, piece
 from ispasp_jax.walk.sites import Site
 from ispasp_jax.walk.streams import Stream, weights_of
@@ -112,7 +111,7 @@ class Measurement(NamedTuple):
 
 
 def measure(
-    site: Site, pruned: Stream, dense: Stream, places: Int[np.ndarray, " k"]
+    site: Site, pruned: Stream, dense: Stream, own: Int[np.ndarray, " k"]
 ) -> Measurement:
     """Moments of the patches of some places of H, and of the target
 
@@ -125,30 +124,31 @@ def measure(
       site: the consumer.
       pruned: the network as pruned so far, before the site.
       dense: the dense network behind it.
-      places: which, ascending.
+      own: which places, ascending.
 
     Raises:
       FloatingPointError: a moment is NaN or infinite.
     """
-    k = len(places)
+    k = len(own)
     padded = np.zeros(_bucket(k, site.width), np.int32)
-    padded[:k] = places
+    padded[:k] = own
     pair = _pair(site, pruned)
     folds, images = (_Sum(), _Sum()), 0
     for batch, weight in enumerate(pruned.weight):
-        patches, target = pair(pruned, dense.live[site.target][batch], batch, padded)
-        _add(folds, images % 2, patches, target, weight)
+        z = dense.live[site.target][batch]
+        patches, target, real = pair(pruned, z, batch, padded)
+        _add(folds, images % 2, patches, target, weight, real)
         images += int(weight.sum())
     first, second = (fold.done() for fold in folds)
-    own = rows(np.arange(k), len(padded), len(first.x))
-    first, second = first.of(own), second.of(own)
+    index = rows(np.arange(k), len(padded), len(first.x))
+    first, second = first.of(index), second.of(index)
     if not (_finite(first) and _finite(second)):
         raise FloatingPointError(
             f"{site.name}: the moments of its activations hold NaN or infinity, so "
             "least squares cannot be asked; check the weights and the calibration "
             "images."
         )
-    return Measurement((first, second), places)
+    return Measurement((first, second), own)
 
 
 def _finite(moments: Moments) -> bool:
@@ -162,12 +162,12 @@ def _bucket(k: int, d: int) -> int:
 
 
 def _pair(site: Site, pruned: Stream):
-    """A function that gives patches and target of a batch."""
+    """A function that gives patches, target and what counts of them of a batch."""
     wanted = [] if site.skip is None else [site.skip]
     skip = piece(site.flat, wanted, pruned.live)
 
     def make():
-        def function(given, weights, h, z, places):
+        def function(given, weights, h, z, own, real):
             # In half precision a difference of skips would be lost in their sum.
             target = z.astype(jnp.float32)
             if wanted:
@@ -175,39 +175,48 @@ def _pair(site: Site, pruned: Stream):
                     target -= skip.run(given, weights)[0].astype(jnp.float32)
             target = layouts.as_out(site, target)
             step = layouts.every(target.shape[1:-1])
-            result = layouts.patches(site, layouts.as_hidden(site, h), step, places)
-            return result.astype(jnp.float32), layouts.thinned(target, step)
+            h = layouts.as_hidden(site, h)
+            result = layouts.patches(site, h, step, own)
+            if real.ndim > 1:
+                real = layouts.thinned(layouts.as_hidden(site, real), step)[..., 0]
+            return result.astype(jnp.float32), layouts.thinned(target, step), real
 
         return function
 
     run = compiled(("pair", sites.text(site), skip.text), make)
 
-    def pair(stream: Stream, z: Array, k: int, places):
+    def pair(stream: Stream, z: Array, k: int, own):
         given = [stream.live[value][k] for value in skip.given]
         hidden = stream.live[site.hidden][k]
-        return run(given, weights_of(skip, stream.weights), hidden, z, places)
+        real = places.rows(stream, site, k)
+        return run(given, weights_of(skip, stream.weights), hidden, z, own, real)
 
     return pair
 
 
-def _add(folds, first: int, patches: Array, target: Array, weight: Array) -> None:
+def _add(
+    folds, first: int, patches: Array, target: Array, weight: Array, real: Array
+) -> None:
     """Adds every second example of a batch to the fold `first`, the others to the
-    other.
+    other; of both what is real, which is of (n, *positions), or as the weight is.
 
     On a CPU the products are BLAS's, which knows that a square of a matrix is
     symmetric, in single precision of numbers about a mean; elsewhere the devices'.
     """
     if jax.default_backend() != "cpu" or not patches.is_fully_addressable:
-        halves = jax.device_get(_on_devices(patches, target, weight))
+        halves = jax.device_get(_on_devices(patches, target, real))
         for place, half in enumerate(halves):
             count, x, y, xx, xy, yy = (np.array(m, np.float64) for m in half)
             result = Moments(np.float64(count), x, y, xx, xy, float(yy))
             folds[(place + first) % 2].put(result)
         return
     count = int(np.asarray(weight).sum())  # padding comes last
-    x, y = (np.asarray(a)[:count] for a in (patches, target))
+    x, y, counts = (np.asarray(a)[:count] for a in (patches, target, real))
     for place in (0, 1):
         own, wanted = (a[place::2].reshape(-1, a.shape[-1]) for a in (x, y))
+        if counts.ndim > 1:
+            those = counts[place::2].ravel() > 0
+            own, wanted = own[those], wanted[those]
         folds[(place + first) % 2].add(own, wanted)
 
 
@@ -260,10 +269,11 @@ def _centre(x: Float[np.ndarray, "n p"]) -> Float[np.ndarray, " p"]:
 
 
 @jax.jit
-def _on_devices(patches, target, weight):
+def _on_devices(patches, target, real):
     def half(first):
-        w, x, y = (a[first::2] for a in (weight, patches, target))
-        w = jnp.repeat(w, math.prod(x.shape[1:-1]))[:, None]
+        w, x, y = (a[first::2] for a in (real, patches, target))
+        w = w.reshape(w.shape + (1,) * (x.ndim - 1 - w.ndim))
+        w = jnp.broadcast_to(w, x.shape[:-1]).reshape(-1, 1)
         x, y = (a.reshape(-1, a.shape[-1]) for a in (x, y))
         count = w.sum()
         mean_x, mean_y = ((a * w).sum(0) / jnp.maximum(count, 1) for a in (x, y))

@@ -10,7 +10,7 @@ import numpy as np
 
 from ispasp_jax.graph.atoms import root
 from ispasp_jax.graph.program import Value
-from ispasp_jax.walk import roles, sites
+from ispasp_jax.walk import places, roles, sites
 from ispasp_jax.walk.consumers import Chain
 from ispasp_jax.walk.flat import Flat
 from ispasp_jax.walk.pieces import compiled, piece
@@ -113,16 +113,21 @@ def recalibrate(norm: Norm, stream: Stream) -> Weights:
     def make():
         def function(x, weight):
             x = jnp.moveaxis(x.astype(jnp.float32), norm.axis, -1)
-            x = x.reshape(len(weight), -1, x.shape[-1])
-            count = weight.sum() * x.shape[1]
-            mean = jnp.einsum("n,npc->c", weight, x) / count
-            squares = jnp.einsum("n,npc->c", weight, jnp.square(x - mean))
+            weight = jnp.moveaxis(weight, norm.axis, -1)
+            weight = jnp.broadcast_to(weight, (*x.shape[:-1], 1))
+            x, weight = (a.reshape(len(x), -1, a.shape[-1]) for a in (x, weight))
+            count = weight.sum()
+            mean = jnp.einsum("npi,npc->c", weight, x) / count
+            squares = jnp.einsum("npi,npc->c", weight, jnp.square(x - mean))
             return count, mean, squares
 
         return function
 
     run = compiled(("moments", norm.value.aval, norm.axis), make)
-    batches = zip(stream.live[norm.value], stream.weight, strict=True)
+    batches = (
+        (x, places.weight(stream, norm.value, k))
+        for k, x in enumerate(stream.live[norm.value])
+    )
     count, mean, squares = 0.0, 0.0, 0.0
     for batch in jax.device_get([run(*pair) for pair in batches]):
         n, m, s = (np.asarray(a, np.float64) for a in batch)

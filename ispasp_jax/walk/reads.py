@@ -23,6 +23,7 @@ from ispasp_jax.walk import (
     forms,
     layouts,
     least_squares,
+    places,
     sites,
 )
 from ispasp_jax.walk.moments import Measurement, Moments, rows
@@ -101,7 +102,7 @@ def gather(
     """
     try:
         index = sites.index(site, group.atom)
-        hidden = stream.live[site.hidden]
+        hidden = places.hidden(stream, site)
         total = None
         if "hidden" in task.needs:
             total = _summed(site, hidden, stream.weight)
@@ -175,8 +176,26 @@ def regression_of(group: Group, read: Read, weights: Weights) -> LeastSquares:
         size = math.sqrt(max(whole.yy / whole.count, 1e-30))
     d = read.site.width
     matrix = reach.matrix[rows(places, d, len(reach.matrix))]
-    index = np.searchsorted(places, read.places)
+    index = np.searchsorted(places, _left(group, read, places))
     return regression(whole, matrix, len(places), index, size)
+
+
+def _left(
+    group: Group, read: Read, places: Int[np.ndarray, " k"]
+) -> Int[np.ndarray, "d m"]:
+    """The places of each channel that are left where another group of the same consumer
+    has been cut: heads, and then their width.
+
+    Raises:
+      InputError: some channels have more than others.
+    """
+    there = np.isin(read.places, places)
+    if len({*there.sum(1).tolist()}) > 1:
+        raise InputError(
+            f"group {group.name!r}: what was cut before it left some of its channels "
+            f"more places in {read.site.name} than others; ignore one of both groups."
+        )
+    return read.places[there].reshape(len(read.places), -1)
 
 
 def regression(

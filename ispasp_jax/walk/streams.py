@@ -60,11 +60,6 @@ def kept(batches: Activations) -> Activations:
 Watch = Mapping[Value, Callable[[int, Array], None]]
 
 
-def across(weight: Float[Array, " n"], x: Float[Array, "n ..."]) -> Array:
-    """The examples' weights in a shape that multiplies x."""
-    return weight.reshape([-1] + [1] * (x.ndim - 1))
-
-
 class Stream(NamedTuple):
     """Where a network's calibration activations are.
 
@@ -77,6 +72,8 @@ class Stream(NamedTuple):
       memory: bytes of activations that it may keep on all devices together; None is no
         limit.
       name: what is being computed, for errors.
+      real: 0 at places of the inputs' second dimension that are padding, else 1 (see
+        places.py); None where no place is.
       spends: whether it gives each batch up as soon as what follows it is made; see
         `own`.
 
@@ -92,6 +89,7 @@ class Stream(NamedTuple):
     weight: list[Float[Array, " n"]]
     memory: int | None = None
     name: str = "the input"
+    real: list[Float[Array, "n t"]] | None = None
     spends: bool = False
 
     def own(self) -> "Stream":

@@ -2,6 +2,8 @@
 
 files         safetensors, torch, msgpack, Orbax and the Hub to arrays by name
 names         torchvision's and timm's names to variables, and back
+layouts       torch's order of axes, and heads in one matrix
+transformers  folders for Hugging Face's own classes
 folders       a model folder: config, arrays, program; `load` and `save`
 descriptions  what config.json may say
 tensors       arrays to be trusted, or refused
@@ -17,6 +19,7 @@ from ispasp_jax.weights.names import (
     to_tree,
     to_variables,
 )
+from ispasp_jax.weights.transformers import save_transformers
 
 __all__ = [
     "Model",
@@ -25,6 +28,7 @@ __all__ = [
     "read",
     "save",
     "save_safetensors",
+    "save_transformers",
     "to_torchvision",
     "to_tree",
     "to_variables",

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ispasp_jax import data, json_text, models
-from ispasp_jax.data import Preprocessing
+from ispasp_jax.data import Inputs
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph import Plan, Traced
 from ispasp_jax.graph.widths import first
 from ispasp_jax.weights.tensors import printable, some
 
-CONFIG, ARRAYS, PROGRAM = FILES = "config.json", "model.safetensors", "model.stablehlo"
+CONFIG, ARRAYS, PROGRAM = "config.json", "model.safetensors", "model.stablehlo"
+TOKENIZER = "tokenizer.json"
+FILES = CONFIG, ARRAYS, PROGRAM, TOKENIZER
 FORMAT = 1
 
 #: The largest that a file may name: pixels of a side, channels or classes, entries of
@@ -39,7 +41,7 @@ class Description(NamedTuple):
     num_classes: int
     options: dict[str, Any]
     widths: dict[str, int]
-    preprocessing: Preprocessing | None
+    preprocessing: Inputs | None
 
     def network(self) -> Any:
         """The architecture, at its own widths.
@@ -158,7 +160,7 @@ def checked(about: Mapping[str, Any]) -> dict[str, Any]:
     """What a file says, as it is.
 
     Args:
-      about: any of Description's and Preprocessing's fields ("model" or "name"); other
+      about: any of Description's and preprocessing's fields ("model" or "name"); other
         keys are left alone.
 
     Raises:

@@ -15,11 +15,14 @@ from ispasp_jax import json_text
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph.by_hand import leaves
 from ispasp_jax.weights import descriptions, tensors
+from ispasp_jax.weights.descriptions import TOKENIZER
 from ispasp_jax.weights.hub import fetch, preprocessing
 from ispasp_jax.weights.tensors import as_weights, some
 
 #: What torch's wrappers put before every name.
 PREFIXES = ("module.", "_orig_mod.")
+#: How names end of what counts and is no weight.
+COUNTS = ("num_batches_tracked", "position_ids")
 #: The key in a file's header under which `weights.save_safetensors` puts the widths.
 HEADER = "ispasp_jax"
 
@@ -88,7 +91,7 @@ def weights_of(arrays: Mapping[str, Any], source: str) -> dict[str, np.ndarray]:
     result, twice = {}, []
     for name, array in arrays.items():
         bare = _without_prefix(name)
-        if bare.endswith("num_batches_tracked"):
+        if bare.endswith(COUNTS):
             continue
         twice += [bare] if bare in result else []
         result[bare] = array
@@ -115,12 +118,14 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
 
 
 def _beside(path: Path) -> dict[str, Any]:
-    """What the config.json beside a file says of it; nothing where there is none."""
-    config = path.parent / descriptions.CONFIG
+    """What config.json and tokenizer.json beside a file say of it; nothing where there
+    is none."""
+    config, words = (path.parent / n for n in (descriptions.CONFIG, TOKENIZER))
+    said = {"tokenizer": words.read_text("utf-8")} if words.exists() else {}
     if not config.exists():
-        return {}
+        return said
     if not descriptions.is_ours(config):
-        return preprocessing(json_text.read(config), f"weights {path}")
+        return said | preprocessing(json_text.read(config), f"weights {path}")
     if path.name != descriptions.ARRAYS:
         raise InputError(
             f"weights {path}: it lies in the model folder {path.parent}, which says "

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from ispasp_jax import data, files, models
+from ispasp_jax.data import Text
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph import (
     Plan,
@@ -23,7 +24,13 @@ from ispasp_jax.graph import (
 )
 from ispasp_jax.graph.by_hand import leaves, nested
 from ispasp_jax.weights import descriptions, hub, stablehlo, tensors
-from ispasp_jax.weights.descriptions import ARRAYS, CONFIG, FILES, PROGRAM
+from ispasp_jax.weights.descriptions import (
+    ARRAYS,
+    CONFIG,
+    FILES,
+    PROGRAM,
+    TOKENIZER,
+)
 from ispasp_jax.weights.model import Model, of
 from ispasp_jax.weights.tensors import as_weights, fingerprint, is_key, printable, some
 
@@ -83,6 +90,8 @@ def write(folder: Path, model: Model) -> None:
     sums = {"config": _sum_of(config), "arrays": fingerprint(nested(arrays))}
     text = json.dumps({**config, "sums": sums}, indent=1) + "\n"
     (folder / CONFIG).write_text(text)
+    if isinstance(model.preprocessing, Text):
+        (folder / TOKENIZER).write_text(model.preprocessing.tokenizer, "utf-8")
     tensors.write(folder / ARRAYS, arrays)
 
 
@@ -95,7 +104,7 @@ def _write_program(path: Path, model: Model) -> str | None:
     program = model.network
     if not isinstance(program, stablehlo.Stored):
         evaluate = adapters.learner(program).evaluate
-        image = jax.ShapeDtypeStruct((2, *model.input_shape), "float32")
+        image = models.inputs(model.input_shape, 2)
         try:
             program = stablehlo.stored(evaluate, model.variables, image)
         except InputError as why:
@@ -169,7 +178,8 @@ def load(folder: str | os.PathLike, architecture: str | None = None) -> Model:
 
     Returns:
       The model, ready to be called with preprocessed images, (n, height, width,
-      channels), or pruned and trained again; one that was saved as a program runs it.
+      channels), or texts' tokens, or pruned and trained again; one that was saved as
+      a program runs it.
 
     Raises:
       InputError: not such a folder, one that is damaged, or of another architecture.
@@ -177,7 +187,7 @@ def load(folder: str | os.PathLike, architecture: str | None = None) -> Model:
     folder = folder_of(folder) or Path(folder)
     path = folder / CONFIG
     config = descriptions.read(path)
-    about = descriptions.described(config, path)
+    about = _with_tokenizer(descriptions.described(config, path), folder)
     if architecture is None and about.name not in models.MODELS and "program" in config:
         return _stored(folder, config, about)
     descriptions.allow(about.name, architecture, path)
@@ -199,6 +209,23 @@ def load(folder: str | os.PathLike, architecture: str | None = None) -> Model:
     )
     known = {name: one.kept.shape[-1] for name, one in plan.items()}
     return model.resize(jax.device_put(variables), known)
+
+
+def _with_tokenizer(
+    about: descriptions.Description, folder: Path
+) -> descriptions.Description:
+    """The description with the tokenizer that lies in the folder, of texts."""
+    prep, path = about.preprocessing, folder / TOKENIZER
+    if not isinstance(prep, Text):
+        return about
+    whole = None
+    if path.is_file():
+        whole = prep._replace(tokenizer=path.read_text("utf-8", "replace"))
+    if whole is None or whole.sum != prep.tokenizer:
+        raise InputError(
+            f"{path} is not as it was written; the folder is damaged, make it again."
+        )
+    return about._replace(preprocessing=whole)
 
 
 def _stored(

@@ -37,7 +37,12 @@ def fetch(source: str) -> tuple[Path, dict[str, Any]]:
             f"weights {source}: its config.json is {error}; delete {config} so that it "
             "is fetched again."
         ) from error
-    return path, preprocessing(about, f"weights {source}")
+    words, said = None, preprocessing(about, f"weights {source}")
+    if "vocab_size" in about:
+        words = _asked(source, descriptions.TOKENIZER, needed=False)
+    if words is not None:
+        said["tokenizer"] = words.read_text("utf-8")
+    return path, said
 
 
 def folder(source: str) -> Path | None:
@@ -54,6 +59,8 @@ def folder(source: str) -> Path | None:
     if config is None or not descriptions.is_ours(config):
         return None
     _asked(source, descriptions.PROGRAM)  # beside, where it was saved with one
+    if "tokenizer" in (json_text.read(config).get("preprocessing") or ()):
+        _asked(source, descriptions.TOKENIZER)
     return path.parent
 
 

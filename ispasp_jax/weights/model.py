@@ -7,10 +7,10 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from ispasp_jax import models, walk
-from ispasp_jax.data import Preprocessing
+from ispasp_jax.data import Inputs
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph import (
     Plan,
@@ -40,19 +40,19 @@ class Model:
     name: str
     network: Any
     variables: Any
-    preprocessing: Preprocessing | None
+    preprocessing: Inputs | None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of an input."""
+    def input_shape(self) -> tuple[int, ...]:
+        """(height, width, channels) of an image, or (tokens,) of a text."""
         if self.preprocessing is None:
             return self.network.inputs[0][0][1:]
         return self.preprocessing.shape
 
     @property
-    def images(self) -> Preprocessing:
-        """How images become inputs.
+    def images(self) -> Inputs:
+        """How images, or texts, become inputs.
 
         Raises:
           InputError: nobody said.
@@ -67,7 +67,7 @@ class Model:
     @functools.cached_property
     def traced(self) -> Traced:
         """What the network's equations say of its channels, on a batch of two."""
-        inputs = [jax.ShapeDtypeStruct((2, *self.input_shape), "float32")]
+        inputs = [models.inputs(self.input_shape, 2)]
         if isinstance(self.network, stablehlo.Stored):
             inputs = [
                 jax.ShapeDtypeStruct((2, *shape[1:]), dtype)
@@ -112,8 +112,7 @@ class Model:
         if network is self.network and self.variables:
             return self.traced
         shapes = models.shapes(network, self.input_shape)
-        inputs = jax.ShapeDtypeStruct((2, *self.input_shape), "float32")
-        return trace(network, shapes, inputs)
+        return trace(network, shapes, models.inputs(self.input_shape, 2))
 
     @property
     def num_classes(self) -> int:
@@ -161,15 +160,15 @@ class Model:
         """The same model with another network, as after pruning or training."""
         return dataclasses.replace(self, network=network, variables=variables)
 
-    def __call__(self, images: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
-        """Logits of preprocessed images."""
+    def __call__(self, images: Shaped[Array, "n ..."]) -> Float[Array, "n classes"]:
+        """Logits of preprocessed images, or of texts' tokens."""
         return _logits(adapters.learner(self.network), self.variables, images)
 
 
 def of(
     name: str,
     made: Any,
-    preprocessing: Preprocessing | None,
+    preprocessing: Inputs | None,
     options: Mapping[str, Any],
 ) -> Model:
     """An architecture, as `models.create` made it; Linen's has no arrays yet.

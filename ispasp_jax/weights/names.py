@@ -33,7 +33,8 @@ from ispasp_jax.errors import InputError
 from ispasp_jax.graph.adapters import initialise
 from ispasp_jax.graph.by_hand import leaves
 from ispasp_jax.models import aliases as other_names
-from ispasp_jax.models import shapes
+from ispasp_jax.models import beside, inputs, shapes
+from ispasp_jax.weights import layouts
 from ispasp_jax.weights.files import HEADER, read, weights_of
 from ispasp_jax.weights.tensors import as_float32, is_key, some, write_whole
 
@@ -47,14 +48,6 @@ __all__ = [
 ]
 
 Arrays = Mapping[str, Shaped[np.ndarray, "..."]]
-
-#: Flax's name of an array in its module -> torch's.
-LEAVES = {
-    "kernel": "weight",
-    "scale": "weight",
-    "mean": "running_mean",
-    "var": "running_var",
-}
 
 
 def to_variables(
@@ -72,7 +65,7 @@ def to_variables(
     Args:
       arrays: of `read`, or a torch state dict as numpy arrays.
       network: the architecture, at its own widths.
-      input_shape: (height, width, channels) of one image.
+      input_shape: of one input, as `models.inputs` takes it.
       expected: shapes of narrower variables, of `Traced.take`; None at full width.
       aliases: names of layers besides those that `models.aliases` gives: theirs ->
         torchvision's, both joined with dots.
@@ -86,8 +79,15 @@ def to_variables(
     given = _torchvision_names(weights_of(arrays, source), known)
     wanted = shapes(network, input_shape) if expected is None else expected
     by_name = {
-        _name(path): tuple(leaf.shape[axis] for axis in _to_torch(leaf.shape))
+        layouts.name(path): layouts.torch_shape(path, leaf.shape)
         for path, leaf in leaves(wanted)
+    }
+    given = layouts.apart(given, by_name)
+    left_out = tuple(beside(network))
+    given = {
+        name: array
+        for name, array in given.items()
+        if name in by_name or not name.startswith(left_out)
     }
     head = {}
     if new_head:
@@ -97,8 +97,9 @@ def to_variables(
     filled = {**head, **given}
 
     def fill(keys, leaf):
-        array = filled[_name("/".join(key.key for key in keys))]
-        return jnp.asarray(array.transpose(_to_flax(array.shape)), leaf.dtype)
+        path = "/".join(key.key for key in keys)
+        array = layouts.to_flax(path, filled[layouts.name(path)], leaf.shape)
+        return jnp.asarray(array, leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(fill, wanted)
 
@@ -174,7 +175,7 @@ def to_torchvision(
     state = {}
     for path, leaf in leaves(jax.device_get(variables)):
         array = as_float32(np.asarray(leaf))
-        module, _, last = _name(path).rpartition(".")
+        module, _, last = layouts.name(path).rpartition(".")
         name = f"{theirs.get(module, module)}.{last}"
         if name in state:
             raise InputError(
@@ -182,8 +183,8 @@ def to_torchvision(
                 "own."
             )
         # safetensors writes wrong data, without a word, for arrays that are not.
-        state[name] = np.ascontiguousarray(array.transpose(_to_torch(array.shape)))
-    return state
+        state[name] = np.ascontiguousarray(layouts.to_torch(path, array))
+    return layouts.together(state)
 
 
 def save_safetensors(
@@ -211,34 +212,18 @@ def save_safetensors(
     write_whole(path, to_torchvision(variables, aliases), metadata)
 
 
-def _name(path: str) -> str:
-    """Torchvision's name: of params/fc/kernel, it is fc.weight."""
-    *module, leaf = path.split("/")[1:]
-    return ".".join((*module, LEAVES.get(leaf, leaf)))
-
-
-def _to_torch(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The axes, in torch's order: HWIO to OIHW (depthwise HW1C to C1HW), IO to OI."""
-    rank = len(shape)
-    return (rank - 1, rank - 2, *range(rank - 2)) if rank > 1 else tuple(range(rank))
-
-
-def _to_flax(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The axes, in Flax's order: the inverse of `_to_torch`."""
-    rank = len(shape)
-    return (*range(2, rank), 1, 0) if rank > 1 else tuple(range(rank))
-
-
 def _torchvision_names(arrays: Arrays, aliases: Mapping[str, str]) -> dict:
     """The arrays in torch's layout, by torchvision's names where those are known."""
     torchvision_names = {}
     for name, array in arrays.items():
         ours, array = name, np.asarray(array)
         if name.startswith(("params/", "batch_stats/")):
-            ours = _name(name)
-            array = array.transpose(_to_torch(array.shape))
+            ours = layouts.name(name)
+            array = layouts.to_torch(name, array)
         module, _, leaf = ours.rpartition(".")
-        ours = f"{aliases.get(module, module)}.{leaf}"
+        leaf = layouts.EARLIER.get(leaf, leaf)
+        ours = ".".join(filter(None, (aliases.get(module, module), leaf)))
+        ours = aliases.get(name, ours)
         # Two names for one array: the second is reported as unexpected.
         torchvision_names[name if ours in torchvision_names else ours] = array
     return torchvision_names
@@ -255,18 +240,16 @@ def _new_head(
 
     @jax.jit  # compiles the classifier's part of the initialisation alone
     def draw(key):
-        variables = initialise(network, key, jnp.zeros((1, *input_shape)))
-        return {
-            _name(path): leaf
-            for path, leaf in leaves(variables)
-            if _name(path) in names
-        }
+        first = inputs(input_shape)
+        variables = initialise(network, key, jnp.zeros(first.shape, first.dtype))
+        return {p: a for p, a in leaves(variables) if layouts.name(p) in names}
 
-    drawn = jax.device_get(draw(jax.random.key(0)))
-    return {
-        name: array.transpose(_to_torch(array.shape))[tuple(map(slice, expected[name]))]
-        for name, array in drawn.items()
-    }
+    result = {}
+    for path, array in jax.device_get(draw(jax.random.key(0))).items():
+        name = layouts.name(path)
+        whole = layouts.to_torch(path, array)
+        result[name] = whole[tuple(map(slice, expected[name]))]
+    return result
 
 
 def classes(
@@ -288,7 +271,9 @@ def _head_names(network: nn.Module, input_shape: tuple[int, ...]) -> set[str]:
         return set()
     other = network.clone(num_classes=network.num_classes + 1)
     ours, theirs = (dict(leaves(shapes(n, input_shape))) for n in (network, other))
-    return {_name(p) for p, leaf in ours.items() if leaf.shape != theirs[p].shape}
+    return {
+        layouts.name(p) for p, leaf in ours.items() if leaf.shape != theirs[p].shape
+    }
 
 
 def _check(given, expected, head, network, input_shape, source) -> None:

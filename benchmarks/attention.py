@@ -1,0 +1,3 @@
+import script  # of networks/attention.py
+
+script.start()

@@ -1,0 +1,3 @@
+import script  # of networks/signs.py
+
+script.start()
