@@ -154,11 +154,13 @@ class Limits:
       target: KIND=AMOUNT, each.
       tolerance: largest predicted residual; None: no bound.
       curves: file to solve from; None: the one in `out`, if it fits, else measured.
+      depth: whether branches may go whole.
     """
 
     target: tuple[str, ...]
     tolerance: float | None
     curves: Path | None
+    depth: bool = False
 
 
 @dataclass(frozen=True)

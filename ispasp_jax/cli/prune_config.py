@@ -88,7 +88,7 @@ def _cut(args: Namespace) -> Ratios | Preset | Limits | PlanFile:
     if args.plan:
         return PlanFile(args.plan)
     if args.target or args.tolerance is not None:
-        return Limits(_flat(args.target), args.tolerance, args.curves)
+        return Limits(_flat(args.target), args.tolerance, args.curves, args.depth)
     if args.preset:
         return Preset(args.preset)
     return _ratios(_flat(args.keep) or ("0.4",))
@@ -132,8 +132,11 @@ def _check_cut(args: Namespace) -> None:
             f"{' and '.join(given)} were both given; each says what is kept, give one "
             "of them."
         )
-    if args.curves and "--target or --tolerance" not in given:
-        raise InputError("--curves is for --target and --tolerance; give one of them.")
+    for flag, value in {"--curves": args.curves, "--depth": args.depth}.items():
+        if value and "--target or --tolerance" not in given:
+            raise InputError(
+                f"{flag} is for --target and --tolerance; give one of them."
+            )
 
 
 def _check_distillation(args: Namespace, tuning: Tuning) -> None:

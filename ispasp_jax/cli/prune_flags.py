@@ -104,6 +104,12 @@ def _add_cut(parser: Parser) -> None:
         "the one in --out, if it is of the same network and images",
     )
     group.add_argument(
+        "--depth",
+        action="store_true",
+        help="within --target or --tolerance, whole residual blocks and other branches "
+        "may go, too, those whose channels are one group",
+    )
+    group.add_argument(
         "--plan",
         type=Path,
         metavar="FILE",
