@@ -9,7 +9,7 @@ import posixpath
 import re
 from pathlib import Path
 
-from ispasp_jax.cli import export, prune_flags, train
+from ispasp_jax.cli import compare, export, prune_flags, train
 from ispasp_jax.selection.criteria import CRITERIA
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +28,7 @@ MARKS = {
     "<!-- train.py -->": lambda: flags(train.parser()),
     "<!-- prune.py -->": lambda: flags(prune_flags.parser()),
     "<!-- ispasp-export -->": lambda: flags(export.parser()),
+    "<!-- ispasp-compare -->": lambda: flags(compare.parser()),
     "<!-- criteria -->": lambda: criteria(),
 }
 

@@ -16,7 +16,7 @@ import pytest
 import snippets
 
 import ispasp_jax
-from ispasp_jax.cli import export, prune_flags, train
+from ispasp_jax.cli import compare, export, prune_flags, train
 from ispasp_jax.selection.criteria import CRITERIA
 from ispasp_jax.selection.criterion import Factory
 
@@ -84,6 +84,7 @@ def hooks():
         ("train.py", train.parser, 20),
         ("prune.py", prune_flags.parser, 20),
         ("ispasp-export", export.parser, 4),
+        ("ispasp-compare", compare.parser, 1),
     ],
 )
 def test_the_commands_page_has_every_flag(script, parser, least, hooks):

@@ -20,7 +20,7 @@ WALLS = {
     "data": {"errors", "json_text"},
     "walk": {"errors", "devices", "selection", "graph"},
     "budget": {"errors", "files", "numerals", "graph", "walk"},
-    "report": {"numerals", "devices", "budget", "walk"},
+    "report": {"errors", "numerals", "devices", "budget", "walk"},
     "weights": {"errors", "files", "json_text", "data", "graph", "models", "walk"},
     "export": {"errors", "files", "numerals", "graph", "walk", "weights"},
     "training": {"errors", "devices", "data", "graph", "weights"},

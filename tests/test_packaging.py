@@ -65,7 +65,8 @@ def test_the_licence_is_the_one_that_is_named(setup):
 def test_the_commands_are_there(setup):
     lines = setup["options.entry_points"]["console_scripts"].strip().split("\n")
     points = dict(line.split(" = ") for line in lines)
-    assert points.keys() == {"ispasp-train", "ispasp-prune", "ispasp-export"}
+    names = ("train", "prune", "export", "compare")
+    assert points.keys() == {f"ispasp-{name}" for name in names}
     assert all(callable(pkgutil.resolve_name(place)) for place in points.values())
 
 

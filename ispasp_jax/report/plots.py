@@ -1,12 +1,13 @@
 """Pictures of a run; needs the [plots] extra (matplotlib)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from ispasp_jax.report.compare import Best, Run
 from ispasp_jax.walk.curves import Curves
 
 
@@ -35,3 +36,36 @@ def curves(found: Curves, sizes: Mapping[str, int], path: Path) -> None:
     right.set_xticks(places[::step], list(found)[::step], rotation=90, fontsize=7)
     right.set(ylabel="channels kept, of all", title="width by block", ylim=(0, 1.02))
     figure.savefig(path, dpi=120)
+
+
+def comparison(runs: Sequence[Run], marks: Sequence[Best], path: Path) -> None:
+    """Top-1 of every run against its multiply-adds and its latency, as an SVG file;
+    Pareto points are filled.
+
+    Args:
+      runs: what to compare.
+      marks: of compare.best.
+      path: the file, whatever its name ends in.
+    """
+    # The same runs make the same file: no date, and no names drawn at random.
+    with matplotlib.rc_context({"svg.hashsalt": "ispasp_jax"}):
+        figure = Figure(figsize=(10, 4.5), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True)
+        colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(runs)))
+        for one, mark, colour in zip(runs, marks, colours, strict=True):
+            costs = ((left, one.pruned.macs / 1e6), (right, one.pruned.latency_ms))
+            for (axes, cost), filled in zip(costs, mark, strict=True):
+                face = colour if filled else "none"
+                axes.scatter(cost, 100 * one.top1, edgecolors=[colour], color=[face])
+                axes.annotate(
+                    one.name,
+                    (cost, 100 * one.top1),
+                    xytext=(4, 4),
+                    textcoords="offset points",
+                    fontsize=7,
+                    parse_math=False,
+                )
+        left.set(xlabel="million multiply-adds", ylabel="top-1, %")
+        right.set(xlabel="latency, ms")
+        figure.suptitle("filled: Pareto points")
+        figure.savefig(path, format="svg", metadata={"Date": None})

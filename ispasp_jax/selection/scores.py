@@ -99,14 +99,21 @@ def taylor(gradient: ByImage, size: Size) -> Selection:
 
 @criterion
 def sosp(gradient: ByImage, curvature: ByImage, size: Size) -> Selection:
-    """First and second order, correlations included (Nonnenmacher et al., SOSP-H, arXiv
-    2110.11395):
+    """After SOSP-H (Nonnenmacher et al., arXiv 2110.11395): first and second order of
+    the loss, correlations included,
 
         |∂L/∂z_c| + ½ |(∂²L/∂z² · 1)_c|
 
-    L averaged over the images, 1 the direction in which all channels go; one product
-    with the Hessian. Here all channels are those of the group, in the paper those of
-    the network. Needs labels; see walk/gates.py for the cost.
+    L averaged over the images. If the channels m go, the loss changes by
+    −gᵀm + ½ mᵀHm; this is channel c's share, both terms in absolute values, were all
+    channels to go: one product with the Hessian H. Needs labels; see walk/gates.py for
+    the cost.
+
+    Compared with the paper's abstract, not with its equations: the formula may be
+    another one. This differs from the paper in:
+
+    1. H holds the group's channels, there all structures of all layers.
+    2. Every group keeps the size it is given, there all layers are ranked together.
     """
     first, second = gradient.mean(0), curvature.mean(0)
     return by_score(jnp.abs(first) + jnp.abs(second) / 2, size)

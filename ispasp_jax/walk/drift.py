@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from ispasp_jax.graph.program import Value
 from ispasp_jax.walk.flat import Flat
 from ispasp_jax.walk.results import Key
-from ispasp_jax.walk.streams import Activations, Stream, Watch, across
+from ispasp_jax.walk.streams import Activations, Lazy, Stream, Watch, across
 
 
 class _Due(NamedTuple):
@@ -36,7 +36,8 @@ class Drifts:
           dense: what it is in the dense network.
           keys: the groups.
         """
-        self._due.setdefault(target, _Due(dense, [])).groups.extend(keys)
+        held = dense if isinstance(dense, Lazy) else [*dense]  # a stream spends its own
+        self._due.setdefault(target, _Due(held, [])).groups.extend(keys)
 
     @property
     def end(self) -> int:

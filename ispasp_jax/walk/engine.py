@@ -152,7 +152,7 @@ class _Walk:
         mesh = self.options.mesh
         memory = streams.share(self.options.memory, mesh, 2 if self.needs_dense else 1)
         entry = streams.start(self.flat, self.original, batches, mesh, memory)
-        self.pruned = entry
+        self.pruned = entry.own()
         #: Apart from the pruned one as soon as they differ, where anything asks for it.
         self.dense: Stream | None = None
         self.labels = []
@@ -160,7 +160,7 @@ class _Walk:
             self.labels = gates.aligned(labels, entry, mesh)
         self._select_shared(entry)
         if self.cuts.any and self.needs_dense:
-            self.dense = entry
+            self.dense = entry.own()
         #: Where the images are computed from again after tuning; else of no use.
         self.entry = entry if self.options.tune else None
 
@@ -257,7 +257,8 @@ class _Walk:
         if not self.needs_dense:
             return
         with self.clocks.on("repair" if self.repair.fits else "selection"):
-            self.dense = self.dense or self.pruned._replace(weights=self.original)
+            if self.dense is None:
+                self.dense = self.pruned._replace(weights=self.original).own()
             if self.dense.place < site.end:
                 ahead = [*self._targets(site.place, site.end)]
                 self.dense = self.dense.named(site.name).to(site.end, ahead)
@@ -306,7 +307,7 @@ class _Walk:
     def _again(self, tuned: Mapping[str, Any]) -> None:
         """Goes on from other variables, the activations computed again."""
         assert self.entry is not None, "kept where there is `tune`"
-        self.pruned = self.entry._replace(weights=self.cuts.widen(tuned))
+        self.pruned = self.entry._replace(weights=self.cuts.widen(tuned)).own()
         for place in self.visited:
             self.pruned = self.pruned.hidden(place)
 

@@ -22,7 +22,7 @@ from ispasp_jax import devices
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph.program import AnyArray, Value
 from ispasp_jax.walk.flat import Flat, nbytes
-from ispasp_jax.walk.pieces import Piece, forward, piece
+from ispasp_jax.walk.pieces import Piece, checked, forward, piece
 
 #: Calibration batches, preprocessed: an array each, or a tuple where the model takes
 #: several.
@@ -72,8 +72,12 @@ class Stream(NamedTuple):
       memory: bytes of activations that it may keep on all devices together; None is no
         limit.
       name: what is being computed, for errors.
+      spends: whether it gives each batch up as soon as what follows it is made; see
+        `own`.
 
-    Whatever it makes and keeps is checked: NaN or infinity raise FloatingPointError.
+    Where it halts with all that later equations depend on, NaN or infinity raise
+    FloatingPointError. What it makes for a consumer is not looked at again: whoever
+    reads it sums it, and what the consumer makes of it is in the next halt.
     """
 
     flat: Flat
@@ -83,6 +87,16 @@ class Stream(NamedTuple):
     weight: list[Float[Array, " n"]]
     memory: int | None = None
     name: str = "the input"
+    spends: bool = False
+
+    def own(self) -> "Stream":
+        """The same, to be used up on its way: a batch's memory is free for what is
+        made of it, and a stream that has been carried on is of no use any more."""
+        live = {
+            value: batches if isinstance(batches, Lazy) else [*batches]
+            for value, batches in self.live.items()
+        }
+        return self._replace(live=live, spends=True)
 
     def named(self, name: str) -> "Stream":
         """The same, on its way to something else."""
@@ -112,7 +126,7 @@ class Stream(NamedTuple):
         way = there._way(place, (), watch)
         on_the_way = place > there.place and not way.watch
         lazy = on_the_way and not self._has_room(self.flat.alive(place))
-        live = there._lazy(way) if lazy else there._made(way)
+        live = there._lazy(way) if lazy else there._made(way, checks=False)
         return there._replace(place=place, live=way.passed | live)
 
     def _way(self, place: int, keep: Iterable[Value], watch: Watch | None) -> "_Way":
@@ -130,27 +144,30 @@ class Stream(NamedTuple):
         step = piece(self.flat, [*new, *extra], self.live)
         return _Way(passed, step, len(new), watch)
 
-    def run(self, step: Piece, k: int) -> tuple[list[Array], Array]:
-        """A piece's values for a batch, and whether they are finite."""
+    def _run(self, function: Callable[..., Any], step: Piece, k: int) -> Any:
+        """What a function of a piece's inputs and weights gives for a batch."""
         given = [self.live[value][k] for value in step.given]
-        return forward(step)(given, weights_of(step, self.weights))
+        return function(given, weights_of(step, self.weights))
 
-    def _made(self, way: "_Way") -> dict[Value, Activations]:
+    def _made(self, way: "_Way", checks: bool = True) -> dict[Value, Activations]:
         """What is new, batch by batch: on the devices where there is room, else on the
         host."""
         step, new = way.step, way.step.wanted[: way.new]
         if not step.wanted:
             return {}
-        finite: list[Array] = []
+        function = checked(step) if checks else forward(step)
+        sound: list[Array] = []
 
         def batches() -> Iterator[list[Array]]:
             for k in range(len(self.weight)):
-                made, sound = self.run(step, k)
-                finite.append(sound)
+                made, finite = self._run(function, step, k)
+                sound.append(finite)
                 for value, array in zip(step.wanted, made, strict=True):
                     if value in way.watch:
                         way.watch[value](k, array)
+                self._spend(way.passed, k)
                 yield made[: way.new]
+                jax.block_until_ready(sound[-2:-1])  # what is spent is free when read
 
         columns: list[Activations]
         if self._has_room([*way.passed, *new]):
@@ -158,13 +175,19 @@ class Stream(NamedTuple):
         else:
             held = [[*map(_to_host, batch)] for batch in batches()]
             columns = [_lazily([*column]) for column in zip(*held, strict=True)]
-        if not all(jax.device_get(finite)):
+        if not all(jax.device_get(sound)) and not all(map(_is_finite, columns)):
             raise FloatingPointError(
                 f"{self.name}: its activations hold NaN or infinity, so nothing that "
                 "follows means anything; check the weights and the calibration images "
                 "(their mean and std, and whether they overflow in half precision)."
             )
         return dict(zip(new, columns, strict=True))
+
+    def _spend(self, kept: Iterable[Value], k: int) -> None:
+        """Gives up a batch of what is not kept, where that is asked for."""
+        for value, batches in self.live.items() if self.spends else ():
+            if value not in kept and not isinstance(batches, Lazy):
+                batches[k] = jnp.zeros(0)
 
     def _lazy(self, way: "_Way") -> dict[Value, Activations]:
         """What is new, computed whenever it is read; of the last batch it is kept."""
@@ -173,7 +196,7 @@ class Stream(NamedTuple):
         def made(which: int, k: int) -> Array:
             if k not in last:
                 last.clear()
-                last[k] = self.run(way.step, k)[0]
+                last[k] = self._run(forward(way.step), way.step, k)[0]
             return last[k][which]
 
         return {
@@ -203,6 +226,14 @@ class _Way(NamedTuple):
     step: Piece
     new: int
     watch: Watch
+
+
+def _is_finite(batches: Activations) -> bool:
+    return all(
+        bool(jnp.isfinite(array).all())
+        for array in batches
+        if jnp.issubdtype(array.dtype, jnp.inexact)
+    )
 
 
 def weights_of(step: Piece, weights: Weights) -> list[Any]:
