@@ -203,6 +203,11 @@ class Pruning:
     calibration_memory: int | None
 
     @property
+    def by_branch(self) -> bool:
+        """Whether branches go whole, and --keep is the share of them that stays."""
+        return self.method == "sglp"
+
+    @property
     def fits(self) -> bool:
         """Whether consumers are refitted, by least squares, to the dense network."""
         return self.repair == "lsq"

@@ -31,6 +31,7 @@ def configuration(argv: Sequence[str] | None) -> PruneConfig:
     """
     args = parser().parse_args(argv)
     _check_cut(args)
+    _check_branches(args)
     tuning = _tuning(args)
     _check_distillation(args, tuning)
     return PruneConfig(
@@ -137,6 +138,23 @@ def _check_cut(args: Namespace) -> None:
             raise InputError(
                 f"{flag} is for --target and --tolerance; give one of them."
             )
+
+
+def _check_branches(args: Namespace) -> None:
+    """Raises InputError where branches cannot go as asked."""
+    if args.method != "sglp":
+        return
+    keep = _flat(args.keep)
+    if args.target or args.tolerance is not None or args.preset:
+        raise InputError(
+            "--method sglp removes whole branches, and --keep is the share of them "
+            "that stays; within --target give --depth and another method."
+        )
+    if args.dry_run or len(keep) > 1 or any("=" in text for text in keep):
+        what = "--dry-run" if args.dry_run else f"--keep {' '.join(keep)}"
+        raise InputError(
+            f"--method sglp chooses branches from images, by one --keep K; got {what}."
+        )
 
 
 def _check_distillation(args: Namespace, tuning: Tuning) -> None:

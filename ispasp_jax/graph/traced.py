@@ -179,8 +179,8 @@ def _half(name: str, known: Iterable[Branch]) -> str:
         )
     groups = ", ".join(holders[0].groups)
     return (
-        f"the plan keeps no channel of group {name!r}, so nothing is left of the branch "
-        f"{holders[0].name!r}; keep none of {groups}, or one of each at least."
+        f"the plan keeps no channel of group {name!r}, so nothing is left of the "
+        f"branch {holders[0].name!r}; keep none of {groups}, or one of each at least."
     )
 
 

@@ -1,4 +1,5 @@
-"""Which layers go: similarity guided layer partition (Li et al., SGLP, arXiv 2410.14720).
+"""Which layers go: similarity guided layer partition (SGLP, Li et al., arXiv
+2410.14720).
 
     X      representations of a layer, one row an example              (n, p)
     K, L   Gram matrices of two layers, K = X Xᵀ                       (n, n)
@@ -16,11 +17,13 @@ A layer here is a branch, x + f(x), since that can be left out. What differs fro
 paper:
 
 1. Every segment keeps its most important layer, and the least important of all others
-   go, of whatever segment: the paper prunes each segment by itself (its code for
-   language models drops whole segments).
-2. The importance is the norm of the loss's gradient by the layer's parameters (GradNorm);
-   the paper's code takes it of the layer's output where it prunes language models.
-3. The number of segments is asked for; the paper chooses it by clustering A.
+   go, of whatever segment: the paper prunes each segment by itself, and the authors'
+   code for language models drops whole segments.
+2. The importance is the norm of the loss's gradient by the layer's parameters
+   (GradNorm); that code takes it of the layer's output.
+3. The number of segments is asked for; that code chooses it by clustering A.
+
+Written from the paper's abstract and that code; the paper's equations were not at hand.
 """
 
 import functools
