@@ -155,12 +155,16 @@ class Limits:
       tolerance: largest predicted residual; None: no bound.
       curves: file to solve from; None: the one in `out`, if it fits, else measured.
       depth: whether branches may go whole.
+      pareto: whether the whole front is solved, and some of its points are cut.
+      pick: the point to go on with: "knee", or its number.
     """
 
     target: tuple[str, ...]
     tolerance: float | None
     curves: Path | None
     depth: bool = False
+    pareto: bool = False
+    pick: str = "knee"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ curves that are kept beside the result.
 from pathlib import Path
 
 from ispasp_jax import budget, devices
-from ispasp_jax.cli import budgets, curve_files, plan_files, widths
+from ispasp_jax.cli import budgets, curve_files, fronts, plan_files, widths
 from ispasp_jax.cli.config import Limits, PlanFile, PruneConfig, Ratios
 from ispasp_jax.cli.curve_files import CurveFile
 from ispasp_jax.cli.records import Dense, Images, Sizes, Task, noted
@@ -85,6 +85,8 @@ def _within(
         )
     # Latencies are never the same twice, so a stopped walk goes on with its sizes.
     kept = work.read(_SIZES) if work.resumed else None
+    if kept is None and limits.pareto:
+        limits = fronts.chosen(limits, task, model, images, held, work)
     if kept is None:
         sizes, record, held = budgets.solve(limits, config, model, held)
         kept = {"sizes": sizes, "budget": {"curves": origin, **record}}
