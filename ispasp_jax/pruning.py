@@ -11,7 +11,15 @@ from jaxtyping import Array
 from ispasp_jax import budget, graph
 from ispasp_jax.budget import Budget, cost, latency
 from ispasp_jax.errors import InputError
-from ispasp_jax.graph import Group, Plan, Traced, adapters, modules, narrow
+from ispasp_jax.graph import (
+    Group,
+    Plan,
+    Traced,
+    adapters,
+    branches,
+    modules,
+    narrow,
+)
 from ispasp_jax.graph.trees import leaves
 from ispasp_jax.selection import criteria
 from ispasp_jax.selection.criterion import Criterion, Factory
@@ -222,7 +230,10 @@ def _solved(
     if asked.latency_ms is not None:
         batch = traced.program.inputs[len(traced.dims)].shape[0]
         costs["latency"] = latency.latency_by_size(traced, batch, groups)
-    return budget.solve(curves, costs, budget.widths_of(groups), asked.asked)
+    wanted, lone = asked.asked, branches.alone(traced.branches.values())
+    if asked.depth:
+        wanted = wanted._replace(removable=frozenset(lone))
+    return budget.solve(curves, costs, budget.widths_of(groups), wanted)
 
 
 def _module(model: Any, traced: Traced, result: Walked) -> tuple[Any, str | None]:

@@ -28,6 +28,11 @@ NETWORKS = {
 }
 
 
+def blocks(num_classes):
+    """Three residual blocks, as a user names them: networks:blocks."""
+    return ResNet(num_classes, depths=(3,), base=8, stem="small")
+
+
 def randomised(tree, seed=0):
     """Arrays of the tree's shapes: kernels that keep the variance, statistics as
     training leaves them, some scales negative.

@@ -82,8 +82,8 @@ def test_what_is_no_batches_of_labels(labels, words):
     "sizes, words",
     [
         ({"layer9.0": 4}, "'layer9.0', which this model does not have"),
-        ({"layer1.0": 99}, "99 channels of group 'layer1.0'.* 1 to its width, 10"),
-        ({"layer1.0": 0}, "0 channels of group"),
+        ({"layer1.0": 99}, "99 channels of group 'layer1.0'.* 0 to its width, 10"),
+        ({"layer2.0": 0}, "0 channels of group 'layer2.0'.* 1 to its width, 20"),
         ({"layer1.0": -3}, "-3 channels of group"),
         ({"layer1.0": 0.4}, "0.4 channels of group"),
         ({"layer1.0": True}, "True channels of group"),

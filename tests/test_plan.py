@@ -185,7 +185,7 @@ def test_a_plan_is_verified_on_a_few_examples():
     {
         "a list": ([0, 1], "must be a Cut"),
         "a mask": (plans.Cut(24, np.ones(24, bool)), "must be a Cut"),
-        "none kept": (plans.Cut(24, np.array([], int)), "at least one"),
+        "none kept": (plans.Cut(24, np.array([], int)), "lies in no branch"),
         "descending": (plans.Cut(24, np.array([3, 1])), "must be ascending"),
         "twice": (plans.Cut(24, np.array([1, 1])), "must be ascending"),
         "negative": (plans.Cut(24, np.array([-1, 1])), "must be ascending"),

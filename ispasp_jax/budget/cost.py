@@ -5,12 +5,13 @@ groups' sizes. What it costs in time is measured: timing.py.
 import collections
 import math
 import re
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
 
-from ispasp_jax.graph import Traced
+from ispasp_jax.graph import Traced, branches
 from ispasp_jax.graph.atoms import Atom, leaves, root
 from ispasp_jax.graph.program import ClosedJaxpr, Equation, Program, program
 from ispasp_jax.graph.traced import COLLECTIONS
@@ -31,10 +32,13 @@ class BySize(NamedTuple):
     Attributes:
       widths: the groups' widths, by name.
       terms: what is added up.
+      rest: of a group that is a branch's only one, what goes besides where none of its
+        channels is left, and the branch with them.
     """
 
     widths: dict[str, int]
     terms: Terms
+    rest: Mapping[str, Terms] = MappingProxyType({})
 
     @property
     def full(self) -> float:
@@ -43,11 +47,19 @@ class BySize(NamedTuple):
 
     def total(self, sizes: Mapping[str, int]) -> float:
         """The cost at these sizes; groups that are not named keep their width."""
-        return float(_value(self.terms, {**self.widths, **sizes}))
+        at = {**self.widths, **sizes}
+        gone = sum(self.saved(name, at) for name in self.rest if not at[name])
+        return float(_value(self.terms, at) - gone)
+
+    def saved(self, name: str, sizes: Mapping[str, int]) -> float:
+        """What goes besides its channels where the group keeps none, at these sizes of
+        the others."""
+        at = {**self.widths, **sizes}
+        return float(_value(self.rest.get(name, {}), at))
 
     def marginal(self, sizes: Mapping[str, int]) -> dict[str, float]:
         """What the last channel of each group costs at these sizes."""
-        at = {**self.widths, **sizes}
+        at = {n: max(size, 1) for n, size in {**self.widths, **sizes}.items()}
         result = dict.fromkeys(self.widths, 0.0)
         for names, factor in self.terms.items():
             for name, power in collections.Counter(names).items():
@@ -67,8 +79,12 @@ def macs_by_size(traced: Traced) -> BySize:
 
     They are those of `multiply_adds`, at a batch of one.
     """
-    size = _sizes(traced, _batch(traced))
-    return BySize(_widths(traced), _count(traced.program, size, _widths(traced)))
+    size, full = _sizes(traced, _batch(traced)), _widths(traced)
+    rest = {}
+    for name, branch in branches.alone(traced.branches.values()).items():
+        own = [e for e in traced.program.equations if _reads(e, {*branch.paths})]
+        rest[name] = _apart(_sum(_count_equation(e, size, full) for e in own), name)
+    return BySize(full, _count(traced.program, size, full), rest)
 
 
 def macs_by_part(traced: Traced) -> dict[str, int]:
@@ -102,9 +118,25 @@ def parameters(traced: Traced) -> int:
 
 def parameters_by_size(traced: Traced) -> BySize:
     """Parameters by the groups' sizes."""
-    size = _sizes(traced)
-    arrays = (_product(traced.dims[path], size) for path in traced.parameters)
-    return BySize(_widths(traced), _sum(arrays))
+    size, known = _sizes(traced), {*traced.parameters}
+
+    def count(paths: Iterable[str]) -> Terms:
+        return _sum(_product(traced.dims[p], size) for p in paths if p in known)
+
+    rest = {
+        name: _apart(count(branch.paths), name)
+        for name, branch in branches.alone(traced.branches.values()).items()
+    }
+    return BySize(_widths(traced), count(traced.parameters), rest)
+
+
+def _reads(eqn: Equation, paths: Set[str]) -> bool:
+    return any(value.origin in paths for value in eqn.inputs)
+
+
+def _apart(terms: Terms, name: str) -> Terms:
+    """What does not depend on a group."""
+    return {names: factor for names, factor in terms.items() if name not in names}
 
 
 def multiply_adds(function: Callable, *arguments) -> int:

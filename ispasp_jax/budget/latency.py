@@ -14,7 +14,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from ispasp_jax.budget.cost import BySize
-from ispasp_jax.graph import Group, Piece, Traced, pieces, widths
+from ispasp_jax.graph import Group, Piece, Traced, branches, pieces, widths
 from ispasp_jax.graph.runnable import Runnable, runnable
 
 #: How often a program is timed, each time a pass behind one that warms up; and how
@@ -171,7 +171,7 @@ def unpaid(traced: Traced, sizes: Mapping[str, int], batch_size: int) -> list[Un
 
     for name, kept in sizes.items():
         width = traced[name].width
-        if not 0 < kept < width:
+        if not 0 < kept < width:  # with none left, its branch is gone
             continue
         full, cut = taken(name, kept)
         if full < LEAST or cut <= (1 - PAYS) * full:
@@ -205,7 +205,8 @@ def latency_by_size(
     timed = _Timed()
     full, half = timed(whole)
     # Fewer channels that take longer are noise, or do not pay.
-    saved = {name: max(operator.sub(*timed(own[name])), 0.0) for name in plan}
+    times = {name: timed(own[name]) for name in plan}
+    saved = {name: max(operator.sub(*times[name]), 0.0) for name in plan}
     total = sum(saved.values())
     slope = {n: saved[n] / (cut.width - cut.size) for n, cut in plan.items()}
     all_of_it = sum(slope[n] * cut.width for n, cut in plan.items())
@@ -213,7 +214,15 @@ def latency_by_size(
     share = min(max(full - half, 0.0) / total, full / all_of_it) if total else 0.0
     terms = {(name,): share * each for name, each in slope.items()}
     constant = max(full - share * all_of_it, 0.0)
-    return BySize({g.name: g.width for g in groups}, {(): constant, **terms})
+    # With a branch go all of its equations, not its channels' share of them alone.
+    lone = branches.alone(traced.branches.values())
+    rest = {
+        name: {(): max(share * (times[name][0] - slope[name] * cut.width), 0.0)}
+        for name, cut in plan.items()
+        if name in lone
+    }
+    sizes = {group.name: group.width for group in groups}
+    return BySize(sizes, {(): constant, **terms}, rest)
 
 
 def _batches(traced: Traced, size: int) -> list[jax.ShapeDtypeStruct]:

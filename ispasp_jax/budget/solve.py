@@ -9,7 +9,7 @@ from ispasp_jax.budget.cost import BySize
 from ispasp_jax.budget.targets import KINDS, Asked, Target
 from ispasp_jax.errors import InputError
 from ispasp_jax.numerals import numeral
-from ispasp_jax.walk.curves import Curves
+from ispasp_jax.walk.curves import Curve, Curves
 
 
 def candidates(
@@ -38,7 +38,13 @@ def candidates(
             allowed &= curve.relative[1:] <= asked.tolerance
         allowed[-1] = True
         result[name] = s[allowed]
+        if name in asked.removable and _may_go(curve, asked.tolerance):
+            result[name] = np.append(0, result[name])
     return result
+
+
+def _may_go(curve: Curve | None, tolerance: float | None) -> bool:
+    return curve is None or tolerance is None or curve.relative[0] <= tolerance
 
 
 def feasible(
@@ -113,10 +119,11 @@ def _meet(cost, limit, allowed, damages):
     def cheapest(price, start):
         chosen = start
         for _ in range(4):  # groups of one part make each other's channels cheaper
-            marginal = cost.marginal(chosen)
+            marginal, now = cost.marginal(chosen), chosen
             chosen = {
-                name: int(s[np.argmin(damages[name] + price * marginal[name] * s)])
+                name: int(s[np.argmin(damages[name] + price * own)])
                 for name, s in allowed.items()
+                for own in [marginal[name] * s - (s == 0) * cost.saved(name, now)]
             }
         return chosen
 

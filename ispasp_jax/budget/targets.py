@@ -43,12 +43,14 @@ class Asked(NamedTuple):
         far as it allows.
       min_channels: fewer never stay (a group that has fewer keeps all).
       round_to: widths are multiples of this, or the dense one.
+      removable: groups that may keep none, the only ones of a branch that goes then.
     """
 
     targets: tuple[Target, ...] = ()
     tolerance: float | int | None = None
     min_channels: int = 1
     round_to: int = 1
+    removable: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Budget:
       round_to: widths are multiples of this, or the dense one; "auto": what suits the
         present device.
       min_channels: a group never has fewer.
+      depth: whether branches may go whole (`print(trace(...))` names them): those whose
+        channels are one group.
 
     Raises:
       InputError: nothing is asked for, or a value is none of these.
@@ -76,6 +80,7 @@ class Budget:
     tolerance: float | int | None = None
     round_to: int | str = DEFAULT_ROUND_TO
     min_channels: int = 1
+    depth: bool = False
 
     def __post_init__(self):
         if not self._targets() and self.tolerance is None:

@@ -44,7 +44,7 @@ class Widths(NamedTuple):
 
 def check(limits: Limits, pruning: Pruning, model: Model) -> None:
     """Raises InputError where no curves could meet the targets."""
-    asked = widths.budget_of(limits, pruning)._replace(tolerance=None)
+    asked = widths.budget_of(limits, pruning, model)._replace(tolerance=None)
     allowed = budget.candidates(None, widths.scope(pruning, model), asked)
     budget.feasible(_counted(model), allowed, asked.targets)
 
@@ -111,7 +111,7 @@ def solve(limits: Limits, config: PruneConfig, model: Model, held: CurveFile) ->
       InputError: the budget cannot be met, with the nearest that can.
     """
     pruning = config.pruning
-    asked = widths.budget_of(limits, pruning)
+    asked = widths.budget_of(limits, pruning, model)
     channels = widths.scope(pruning, model)
     costs, result = _counted(model), in_scope(pruning, model, held.curves)
     is_timed = any(target.kind == "latency" for target in asked.targets)
@@ -143,6 +143,7 @@ def solve(limits: Limits, config: PruneConfig, model: Model, held: CurveFile) ->
         "repaired": pruning.fits,
         "predicted_residuals": {n: float(c.relative[k]) for n, (c, k) in at.items()},
         "predicted_damage": sum(float(c.damage[k]) for c, k in at.values()),
+        "removed": [name for name, size in sizes.items() if not size],
     }
     return Widths(sizes, record, held)
 

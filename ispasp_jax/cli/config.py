@@ -162,11 +162,17 @@ class Limits:
       target: KIND=AMOUNT, each.
       tolerance: largest predicted residual; None: no bound.
       curves: file to solve from; None: the one in `out`, if it fits, else measured.
+      depth: whether branches may go whole.
+      pareto: whether the whole front is solved, and some of its points are cut.
+      pick: the point to go on with: "knee", or its number.
     """
 
     target: tuple[str, ...]
     tolerance: float | None
     curves: Path | None
+    depth: bool = False
+    pareto: bool = False
+    pick: str = "knee"
 
 
 @dataclass(frozen=True)
@@ -207,6 +213,11 @@ class Pruning:
     repair: Literal["none", "bn", "lsq"]
     calibration_images: int
     calibration_memory: int | None
+
+    @property
+    def by_branch(self) -> bool:
+        """Whether branches go whole, and --keep is the share of them that stays."""
+        return self.method == "sglp"
 
     @property
     def fits(self) -> bool:

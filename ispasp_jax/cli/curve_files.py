@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ispasp_jax.budget.cost import BySize
+from ispasp_jax.budget.cost import BySize, Terms
 from ispasp_jax.cli import content, json_files, widths
 from ispasp_jax.cli.config import PruneConfig, Pruning
 from ispasp_jax.errors import InputError
@@ -166,23 +166,32 @@ def latency(held: CurveFile, here: Mapping[str, Any]) -> BySize | None:
     there = held.latency
     if not there or any(there.get(key) != value for key, value in here.items()):
         return None
-    terms = {tuple(names): milliseconds for names, milliseconds in there["terms"]}
-    return BySize(there["widths"], terms)
+    rest = {name: _terms(rows) for name, rows in there.get("rest", {}).items()}
+    return BySize(there["widths"], _terms(there["terms"]), rest)
 
 
 def latency_to_json(found: BySize, here: Mapping[str, Any]) -> dict[str, Any]:
     """Timed latencies as curves.json has them, with what they were timed on."""
-    terms = [[list(names), value] for names, value in found.terms.items()]
-    return {**here, "widths": found.widths, "terms": terms}
+
+    def rows(terms: Terms) -> list[Any]:
+        return [[list(names), value] for names, value in terms.items()]
+
+    rest = {name: rows(terms) for name, terms in found.rest.items()}
+    return {**here, "widths": found.widths, "terms": rows(found.terms), "rest": rest}
+
+
+def _terms(rows: Any) -> Terms:
+    return {tuple(names): milliseconds for names, milliseconds in rows}
 
 
 def _check_latency(there: Any) -> None:
     """Raises InputError where they are none."""
     try:
-        for names, value in there["terms"]:
+        rest = [row for rows in there.get("rest", {}).values() for row in rows]
+        for names, value in (*there["terms"], *rest):
             if not all(type(there["widths"][name]) is int for name in names):
                 raise ValueError
             if type(value) not in (int, float) or not np.isfinite(value):
                 raise ValueError
-    except (KeyError, TypeError, ValueError, OverflowError):
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
         raise InputError("not curves: its latencies are damaged") from None

@@ -37,7 +37,8 @@ def listed() -> str:
     )
     return (
         f"how to select. Without labels: {_either(free)}; with the calibration images' "
-        f"labels: {_either(labelled)}; default: ispasp"
+        f"labels: {_either(labelled)}, or sglp, which removes whole branches and keeps "
+        "the share --keep of them; default: ispasp"
     )
 
 

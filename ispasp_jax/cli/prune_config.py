@@ -19,6 +19,9 @@ from ispasp_jax.cli.config import (
 from ispasp_jax.cli.prune_flags import parser
 from ispasp_jax.errors import InputError
 
+#: The flags by which a network is cut to what it may cost.
+_LIMITS = "--target, --tolerance or --pareto"
+
 #: Epochs of fine-tuning on the embedded digits.
 DIGITS_FINETUNE_EPOCHS = 4
 
@@ -31,6 +34,7 @@ def configuration(argv: Sequence[str] | None) -> PruneConfig:
     """
     args = parser().parse_args(argv)
     _check_cut(args)
+    _check_branches(args)
     tuning = _tuning(args)
     _check_distillation(args, tuning)
     return PruneConfig(
@@ -87,8 +91,15 @@ def _tuning(args: Namespace) -> Tuning:
 def _cut(args: Namespace) -> Ratios | Preset | Limits | PlanFile:
     if args.plan:
         return PlanFile(args.plan)
-    if args.target or args.tolerance is not None:
-        return Limits(_flat(args.target), args.tolerance, args.curves)
+    if _has_limits(args):
+        return Limits(
+            target=_flat(args.target),
+            tolerance=args.tolerance,
+            curves=args.curves,
+            depth=args.depth,
+            pareto=args.pareto,
+            pick=args.pick or "knee",
+        )
     if args.preset:
         return Preset(args.preset)
     return _ratios(_flat(args.keep) or ("0.4",))
@@ -116,13 +127,18 @@ def _ratios(texts: Iterable[str]) -> Ratios:
     return Ratios(tuple(ratios.items()))
 
 
+def _has_limits(args: Namespace) -> bool:
+    """Whether a network is cut to what it may cost."""
+    return bool(args.target or args.tolerance is not None or args.pareto)
+
+
 def _check_cut(args: Namespace) -> None:
     """Raises InputError where flags exclude each other."""
     ways = {
         "--plan": args.plan,
         "--preset": args.preset,
         "--keep": args.keep,
-        "--target or --tolerance": args.target or args.tolerance,
+        _LIMITS: _has_limits(args) or None,
     }
     given = [flag for flag, value in ways.items() if value is not None]
     if args.plan and args.method is not None:
@@ -132,8 +148,32 @@ def _check_cut(args: Namespace) -> None:
             f"{' and '.join(given)} were both given; each says what is kept, give one "
             "of them."
         )
-    if args.curves and "--target or --tolerance" not in given:
-        raise InputError("--curves is for --target and --tolerance; give one of them.")
+    for flag, value in {"--curves": args.curves, "--depth": args.depth}.items():
+        if value and _LIMITS not in given:
+            raise InputError(f"{flag} is for {_LIMITS}; give one of them.")
+    if args.pick and not args.pareto:
+        raise InputError("--pick is for --pareto; give that too.")
+    if args.pareto and args.dry_run:
+        raise InputError(
+            "--pareto cuts and measures ten networks, --dry-run none; leave one out."
+        )
+
+
+def _check_branches(args: Namespace) -> None:
+    """Raises InputError where branches cannot go as asked."""
+    if args.method != "sglp":
+        return
+    keep = _flat(args.keep)
+    if _has_limits(args) or args.preset:
+        raise InputError(
+            "--method sglp removes whole branches, and --keep is the share of them "
+            "that stays; within --target give --depth and another method."
+        )
+    if args.dry_run or len(keep) > 1 or any("=" in text for text in keep):
+        what = "--dry-run" if args.dry_run else f"--keep {' '.join(keep)}"
+        raise InputError(
+            f"--method sglp chooses branches from images, by one --keep K; got {what}."
+        )
 
 
 def _check_distillation(args: Namespace, tuning: Tuning) -> None:

@@ -104,6 +104,25 @@ def _add_cut(parser: Parser) -> None:
         "the one in --out, if it is of the same network and images",
     )
     group.add_argument(
+        "--depth",
+        action="store_true",
+        help="within --target, --tolerance or --pareto, whole residual blocks and "
+        "other branches may go, too, those whose channels are one group",
+    )
+    group.add_argument(
+        "--pareto",
+        action="store_true",
+        help="solve every budget at once, cut, repair and measure ten: a table, "
+        "front.json and front.png; go on with the one of --pick",
+    )
+    group.add_argument(
+        "--pick",
+        type=_point,
+        metavar="knee|N",
+        help="of --pareto: the point to go on with, knee or its number in the table; "
+        "default: knee",
+    )
+    group.add_argument(
         "--plan",
         type=Path,
         metavar="FILE",
@@ -224,6 +243,10 @@ def _add_output(parser: Parser) -> None:
         metavar="DIR",
         help="folder for the result; default: runs/MODEL-DATA-METHOD",
     )
+
+
+def _point(text: str) -> str:
+    return text if text == "knee" else str(flags.positive(text))
 
 
 def _multiple(text: str) -> int | Literal["auto"]:

@@ -7,6 +7,7 @@ from ispasp_jax.cli import exports
 from ispasp_jax.cli.budgets import PLOT
 from ispasp_jax.cli.config import PlanFile
 from ispasp_jax.cli.curve_files import CURVES
+from ispasp_jax.cli.fronts import FRONT, PICTURE
 from ispasp_jax.cli.plan_files import FROM_DENSE, PLAN
 from ispasp_jax.cli.records import Dense, Final, Pruned, Task, Tuned
 
@@ -14,7 +15,7 @@ from ispasp_jax.cli.records import Dense, Final, Pruned, Task, Tuned
 REPORT, PAGE, TORCH = "report.json", "report.html", "torchvision.safetensors"
 OUTPUTS = (
     *("model", PLAN, REPORT, PAGE, FROM_DENSE),
-    *(CURVES, PLOT, TORCH, *exports.NAMES.values()),
+    *(CURVES, PLOT, FRONT, PICTURE, TORCH, *exports.NAMES.values()),
 )
 
 

@@ -4,9 +4,9 @@ curves that are kept beside the result.
 
 from pathlib import Path
 
-from ispasp_jax import devices
-from ispasp_jax.cli import budgets, curve_files, plan_files, widths
-from ispasp_jax.cli.config import Limits, PlanFile, PruneConfig
+from ispasp_jax import budget, devices
+from ispasp_jax.cli import budgets, curve_files, fronts, plan_files, widths
+from ispasp_jax.cli.config import Limits, PlanFile, PruneConfig, Ratios
 from ispasp_jax.cli.curve_files import CurveFile
 from ispasp_jax.cli.records import Dense, Images, Sizes, Task, noted
 from ispasp_jax.cli.workspace import Workspace
@@ -14,6 +14,7 @@ from ispasp_jax.errors import InputError
 from ispasp_jax.graph.plans import Plan
 from ispasp_jax.report import say
 from ispasp_jax.selection.criterion import Criterion
+from ispasp_jax.walk import similar_branches
 from ispasp_jax.walk.clocks import Clocks
 from ispasp_jax.weights.folders import Model
 
@@ -50,7 +51,20 @@ def choose(task: Task, dense: Dense, images: Images, work: Workspace) -> Sizes:
             return _within(limits, task, dense.model, images, work)
         case ratios:
             pruning = task.config.pruning
+            if pruning.by_branch and isinstance(ratios, Ratios):
+                return _branches(ratios, dense.model, images)
             return Sizes(widths.by_ratio(ratios, pruning, dense.model))
+
+
+def _branches(ratios: Ratios, model: Model, images: Images) -> Sizes:
+    """The groups of the branches that go."""
+    traced, ((_, keep),) = model.traced, ratios.keep
+    count = len(traced.branches) - budget.sizes({"": len(traced.branches)}, keep)[""]
+    gone = similar_branches(
+        traced, model.variables, images.batches, images.labels, max(count, 0)
+    )
+    say(f"branches that go: {', '.join(gone) or 'none'}")
+    return Sizes(dict.fromkeys(traced.without(*gone), 0))
 
 
 def _within(
@@ -71,6 +85,8 @@ def _within(
         )
     # Latencies are never the same twice, so a stopped walk goes on with its sizes.
     kept = work.read(_SIZES) if work.resumed else None
+    if kept is None and limits.pareto:
+        limits = fronts.chosen(limits, task, model, images, held, work)
     if kept is None:
         sizes, record, held = budgets.solve(limits, config, model, held)
         kept = {"sizes": sizes, "budget": {"curves": origin, **record}}

@@ -29,7 +29,7 @@ from ispasp_jax.cli.records import (
     Tuned,
     noted,
 )
-from ispasp_jax.cli.reports import CURVES, OUTPUTS, PAGE, REPORT, TORCH
+from ispasp_jax.cli.reports import CURVES, FRONT, OUTPUTS, PAGE, REPORT, TORCH
 from ispasp_jax.cli.workspace import Workspace, replacing, written
 from ispasp_jax.report import page, say, tell
 from ispasp_jax.weights import folders
@@ -129,12 +129,14 @@ def _unpaid(task: Task, dense: Model, pruned: Pruned) -> list[str]:
 def deliver(task: Task, found: dict, work: Workspace) -> list[str]:
     """Writes the report, and puts all in place; the names of what is there then."""
     work.write(REPORT, found)
-    output, measured = task.config.output, isinstance(task.config.pruning.cut, Limits)
+    output, cut = task.config.output, task.config.pruning.cut
+    measured, whole = isinstance(cut, Limits), isinstance(cut, Limits) and cut.pareto
     if devices.is_first():
         curves = curve_files.from_json(work.read(CURVES)).curves if measured else None
         files.write_text(work.folder / PAGE, page.html(found, curves))
     made = {
         CURVES: measured,
+        FRONT: whole,
         TORCH: output.torch,
         **{file: name in output.formats for name, file in exports.NAMES.items()},
     }

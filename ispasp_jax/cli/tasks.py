@@ -34,6 +34,8 @@ def choice(pruning: Pruning, model: str) -> Criterion | Plan:
     """
     if isinstance(pruning.cut, PlanFile):
         return plan_files.read(pruning.cut, model)
+    if pruning.by_branch:  # no channels are selected
+        return criteria.create("ispasp")
     known = criteria.factory(pruning.method)
     options = {"num_iters": pruning.num_iters}
     return known(**{name: options[name] for name in options if name in known.defaults})

@@ -7,6 +7,7 @@ from ispasp_jax.budget import rounding
 from ispasp_jax.cli.config import Limits, Preset, Pruning, Ratios
 from ispasp_jax.cli.prune_flags import LIMITS_ROUND_TO
 from ispasp_jax.errors import InputError
+from ispasp_jax.graph import branches
 from ispasp_jax.weights.folders import Model
 
 
@@ -41,15 +42,18 @@ def by_ratio(cut: Ratios | Preset, pruning: Pruning, model: Model) -> dict[str, 
     return budget.rounded(sizes, groups, pruning.min_channels, _multiple(pruning, 1))
 
 
-def budget_of(limits: Limits, pruning: Pruning) -> budget.Asked:
-    """What --target and --tolerance ask for.
+def budget_of(limits: Limits, pruning: Pruning, model: Model) -> budget.Asked:
+    """What --target, --tolerance and --depth ask for.
 
     Raises:
       InputError: a target is none.
     """
     targets = tuple(map(budget.target, limits.target))
     multiple = _multiple(pruning, LIMITS_ROUND_TO)
-    return budget.Asked(targets, limits.tolerance, pruning.min_channels, multiple)
+    lone = branches.alone(model.traced.branches.values()) if limits.depth else ()
+    return budget.Asked(
+        targets, limits.tolerance, pruning.min_channels, multiple, frozenset(lone)
+    )
 
 
 def _preset(model: str) -> budget.Keep:

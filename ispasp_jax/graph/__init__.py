@@ -8,6 +8,7 @@ reads them, and how any function of the same variables runs when they are fewer.
 Knows nothing of selection, of the walk or of any model.
 """
 
+from ispasp_jax.graph.branches import Branch
 from ispasp_jax.graph.check import check
 from ispasp_jax.graph.cut import Cut, Plan
 from ispasp_jax.graph.groups import Axis, Group, Whole, scope
@@ -20,6 +21,7 @@ from ispasp_jax.graph.trees import key_path
 __all__ = [
     "RULES",
     "Axis",
+    "Branch",
     "Cut",
     "Group",
     "Piece",

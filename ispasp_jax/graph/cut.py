@@ -3,6 +3,7 @@ and a function gives the same on both (check.py).
 """
 
 import functools
+import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -28,7 +29,8 @@ class Cut(NamedTuple):
 
     Attributes:
       width: channels before the cut.
-      kept: indices of those that stay, ascending; of scanned layers a row each.
+      kept: indices of those that stay, ascending; of scanned layers a row each. None
+        of the groups of a branch: the branch goes.
     """
 
     width: int
@@ -64,6 +66,8 @@ def indices(
             f"the plan's group {name!r} must be a Cut(width, kept) with the indices of "
             f"what is kept; got {trees.shown(cut)}."
         )
+    if np.size(kept) == 0 and np.ndim(kept) == 1 and not layers:
+        return np.zeros(0, np.int64)
     if layers is None:
         layers = next(iter(getattr(kept, "shape", ())[:-1]), 0)
     return trees.indices(kept, cut.width, f"group {name!r} of the plan", layers)
@@ -155,6 +159,22 @@ def taken(array, dims, masks: Masks):
             index[0], index[axis] = kept.shape
             array = xp.take_along_axis(array, kept.reshape(index), axis=axis)
     return array
+
+
+def emptied(array, dims, masks: Masks = types.MappingProxyType({})):
+    """What is left of an array of a branch that is gone: nothing, of as many
+    dimensions."""
+    shape = (0,) * len(dims)
+    if isinstance(array, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(shape, array.dtype)
+    return array[(slice(0),) * len(dims)]
+
+
+def zeroed(array, dims, masks: Masks = types.MappingProxyType({})):
+    """The same array, masked: zeros."""
+    if jnp.issubdtype(array.dtype, _KEYS):
+        return array
+    return (jnp if isinstance(array, jax.Array) else np).zeros_like(array)
 
 
 def widened(array, dims, masks: Masks):

@@ -62,8 +62,14 @@ class Whole(NamedTuple):
     reason: str
 
 
-def table(groups: Iterable[Group], whole: Iterable[Whole], steps: int) -> str:
-    """The groups as people read them, and what was left alone and why."""
+def table(
+    groups: Iterable[Group],
+    whole: Iterable[Whole],
+    steps: int,
+    branches: Sequence[str] = (),
+) -> str:
+    """The groups as people read them, what was left alone and why, and the names of
+    branches."""
     rows = [("group", "width", "kind", "arrays", "read by")]
     for group in groups:
         width = f"{group.layers} x {group.width}" if group.layers else str(group.width)
@@ -71,6 +77,8 @@ def table(groups: Iterable[Group], whole: Iterable[Whole], steps: int) -> str:
         readers = _some(group.consumers)
         rows.append((group.name, width, group.kind, str(arrays), readers))
     lines = _columns(rows)
+    if branches:
+        lines += ["", f"branches, which can go whole: {', '.join(branches)}"]
     alone: dict[str, dict[str, None]] = {}
     for one in whole:
         names = [f"{axis.path}[{axis.axis}]" for axis in one.axes]

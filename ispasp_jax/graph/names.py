@@ -171,7 +171,7 @@ def from_modules(
     """
     layers = [_layer(group, made, roots) for group in groups]
     homes = [
-        _common([layer, *(_module(path, roots) for path in group.consumers)])
+        common([layer, *(module(path, roots) for path in group.consumers)])
         for layer, group in zip(layers, groups, strict=True)
     ]
     streams = [group.kind == "stream" for group in groups]
@@ -206,10 +206,10 @@ def _layer(
     makers = [path for path in made.get(group.atom, ()) if path]
     first = group.kind == "stream"
     path = (makers[0] if first else makers[-1]) if makers else group.axes[0].path
-    return _module(path, roots)
+    return module(path, roots)
 
 
-def _module(path: str, roots: Sequence[str]) -> tuple[str, ...]:
+def module(path: str, roots: Sequence[str]) -> tuple[str, ...]:
     """The keys of the module that holds a variable."""
     keys = path.split("/")
     if keys[-1] == "value":  # NNX keeps every array in a variable of that name
@@ -220,7 +220,7 @@ def _module(path: str, roots: Sequence[str]) -> tuple[str, ...]:
     return tuple(named)
 
 
-def _common(modules: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+def common(modules: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
     """The module that holds all of these, two at least; a list of them is none."""
     together = itertools.takewhile(
         lambda keys: len(set(keys)) == 1, zip(*modules, strict=False)

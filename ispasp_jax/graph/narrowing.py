@@ -24,6 +24,7 @@ from ispasp_jax.graph.program import CALLS, Equation, Program, Value, program
 from ispasp_jax.graph.rules import RULES
 from ispasp_jax.graph.traced import Traced
 from ispasp_jax.graph.trees import key_path
+from ispasp_jax.graph.zeros import without
 
 
 def narrow(
@@ -46,16 +47,20 @@ def narrow(
       InputError: when called, if the function does something with cut channels that
         cannot be done with fewer.
     """
-    masks = traced.masks(plan)
+    masks = {atom: mask for atom, mask in traced.masks(plan).items() if mask.any()}
+    gone = {path for branch in traced.gone(plan) for path in branch.paths}
 
-    def dims_of(tree) -> list[Sequence[Atom] | None]:
-        """The dimensions of leaves that lie under a variable's path."""
+    def owners_of(tree) -> list[str | None]:
+        """The variables that leaves lie under the path of."""
         leaves = jax.tree_util.tree_leaves_with_path(tree)
-        owners = [traced.owner(key_path(path)) for path, _ in leaves]
+        return [traced.owner(key_path(path)) for path, _ in leaves]
+
+    def dims_of(owners) -> list[Sequence[Atom] | None]:
         return [traced.dims[owner] if owner else None for owner in owners]
 
-    def at_full_width(leaf, dims):
-        narrow = dims and tuple(cut.size(atom, masks) for atom in dims)
+    def at_full_width(leaf, owner):
+        dims = traced.dims[owner] if owner else ()
+        narrow = tuple(0 if owner in gone else cut.size(a, masks) for a in dims)
         if narrow and np.shape(leaf) == narrow:
             full = tuple(atom.size for atom in dims)
             return jax.ShapeDtypeStruct(full, jax.dtypes.result_type(leaf))
@@ -64,18 +69,23 @@ def narrow(
     @functools.wraps(function)
     def narrower(variables, *others):
         rest, tree = jax.tree.flatten(others)
-        dims = dims_of(others)
-        full = [at_full_width(*pair) for pair in zip(rest, dims, strict=True)]
+        owners = owners_of(others)
+        full = [at_full_width(*pair) for pair in zip(rest, owners, strict=True)]
         known = [
-            None if leaf is given else atoms
-            for leaf, given, atoms in zip(full, rest, dims, strict=True)
+            None if leaf is given else owner
+            for leaf, given, owner in zip(full, rest, owners, strict=True)
         ]
         closed, shape = jax.make_jaxpr(function, return_shape=True)(
             traced.variables, *jax.tree.unflatten(tree, full)
         )
-        given = [*traced.dims.values(), *known]
-        made = evaluator(closed, given, masks, dims_of(shape))
-        arrays = made(*jax.tree.leaves(variables), *rest)
+        given, made = [*traced.dims, *known], owners_of(shape)
+        zero = [owner in gone for owner in given]
+        run = evaluator(closed, dims_of(given), masks, dims_of(made), zero)
+        arrays = run(*jax.tree.leaves(variables), *rest)
+        arrays = [
+            cut.emptied(array, traced.dims[owner]) if owner in gone else array
+            for array, owner in zip(arrays, made, strict=True)
+        ]
         return jax.tree.unflatten(jax.tree.structure(shape), arrays)
 
     return narrower
@@ -86,6 +96,7 @@ def evaluator(
     dims: Sequence[Sequence[Atom] | None],
     masks: Masks,
     expected: Sequence[Sequence[Atom] | None] = (),
+    zero: Sequence[bool] = (),
 ) -> Callable[..., list[Any]]:
     """The jaxpr as a function of narrower arrays.
 
@@ -95,11 +106,16 @@ def evaluator(
       masks: what stays of their leaves.
       expected: the atoms of the outputs' dimensions, where those that no equation
         ties to an input (a gradient that is zero) are to be cut, too.
+      zero: of every input, whether it is gone: it is not read, and counts as zeros.
 
     Raises:
       InputError: it does something with a cut dimension that cannot be done narrower.
     """
-    return functools.partial(evaluate, *_joined(closed, dims, masks, expected))
+    whole, own = _joined(closed, dims, masks, expected)
+    if any(zero):
+        pairs = zip(whole.inputs, zero, strict=True)
+        whole = without(whole, [value for value, gone in pairs if gone])
+    return functools.partial(evaluate, whole, own)
 
 
 def attached(whole: Program, dims: Sequence[Sequence[Atom] | None]) -> dict[Atom, Atom]:

@@ -13,6 +13,7 @@ from ispasp_jax.graph.cut import Masks, Plan
 from ispasp_jax.graph.narrowing import attached, jaxpr_of, spread
 from ispasp_jax.graph.program import Equation, Program, Value, program, values
 from ispasp_jax.graph.traced import Traced
+from ispasp_jax.graph.zeros import without
 
 
 class Piece(NamedTuple):
@@ -25,6 +26,10 @@ class Piece(NamedTuple):
 
     full: ClosedJaxpr
     cut: ClosedJaxpr
+
+
+#: What is left of the equations of a branch that is gone.
+NOTHING = Program((), (), (), ())
 
 
 def pieces(traced: Traced, plan: Plan, *inputs: Any) -> tuple[Piece, dict[str, Piece]]:
@@ -45,9 +50,13 @@ def pieces(traced: Traced, plan: Plan, *inputs: Any) -> tuple[Piece, dict[str, P
         own: dict = {}
         spread(copies[root(traced[name].atom)], mask, own)
         part = _touched(whole, own)
-        result[name] = Piece(jaxpr_of(part, {}), jaxpr_of(part, own))
-        together |= own
-    return Piece(jaxpr_of(whole, {}), jaxpr_of(whole, together)), result
+        left = jaxpr_of(part if mask.any() else NOTHING, own)
+        result[name] = Piece(jaxpr_of(part, {}), left)
+        together |= own if mask.any() else {}
+    gone = {path for branch in traced.gone(plan) for path in branch.paths}
+    pairs = zip(traced.dims, whole.inputs, strict=False)
+    small = without(whole, [value for path, value in pairs if path in gone])
+    return Piece(jaxpr_of(whole, {}), jaxpr_of(small, together)), result
 
 
 def _touched(whole: Program, masks: Masks) -> Program:

@@ -8,9 +8,10 @@ import numpy as np
 from jax.interpreters import partial_eval
 
 from ispasp_jax.errors import InputError
-from ispasp_jax.graph import adapters, cut, groups, rules, search
+from ispasp_jax.graph import adapters, branches, cut, groups, rules, search
 from ispasp_jax.graph.atoms import freeze
-from ispasp_jax.graph.cut import Masks, Plan
+from ispasp_jax.graph.branches import Branch
+from ispasp_jax.graph.cut import Cut, Masks, Plan
 from ispasp_jax.graph.groups import Group, Whole
 from ispasp_jax.graph.names import Names, rename
 from ispasp_jax.graph.program import ClosedJaxpr, Program, Value, program
@@ -30,6 +31,7 @@ class Traced(Mapping[str, Group]):
       parameters: key paths of the variables that training moves by gradients.
       groups: in the order in which they are made.
       whole: channels that cannot be cut, and why.
+      branches: what is added to a stream and can be left out, by name.
       program: its equations.
       dims: the atoms of every variable's dimensions, by key path.
     """
@@ -42,12 +44,14 @@ class Traced(Mapping[str, Group]):
         parameters: Iterable[str],
         found: list[Group],
         whole: list[Whole],
+        added: list[Branch],
         program: Program,
         dims: Mapping[str, list],
     ):
         self.function, self.variables, self.program = function, variables, program
         self.inputs, self.parameters = inputs, tuple(parameters)
         self.groups, self.whole = tuple(found), tuple(whole)
+        self.branches = {branch.name: branch for branch in added}
         self._by_name = {group.name: group for group in found}
         self.dims = dims
         self._below = _below_collections(dims)
@@ -62,7 +66,37 @@ class Traced(Mapping[str, Group]):
         return len(self.groups)
 
     def __str__(self) -> str:
-        return groups.table(self.groups, self.whole, len(self.program.equations))
+        steps = len(self.program.equations)
+        return groups.table(self.groups, self.whole, steps, [*self.branches])
+
+    def without(self, *names: str) -> Plan:
+        """The plan that removes branches of these names.
+
+        Raises:
+          InputError: there is no such branch.
+        """
+        for name in names:
+            if name not in self.branches:
+                raise InputError(
+                    f"there is no branch {name!r}; the branches are "
+                    f"{', '.join(self.branches) or 'none'}."
+                )
+        held = [group for name in names for group in self.branches[name].groups]
+        return {group: Cut(self[group].width, np.zeros(0, int)) for group in held}
+
+    def gone(self, plan: Plan) -> tuple[Branch, ...]:
+        """The branches that a plan removes: it keeps nothing of all their groups.
+
+        Raises:
+          InputError: it keeps nothing of a group without removing a branch with it.
+        """
+        empty = [name for name, one in plan.items() if not np.size(one.kept)]
+        removed = branches.gone(self.branches.values(), empty)
+        held = {group for branch in removed for group in branch.groups}
+        for name in empty:
+            if name not in held:
+                raise InputError(_half(name, self.branches.values()))
+        return tuple(removed)
 
     def masks(self, plan: Plan) -> Masks:
         """The plan as masks of leaf atoms.
@@ -79,6 +113,8 @@ class Traced(Mapping[str, Group]):
                 )
             group = self._by_name[name]
             result[group.atom] = cut.places(name, group.width, group.layers, one)
+        if not all(mask.any() for mask in result.values()):
+            self.gone(plan)
         return result
 
     def owner(self, path: str) -> str | None:
@@ -99,21 +135,23 @@ class Traced(Mapping[str, Group]):
         Raises:
           InputError: an array belongs to a variable that is cut and has another shape.
         """
-        return self._change(cut.taken, plan, tree)
+        return self._change(cut.taken, cut.emptied, plan, tree)
 
     def mask(self, plan: Plan, tree: Any) -> Any:
         """The same arrays at full width, with zeros at what the plan cuts."""
-        return self._change(cut.masked, plan, tree)
+        return self._change(cut.masked, cut.zeroed, plan, tree)
 
-    def _change(self, change, plan: Plan, tree: Any) -> Any:
+    def _change(self, change, remove, plan: Plan, tree: Any) -> Any:
         masks = self.masks(plan)
+        removed = {path for branch in self.gone(plan) for path in branch.paths}
 
         def visit(path, leaf):
             name = key_path(path)
             variable = self.owner(name)
             if variable is None:
                 return leaf
-            return self._changed(change, name, variable, leaf, masks)
+            how = remove if variable in removed else change
+            return self._changed(how, name, variable, leaf, masks)
 
         return jax.tree_util.tree_map_with_path(visit, tree)
 
@@ -129,6 +167,21 @@ class Traced(Mapping[str, Group]):
             f"belongs to {shape}, so it is not known what to cut; make it anew from "
             "the cut variables (an optimizer's init)."
         )
+
+
+def _half(name: str, known: Iterable[Branch]) -> str:
+    """Why a plan cannot keep nothing of a group."""
+    holders = [branch for branch in known if name in branch.groups]
+    if not holders:
+        return (
+            f"the plan keeps no channel of group {name!r}, which lies in no branch "
+            "that could go with it; keep at least one."
+        )
+    groups = ", ".join(holders[0].groups)
+    return (
+        f"the plan keeps no channel of group {name!r}, so nothing is left of the "
+        f"branch {holders[0].name!r}; keep none of {groups}, or one of each at least."
+    )
 
 
 def _below_collections(paths: Iterable[str]) -> dict[str, str]:
@@ -189,7 +242,8 @@ def trace(
         ranks = {path: len(atoms) for path, atoms in dims.items()}
         result = rename(result, alone, ranks, names, COLLECTIONS)
     moved = _moved(model, variables)
-    return Traced(function, variables, inputs, moved, result, alone, whole, dims)
+    added = branches.find(whole, by_path, result, COLLECTIONS)
+    return Traced(function, variables, inputs, moved, result, alone, added, whole, dims)
 
 
 def _moved(model: Any, variables: Any) -> list[str]:

@@ -1,6 +1,6 @@
 """How many channels: of arrays that were cut, and the plan that leaves so many."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -9,12 +9,14 @@ import numpy as np
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph import cut
 from ispasp_jax.graph.atoms import Atom, leaves, root
+from ispasp_jax.graph.branches import Branch
 from ispasp_jax.graph.cut import Cut, Plan
 from ispasp_jax.graph.traced import Traced, key_path
 
 
 def first(traced: Traced, widths: Mapping[str, int]) -> Plan:
-    """The plan that keeps the first channels of groups, so many of each.
+    """The plan that keeps the first channels of groups, so many of each; of a branch
+    that goes, none.
 
     Raises:
       InputError: there is no such group, or it has fewer channels.
@@ -26,7 +28,7 @@ def first(traced: Traced, widths: Mapping[str, int]) -> Plan:
                 f"there is no group {name!r}; the groups are {', '.join(traced)}."
             )
         group = traced[name]
-        if not 1 <= count <= group.width:
+        if not 0 <= count <= group.width:
             raise InputError(
                 f"{count} channels of group {name!r} cannot stay, it has {group.width}."
             )
@@ -55,6 +57,10 @@ def counted(
         for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
     }
     result = {traced[name].atom: count for name, count in (known or {}).items()}
+    gone = _emptied(traced, shapes)
+    result |= {traced[name].atom: 0 for branch in gone for name in branch.groups}
+    there = shapes
+    shapes = {path: shapes[path] for path in shapes if path not in _paths(gone)}
     result |= _uncut(traced, shapes)
     open_ = {group.atom: group for group in traced.groups if group.atom not in result}
     while open_:
@@ -71,8 +77,23 @@ def counted(
         result |= solved
         open_ = {atom: g for atom, g in open_.items() if atom not in solved}
     widths = {group.name: result[group.atom] for group in traced.groups}
-    _check(traced, widths, shapes)
+    _check(traced, widths, there)
     return widths
+
+
+def _emptied(traced: Traced, shapes) -> list[Branch]:
+    """The branches of which no array is left."""
+
+    def is_gone(path: str) -> bool:
+        dims, shape = traced.dims[path], shapes.get(path)
+        return not dims or shape == (0,) * len(dims)
+
+    branches = traced.branches.values()
+    return [branch for branch in branches if all(map(is_gone, branch.paths))]
+
+
+def _paths(branches: Iterable[Branch]) -> set[str]:
+    return {path for branch in branches for path in branch.paths}
 
 
 def _uncut(traced: Traced, shapes) -> dict[Atom, int]:
@@ -104,9 +125,10 @@ def _size(atom: Atom, sizes: Mapping[Atom, int]) -> int:
 
 
 def _check(traced: Traced, widths: Mapping[str, int], shapes) -> None:
-    masks = traced.masks(first(traced, widths))
+    plan = first(traced, widths)
+    masks, gone = traced.masks(plan), _paths(traced.gone(plan))
     for path, dims in traced.dims.items():
-        expected = tuple(cut.size(atom, masks) for atom in dims)
+        expected = tuple(0 if path in gone else cut.size(a, masks) for a in dims)
         if shapes.get(path) != expected:
             raise InputError(
                 f"{path} has the shape {shapes.get(path)}, expected {expected} with "

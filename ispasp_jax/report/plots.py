@@ -69,3 +69,33 @@ def comparison(runs: Sequence[Run], marks: Sequence[Best], path: Path) -> None:
         right.set(xlabel="latency, ms")
         figure.suptitle("filled: Pareto points")
         figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+def front(
+    solved: Sequence[Mapping[str, float]],
+    points: Sequence[Mapping[str, float]],
+    knee: int,
+    path: Path,
+) -> None:
+    """Predicted loss of every budget, and top-1 of those really cut, against the
+    multiply-adds; the knee marked.
+
+    Args:
+      solved: every budget, from the curves.
+      points: those that were cut, repaired and measured.
+      knee: place of the knee among the points.
+      path: the file.
+    """
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for axes, key, rows in (
+        (left, "predicted_loss", solved),
+        (right, "top1", points),
+    ):
+        axes.plot([r["macs"] for r in rows], [r[key] for r in rows], "-", linewidth=1)
+        axes.plot([r["macs"] for r in points], [r[key] for r in points], "o", ms=4)
+        axes.plot(points[knee]["macs"], points[knee][key], "s", ms=9, fillstyle="none")
+        axes.set(xlabel="multiply-adds", ylabel=key.replace("_", " "))
+    left.set(title="every budget, from the curves; dots: really cut")
+    right.set(title="cut, repaired, measured; square: the knee")
+    figure.savefig(path, dpi=120)

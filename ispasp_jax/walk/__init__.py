@@ -16,10 +16,12 @@ consumer of a group its channels are selected, cut, and what reads them is refit
     cuts, drift, results, resume: what has been decided, and what it did
     engine     the walk
     curves     what every group would lose at every size
+    layers     which branches go whole, by SGLP
 """
 
 from ispasp_jax.walk.curves import Curve, measure_curves
 from ispasp_jax.walk.engine import walk
+from ispasp_jax.walk.layers import similar_branches
 from ispasp_jax.walk.memory import estimate
 from ispasp_jax.walk.options import Options, Tune
 from ispasp_jax.walk.probe import probe
@@ -38,6 +40,7 @@ __all__ = [
     "estimate",
     "measure_curves",
     "probe",
+    "similar_branches",
     "unselectable",
     "walk",
 ]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from ispasp_jax.graph import Cut, Group, Plan, cut
+from ispasp_jax.graph import Branch, Cut, Group, Plan, branches, cut
 from ispasp_jax.graph.atoms import Atom
 from ispasp_jax.walk.flat import Flat
 from ispasp_jax.walk.results import GroupResult
@@ -53,7 +53,28 @@ class Cuts:
             value = self._flat.variables[axis.path]
             array = changed.get(value, weights[value])
             changed[value] = cut.masked(array, value.dims, own)
-        return {**weights, **changed}
+        return {**weights, **changed, **self._removed(group, weights)}
+
+    def _removed(self, group: Group, weights: Weights) -> Weights:
+        """The variables of branches that go with a group, zeros."""
+        values = (
+            self._flat.variables[path]
+            for branch in self.gone
+            if group.name in branch.groups
+            for path in branch.paths
+        )
+        return {value: cut.zeroed(weights[value], value.dims) for value in values}
+
+    @property
+    def gone(self) -> list[Branch]:
+        """The branches of which nothing is left."""
+        traced = self._flat.traced
+        empty = [
+            group.name
+            for group in traced.groups
+            if group.atom in self.masks and not self.masks[group.atom].any()
+        ]
+        return branches.gone(traced.branches.values(), empty)
 
     def left(self, site: Site) -> Int[np.ndarray, " k"]:
         """The places of what a consumer reads that are left."""
@@ -86,7 +107,10 @@ class Cuts:
 
     def widen(self, arrays: Mapping[str, Any]) -> Weights:
         """Variables that `narrow` left, by key path, at full width again."""
+        gone = {path for branch in self.gone for path in branch.paths}
         return {
-            value: jnp.asarray(cut.widened(arrays[path], value.dims, self.masks))
+            value: jnp.zeros(value.shape, value.aval.dtype)
+            if path in gone
+            else jnp.asarray(cut.widened(arrays[path], value.dims, self.masks))
             for path, value in self._flat.variables.items()
         }

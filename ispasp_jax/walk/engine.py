@@ -41,11 +41,25 @@ from ispasp_jax.walk.moments import Measurement, measure
 from ispasp_jax.walk.options import Options
 from ispasp_jax.walk.reads import Task, gather
 from ispasp_jax.walk.repair import Here, Refit
-from ispasp_jax.walk.results import GroupResult, Key, Walked, together, uncut
+from ispasp_jax.walk.results import (
+    GroupResult,
+    Key,
+    Walked,
+    removed,
+    together,
+    uncut,
+)
 from ispasp_jax.walk.resume import Done
 from ispasp_jax.walk.selecting import select
 from ispasp_jax.walk.sites import Site
-from ispasp_jax.walk.steps import Step, layer_of, readers, refuse_blind, steps
+from ispasp_jax.walk.steps import (
+    Step,
+    layer_of,
+    readers,
+    refuse_blind,
+    remaining,
+    steps,
+)
 from ispasp_jax.walk.streams import Images, Stream, Weights
 
 _PLAIN = Options()
@@ -70,7 +84,8 @@ def walk(
       variables: its variables.
       images: calibration batches, preprocessed: arrays, or tuples of them for a model
         of several inputs. A short one is padded, its padding weighs nothing.
-      sizes: channels to keep for each group; those not named keep all.
+      sizes: channels to keep for each group; those not named keep all. None of all
+        groups of a branch: it goes.
       criterion: how to select; i-SpaSP with T = 20 if None.
       labels: the images' classes, in batches as long as theirs; only read for a
         criterion whose `labels` is true.
@@ -98,7 +113,7 @@ def walk(
             plan = {n: Cut(w, np.asarray(kept)) for n, (w, kept) in plan.items()}
             sizes = {name: one.size for name, one in plan.items()}
         widths = {group.name: group.width for group in traced.groups}
-        channels = inputs.checked_sizes(widths, sizes)
+        channels = inputs.checked_sizes(widths, sizes, traced.branches.values())
         inputs.check_variables(variables)
         task = Task(channels, criterion or ispasp(), key, options.residual_images, plan)
         whole = _Walk(traced, variables, task, options, clocks)
@@ -134,11 +149,14 @@ class _Walk:
         self.count = 0  # of what has been kept
         every, sizes = sites.suited(self.flat), task.sizes
         narrower = [g for g in traced.groups if sizes.get(g.name, g.width) < g.width]
-        reading = readers(every, narrower)
+        self.removed = [group for group in narrower if not sizes[group.name]]
+        every = remaining(every, traced, self.removed)
+        reading = readers(every, [g for g in narrower if g not in self.removed])
         if task.plan is None:
             refuse_blind(reading)
         self.shared, self.blind = reading.shared, reading.blind
-        self.steps = steps(self.flat, traced.groups, every, reading, self.repair)
+        cut = {group.atom for group in (*reading.groups, *self.removed)}
+        self.steps = steps(self.flat, traced.groups, every, reading, cut, self.repair)
 
     def start(
         self, batches: Images, labels: gates.Labels | None, real: places.Real | None
@@ -174,6 +192,8 @@ class _Walk:
                 self._cut(group, None, one)
             self._keep(before, [(group.name, None) for group, _ in self.shared])
         self.count += bool(self.shared)
+        for group in self.removed:
+            self._cut(group, None, removed(group.name, group.width))
         for group in self.blind:
             known = (self.task.plan or {})[group.name]
             self._cut(group, None, GroupResult(group.name, known, None, 0, None))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ispasp_jax.errors import InputError
-from ispasp_jax.graph import Traced, adapters, key_path, trace
+from ispasp_jax.graph import Branch, Traced, adapters, key_path, trace
 from ispasp_jax.walk import streams
 
 #: Linen's errors where variables are not there, and where it learns.
@@ -38,13 +38,21 @@ def check_variables(variables: Any) -> None:
 
 
 def checked_sizes(
-    widths: Mapping[str, int], sizes: Mapping[str, SupportsIndex]
+    widths: Mapping[str, int],
+    sizes: Mapping[str, SupportsIndex],
+    branches: Iterable[Branch] = (),
 ) -> dict[str, int]:
     """The sizes as Python ints.
+
+    Args:
+      widths: of the model's groups.
+      sizes: how many channels of them stay.
+      branches: of the model; their groups may keep none.
 
     Raises:
       InputError: of a group that the model does not have, or not in [1, its width].
     """
+    held = {name for branch in branches for name in branch.groups}
     result = {}
     for name, size in sizes.items():
         if name not in widths:
@@ -55,11 +63,12 @@ def checked_sizes(
         try:
             result[name] = operator.index(size)
         except TypeError:
-            result[name] = 0
-        if not 1 <= result[name] <= widths[name] or isinstance(size, bool):
+            result[name] = -1
+        least = 0 if name in held else 1
+        if not least <= result[name] <= widths[name] or isinstance(size, bool):
             raise InputError(
                 f"sizes ask for {size!r} channels of group {name!r}; expected a whole "
-                f"number from 1 to its width, {widths[name]} (budget.sizes turns "
+                f"number from {least} to its width, {widths[name]} (budget.sizes turns "
                 "ratios into such numbers)."
             )
     return result

@@ -44,6 +44,11 @@ def uncut(name: str, width: int) -> GroupResult:
     return GroupResult(name, Cut(width, np.arange(width)), None, 0, None)
 
 
+def removed(name: str, width: int) -> GroupResult:
+    """What becomes of a group whose branch goes: all that it gave is lost."""
+    return GroupResult(name, Cut(width, np.zeros(0, int)), 1.0, 0, None)
+
+
 def together(results: Sequence[GroupResult], kept: Cut | None) -> GroupResult:
     """The results of a group's layers as one.
 

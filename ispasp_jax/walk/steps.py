@@ -2,11 +2,12 @@
 read which groups, what is selected where, and what is refitted.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from ispasp_jax.errors import InputError
-from ispasp_jax.graph import Group, Traced
+from ispasp_jax.graph import Group, Traced, widths
+from ispasp_jax.graph.atoms import Atom
 from ispasp_jax.walk import sites
 from ispasp_jax.walk.flat import Flat, flatten
 from ispasp_jax.walk.norms import Norm
@@ -87,6 +88,20 @@ def readers(found: Sequence[Site], groups: Iterable[Group]) -> Readers:
     return Readers(own, tuple(shared), tuple(blind))
 
 
+def remaining(
+    found: Iterable[Site], traced: Traced, removed: Iterable[Group]
+) -> list[Site]:
+    """The consumers outside of the branches that go with these groups.
+
+    Raises:
+      InputError: a group alone goes, of a branch of several.
+    """
+    sizes = {group.name: 0 for group in removed}
+    gone = traced.gone(widths.first(traced, sizes))
+    weights = {path for branch in gone for path in branch.paths}
+    return [site for site in found if site.kernel.origin not in weights]
+
+
 def unselectable(traced: Traced) -> dict[str, str]:
     """The groups that no criterion can be asked of, and why."""
     program = flatten(traced)
@@ -122,6 +137,7 @@ def steps(
     groups: Sequence[Group],
     every: Sequence[Site],
     found: Readers,
+    cut: Collection[Atom],
     repair: Repair,
 ) -> list[Step]:
     """The walk's stops, in order.
@@ -131,9 +147,9 @@ def steps(
       groups: all of its groups.
       every: all consumers whose form selection can ask.
       found: what reads the groups that are cut.
+      cut: all groups that are cut, those of branches that go included.
       repair: what is done about the cuts.
     """
-    cut = {group.atom for group in found.groups}
     stops = [*repair.stops(program, groups, every, cut)]
     repaired = {*stops}
     steps = [
