@@ -26,13 +26,13 @@ from ispasp_jax.selection.criterion import Criterion, Factory
 from ispasp_jax.walk import gates, places, probe, unselectable
 from ispasp_jax.walk import inputs as inputs_
 from ispasp_jax.walk import repair as repairs
+from ispasp_jax.walk.batches import Images
 from ispasp_jax.walk.clocks import Clocks
 from ispasp_jax.walk.curves import Curves, measure_curves
 from ispasp_jax.walk.engine import walk
 from ispasp_jax.walk.options import Options, Tune
 from ispasp_jax.walk.results import GroupResult, Walked
 from ispasp_jax.walk.resume import Store
-from ispasp_jax.walk.streams import Images
 
 
 class Pruned(NamedTuple):

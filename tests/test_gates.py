@@ -16,6 +16,7 @@ from ispasp_jax.errors import InputError
 from ispasp_jax.graph import Cut
 from ispasp_jax.selection import criteria
 from ispasp_jax.walk import flat, gates, sites, streams
+from ispasp_jax.walk.batches import examples
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -32,7 +33,7 @@ class Stream(nn.Module):
 
 def found(network, variables, images, labels, mesh=None, names=None):
     """By group's name, as the walk asks for them where nothing is cut."""
-    count = streams.examples(images[0], mesh)  # of a padded batch
+    count = examples(images[0], mesh)  # of a padded batch
     shape = jax.ShapeDtypeStruct((count, *images[0].shape[1:]), images[0].dtype)
     traced = ispasp_jax.trace(network, variables, shape)
     program = flat.flatten(traced)

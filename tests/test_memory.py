@@ -15,8 +15,8 @@ from ispasp_jax import budget, devices, walk
 from ispasp_jax.cli import prune
 from ispasp_jax.selection import criteria
 from ispasp_jax.walk import engine, flat, streams
+from ispasp_jax.walk.batches import Lazy
 from ispasp_jax.walk.sites import Site
-from ispasp_jax.walk.streams import Lazy
 
 #: Images a batch, and batches; no other array here begins with 16.
 BATCH, BATCHES = 16, 3

@@ -135,7 +135,7 @@ def real(prep: Text, inputs: Int32[np.ndarray, "n t"]) -> Bool[np.ndarray, "n t"
 def _encoded(
     tokenizer: str, texts: Sequence[Words], length: int | None = None
 ) -> list[list[int]]:
-    given = [text if len(text) > 1 else text[0] for text in texts]
+    given = [text if len(text) > 1 else "".join(text) for text in texts]
     own = _opened(tokenizer, length)
     return [each.ids for each in own.encode_batch(given)]
 

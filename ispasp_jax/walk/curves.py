@@ -33,11 +33,12 @@ from ispasp_jax.walk import (
     sites,
     streams,
 )
+from ispasp_jax.walk.batches import Images, share
 from ispasp_jax.walk.fits import Reach, Unreached
 from ispasp_jax.walk.moments import Moments, measure
 from ispasp_jax.walk.reads import regression
 from ispasp_jax.walk.sites import Site
-from ispasp_jax.walk.streams import Images, Stream, Watch
+from ispasp_jax.walk.streams import Stream, Watch
 
 
 class Curve(NamedTuple):
@@ -109,7 +110,7 @@ def measure_curves(
     ends = {site: _branch_end(site, every) for own in readers.values() for site in own}
     sums = {v: _Sums() for end in ends.values() if end for v in (end.out, end.target)}
     watch = {value: one.add for value, one in sums.items()}
-    memory = streams.share(memory, mesh, 1)
+    memory = share(memory, mesh, 1)
     here = streams.start(program, weights, batches, mesh, memory)
     here = places.start(here, real, mesh)
     for value, one in sums.items():

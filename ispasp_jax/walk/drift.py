@@ -10,9 +10,10 @@ from jaxtyping import Array
 
 from ispasp_jax.graph.program import Value
 from ispasp_jax.walk import places
+from ispasp_jax.walk.batches import Activations, kept
 from ispasp_jax.walk.flat import Flat
 from ispasp_jax.walk.results import Key
-from ispasp_jax.walk.streams import Activations, Stream, Watch, kept
+from ispasp_jax.walk.streams import Stream, Watch
 
 
 class _Due(NamedTuple):

@@ -33,6 +33,7 @@ from ispasp_jax.walk import (
     sites,
     streams,
 )
+from ispasp_jax.walk.batches import Images, share
 from ispasp_jax.walk.clocks import Clocks
 from ispasp_jax.walk.cuts import Cuts
 from ispasp_jax.walk.drift import Drifts
@@ -60,7 +61,7 @@ from ispasp_jax.walk.steps import (
     remaining,
     steps,
 )
-from ispasp_jax.walk.streams import Images, Stream, Weights
+from ispasp_jax.walk.streams import Stream, Weights
 
 _PLAIN = Options()
 
@@ -163,7 +164,7 @@ class _Walk:
     ) -> None:
         """Takes the images, and selects what is selected before all steps."""
         mesh = self.options.mesh
-        memory = streams.share(self.options.memory, mesh, 2 if self.needs_dense else 1)
+        memory = share(self.options.memory, mesh, 2 if self.needs_dense else 1)
         entry = streams.start(self.flat, self.original, batches, mesh, memory)
         entry = places.start(entry, real, mesh)
         self.pruned = entry.own()

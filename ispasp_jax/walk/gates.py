@@ -24,9 +24,10 @@ from ispasp_jax.errors import InputError
 from ispasp_jax.graph import Group
 from ispasp_jax.graph.program import Equation, Value
 from ispasp_jax.walk import inputs, layouts, sites
+from ispasp_jax.walk.batches import padded
 from ispasp_jax.walk.pieces import compiled, evaluate, piece
 from ispasp_jax.walk.sites import Site
-from ispasp_jax.walk.streams import Stream, padded, weights_of
+from ispasp_jax.walk.streams import Stream, weights_of
 
 #: The calibration images' classes, an array of (n,) whole numbers for each batch.
 Labels = Iterable[Any]

@@ -13,7 +13,7 @@ import numpy as np
 
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph import Branch, Traced, adapters, key_path, trace
-from ispasp_jax.walk import streams
+from ispasp_jax.walk.batches import examples
 
 #: Linen's errors where variables are not there, and where it learns.
 _MISSING = (
@@ -117,7 +117,7 @@ def opened(
     first = next(batches, None)
     if first is None:
         raise InputError("no calibration images: expected at least one batch.")
-    traced = traced_at(traced, None, first, streams.examples(first, mesh))
+    traced = traced_at(traced, None, first, examples(first, mesh))
     return traced, itertools.chain([first], batches)
 
 

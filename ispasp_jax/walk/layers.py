@@ -14,8 +14,9 @@ from ispasp_jax.errors import InputError
 from ispasp_jax.graph import Traced
 from ispasp_jax.selection import sglp
 from ispasp_jax.walk import flat, gates, inputs, streams
+from ispasp_jax.walk.batches import Images
 from ispasp_jax.walk.pieces import forward, piece
-from ispasp_jax.walk.streams import Images, Stream
+from ispasp_jax.walk.streams import Stream
 
 
 def similar_branches(

@@ -14,9 +14,9 @@ from jaxtyping import Array, Float
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph.atoms import parts, root
 from ispasp_jax.graph.program import Value
-from ispasp_jax.walk import streams
+from ispasp_jax.walk.batches import Activations, Lazy, padded
 from ispasp_jax.walk.sites import Site
-from ispasp_jax.walk.streams import Activations, Stream
+from ispasp_jax.walk.streams import Stream
 
 #: Truth values, an array of (n, t) for each batch of inputs (n, t, ...).
 Real = Iterable[Any]
@@ -35,7 +35,7 @@ def start(entry: Stream, real: Real | None, mesh: jax.sharding.Mesh | None) -> S
     """
     if real is None:
         return entry
-    batches, weight = streams.padded(real, mesh)
+    batches, weight = padded(real, mesh)
     first = entry.flat.inputs[0]
     given = [batch[0].shape for batch in batches]
     wanted = [first.shape[:2]] * len(entry.weight)
@@ -87,7 +87,7 @@ def hidden(stream: Stream, site: Site) -> Activations:
         h = batches[k]
         return h * weight(stream, value, k).astype(h.dtype)
 
-    return streams.Lazy(made, len(stream.real))
+    return Lazy(made, len(stream.real))
 
 
 def rows(stream: Stream, site: Site, k: int) -> Array:

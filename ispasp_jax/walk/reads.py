@@ -26,10 +26,11 @@ from ispasp_jax.walk import (
     places,
     sites,
 )
+from ispasp_jax.walk.batches import Activations
 from ispasp_jax.walk.moments import Measurement, Moments, rows
 from ispasp_jax.walk.pieces import compiled
 from ispasp_jax.walk.sites import Site
-from ispasp_jax.walk.streams import Activations, Stream, Weights
+from ispasp_jax.walk.streams import Stream, Weights
 
 
 class Task(NamedTuple):

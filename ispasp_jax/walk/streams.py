@@ -15,45 +15,23 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from ispasp_jax import devices
-from ispasp_jax.errors import InputError
 from ispasp_jax.graph.program import AnyArray, Value
+from ispasp_jax.walk.batches import (
+    Activations,
+    Images,
+    Lazy,
+    is_finite,
+    kept,
+    lazily,
+    padded,
+    to_host,
+)
 from ispasp_jax.walk.flat import Flat, nbytes
 from ispasp_jax.walk.pieces import Piece, forward, piece
 
-#: Calibration batches, preprocessed: an array each, or a tuple where the model takes
-#: several.
-Images = Iterable[Any]
-
 Weights = Mapping[Value, AnyArray]
-
-
-class Lazy:
-    """Batches that are made each time they are read, and take no device memory."""
-
-    def __init__(self, make: Callable[[int], Array], count: int):
-        self._make, self._count = make, count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, k: int) -> Array:
-        return self._make(range(self._count)[k])
-
-    def __iter__(self) -> Iterator[Array]:
-        return map(self._make, range(self._count))
-
-
-#: A batch each: what is there, or what is made when it is read.
-Activations = list[Array] | Lazy
-
-
-def kept(batches: Activations) -> Activations:
-    """The same, for longer than a stream that spends its own."""
-    return batches if isinstance(batches, Lazy) else [*batches]
 
 
 #: What is called with (batch, value) when a value is made.
@@ -178,8 +156,8 @@ class Stream(NamedTuple):
         if self._has_room([*way.passed, *new]):
             columns = [[*column] for column in zip(*batches(), strict=True)]
         else:
-            held = [[*map(_to_host, batch)] for batch in batches()]
-            columns = [_lazily([*column]) for column in zip(*held, strict=True)]
+            held = [[*map(to_host, batch)] for batch in batches()]
+            columns = [lazily(column) for column in zip(*held, strict=True)]
         return dict(zip(new, columns, strict=True))
 
     def _spent(self, passed: Iterable[Value]) -> list[list[Array]]:
@@ -189,7 +167,7 @@ class Stream(NamedTuple):
 
     def _check(self, made: Sequence[Array], sound: Array) -> None:
         """Refuses NaN and infinity; `sound` says whether the sums are finite."""
-        if not sound and not all(map(_is_finite, made)):
+        if not sound and not all(map(is_finite, made)):
             raise FloatingPointError(
                 f"{self.name}: its activations hold NaN or infinity, so nothing that "
                 "follows means anything; check the weights and the calibration images "
@@ -235,12 +213,6 @@ class _Way(NamedTuple):
     watch: Watch
 
 
-def _is_finite(array: Array) -> bool:
-    return not jnp.issubdtype(array.dtype, jnp.inexact) or bool(
-        jnp.isfinite(array).all()
-    )
-
-
 def weights_of(step: Piece, weights: Weights) -> list[Any]:
     """The weights that a piece reads."""
     return [weights.get(value, value.constant) for value in step.weights]
@@ -255,73 +227,7 @@ def start(
 ) -> Stream:
     """Calibration batches at the network's input; see `padded`."""
     held = memory is not None
-    batches, weight = padded(images, mesh, _to_host if held else lambda array: array)
+    batches, weight = padded(images, mesh, to_host if held else lambda array: array)
     columns = zip(flat.inputs, zip(*batches, strict=True), strict=True)
-    live = {value: _lazily(all_) if held else [*all_] for value, all_ in columns}
+    live = {value: lazily(all_) if held else [*all_] for value, all_ in columns}
     return Stream(flat, weights, 0, live, weight, memory)
-
-
-def padded(
-    images: Images,
-    mesh: jax.sharding.Mesh | None = None,
-    hold: Callable[[Array], Any] = lambda array: array,
-) -> tuple[list[tuple[Any, ...]], list[Float[Array, " n"]]]:
-    """Batches all of the first one's size, as `examples` has it: a longer one is split,
-    a short one padded with examples that weigh nothing. With a mesh (of devices.py)
-    each is spread over its devices; `hold` says what is kept of each array.
-
-    Raises:
-      InputError: no batches.
-    """
-    result, weight, size = [], [], None
-    for batch in images:
-        arrays = batch if isinstance(batch, tuple) else (batch,)
-        size = size or examples(batch, mesh)
-        for low in range(0, len(arrays[0]), size):
-            rows = [jnp.asarray(array[low : low + size]) for array in arrays]
-            short = size - len(rows[0])
-            real = (jnp.arange(size) < len(rows[0])).astype(jnp.float32)
-            if short:  # copies of an example: a network may not be finite on zeros
-                rows = [
-                    jnp.pad(x, [(0, short)] + [(0, 0)] * (x.ndim - 1), "edge")
-                    for x in rows
-                ]
-            rows, real = devices.place(mesh, (rows, real))
-            weight.append(real)
-            result.append(tuple(map(hold, rows)))
-    if not result:
-        raise InputError("no calibration images: expected at least one batch.")
-    return result, weight
-
-
-def examples(batch: Any, mesh: jax.sharding.Mesh | None = None) -> int:
-    """How many examples batches have whose first one this is: as many for each of the
-    mesh's devices."""
-    count = len(batch[0] if isinstance(batch, tuple) else batch)
-    return count if mesh is None else -(-count // mesh.size) * mesh.size
-
-
-def share(memory: int | None, mesh: jax.sharding.Mesh | None, count: int) -> int | None:
-    """What each of `count` streams may keep, of so many bytes on every device."""
-    if memory is None:
-        return None
-    return memory * (1 if mesh is None else mesh.size) // count
-
-
-def _lazily(batches: Sequence[Callable[[], Array]]) -> Lazy:
-    """Batches that lie on the host."""
-    return Lazy(lambda k: batches[k](), len(batches))
-
-
-def _to_host(array: Array) -> Callable[[], Array]:
-    """An array whose every device's rows lie on the host until it is read."""
-    shape, sharding = array.shape, array.sharding
-    rows = [
-        (shard.device, np.asarray(shard.data)) for shard in array.addressable_shards
-    ]
-
-    def back() -> Array:
-        parts = [jax.device_put(data, device) for device, data in rows]
-        return jax.make_array_from_single_device_arrays(shape, sharding, parts)
-
-    return back
