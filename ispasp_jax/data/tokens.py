@@ -52,7 +52,7 @@ def library() -> Any:
       InputError: it is not there.
     """
     try:
-        import tokenizers  # pyright: ignore[reportMissingImports]  # an extra
+        import tokenizers  # an extra
     except ImportError as error:
         raise InputError(
             "texts need the package tokenizers; run pip install 'ispasp_jax[text]'."

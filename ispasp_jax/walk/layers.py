@@ -15,7 +15,7 @@ from ispasp_jax.graph import Traced
 from ispasp_jax.selection import sglp
 from ispasp_jax.walk import flat, gates, inputs, streams
 from ispasp_jax.walk.batches import Images
-from ispasp_jax.walk.pieces import forward, piece
+from ispasp_jax.walk.pieces import piece
 from ispasp_jax.walk.streams import Stream
 
 
@@ -69,15 +69,10 @@ def similar_branches(
 def _similarity(here: Stream, traced: Traced) -> Float[np.ndarray, "l l"]:
     joins = [branch.join for branch in traced.branches.values()]
     step = piece(here.flat, joins, here.live)
-    run, total = forward(step), np.zeros((len(joins), len(joins)))
+    here, total = here.named("the branches' sums"), np.zeros((len(joins), len(joins)))
     for k, weight in enumerate(here.weight):
-        given = [here.live[value][k] for value in step.given]
-        made, sound = run(given, streams.weights_of(step, here.weights))
-        if not sound:
-            raise FloatingPointError(
-                "the branches' sums hold NaN or infinity; check the weights and the "
-                "calibration images."
-            )
+        made, sound = here.run(step, k)
+        here.check(made, sound)
         real = int(weight.sum())  # padding comes last
         grams = jnp.stack([sglp.gram(array[:real]) for array in made])
         total += np.asarray(_products(grams), np.float64) if real > 1 else 0

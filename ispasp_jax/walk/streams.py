@@ -147,10 +147,10 @@ class Stream(NamedTuple):
                     column[k] = nothing
                 yield made[: way.new]
                 if before:  # a batch behind, so that devices do not wait
-                    self._check(*before)
+                    self.check(*before)
                 before = made[start:], sound
             if before:
-                self._check(*before)
+                self.check(*before)
 
         columns: list[Activations]
         if self._has_room([*way.passed, *new]):
@@ -165,7 +165,7 @@ class Stream(NamedTuple):
         ended = [self.live[value] for value in self.live if value not in passed]
         return [own for own in ended if self.spends and not isinstance(own, Lazy)]
 
-    def _check(self, made: Sequence[Array], sound: Array) -> None:
+    def check(self, made: Sequence[Array], sound: Array) -> None:
         """Refuses NaN and infinity; `sound` says whether the sums are finite."""
         if not sound and not all(map(is_finite, made)):
             raise FloatingPointError(
