@@ -53,19 +53,25 @@ def share(row: Mapping[str, Any], what: str) -> float:
     return row["pruned"][what] / row["dense"][what]
 
 
-def prune(flags: list[str], more: Iterable[str] = (), curves: Path | None = None):
+def prune(
+    flags: list[str],
+    more: Iterable[str] = (),
+    curves: Path | None = None,
+    kept: Path | None = None,
+) -> dict[str, Any]:
     """Runs `prune.py`; its report, and the command as one types it.
 
     Args:
       flags: of the row.
       more: flags that save time and change nothing; not in the command.
       curves: where the run's curves are kept.
+      kept: the run's folder; None: it goes.
     """
     typed = " ".join(flags)
     folder = str(data_folder()) if DATA in typed else DATA
     given = [flag.replace(DATA, folder) for flag in flags]
     with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) / "out"
+        out = kept or Path(scratch) / "out"
         if command.main([*given, *more, f"--out={out}"]):
             sys.exit(f"prune.py {typed} failed")
         report = json.loads((out / "report.json").read_text().replace(folder, DATA))
@@ -75,18 +81,18 @@ def prune(flags: list[str], more: Iterable[str] = (), curves: Path | None = None
     return {**report, "command": f"python prune.py {typed}"}
 
 
-def prune_with_curves(flags: list[str]) -> dict[str, Any]:
+def prune_with_curves(flags: list[str], kept: Path | None = None) -> dict[str, Any]:
     """The same; curves that a budget needs are measured by the first row that needs
     them, and kept for the others as long as the process lives.
     """
     if not any(flag.startswith("--target") for flag in flags):
-        return prune(flags)
+        return prune(flags, kept=kept)
     of_curves = [flag for flag in flags if not flag.startswith(_NOT_OF_CURVES)]
     name = hashlib.sha256(" ".join(of_curves).encode()).hexdigest()
     curves = Path(_folder().name) / f"{name}.json"
     if curves.exists():
-        return prune(flags, [f"--curves={curves}"])
-    return prune(flags, curves=curves)
+        return prune(flags, [f"--curves={curves}"], kept=kept)
+    return prune(flags, curves=curves, kept=kept)
 
 
 @functools.cache
