@@ -52,7 +52,7 @@ CASES = {
         "mobilenet_v2_imagenet_tf", commands.IMAGENET, judge.imagenet
     ),
 }
-METHODS = ("obs", "l1", "ispasp")
+METHODS = ("obs", "ispasp", "l1")
 #: (network, multiply-adds) -> methods, and multiples beside any widths.
 BUDGETS = {
     ("resnet20", "33%"): (METHODS, (8, 4)),
