@@ -36,11 +36,12 @@ def weights(file: str) -> str:
     return f"--weights={DATA}/weights/{file}.safetensors"
 
 
-def target(macs: str, round_to: int | str = 1) -> list[str]:
+def target(macs: str, round_to: int | str | None = 1) -> list[str]:
     """The flags of a budget; any widths unless told otherwise, so that it is met as
-    nearly as can be.
+    nearly as can be. None: the default.
     """
-    return [f"--target=macs={macs}", f"--round-to={round_to}"]
+    rounding = [] if round_to is None else [f"--round-to={round_to}"]
+    return [f"--target=macs={macs}", *rounding]
 
 
 def top1(row: Mapping[str, Any]) -> dict[str, float]:

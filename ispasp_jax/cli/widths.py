@@ -5,7 +5,6 @@ import fnmatch
 from ispasp_jax import budget, graph, models
 from ispasp_jax.budget import rounding
 from ispasp_jax.cli.config import Limits, Preset, Pruning, Ratios
-from ispasp_jax.cli.prune_flags import LIMITS_ROUND_TO
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph import branches
 from ispasp_jax.weights.folders import Model
@@ -39,7 +38,8 @@ def by_ratio(cut: Ratios | Preset, pruning: Pruning, model: Model) -> dict[str, 
     groups = scope(pruning, model)
     ratios = dict(cut.keep) if isinstance(cut, Ratios) else _preset(model.name)
     sizes = budget.sizes(groups, ratios)
-    return budget.rounded(sizes, groups, pruning.min_channels, _multiple(pruning, 1))
+    multiple = _multiple(pruning) or 1
+    return budget.rounded(sizes, groups, pruning.min_channels, multiple)
 
 
 def budget_of(limits: Limits, pruning: Pruning, model: Model) -> budget.Asked:
@@ -49,7 +49,7 @@ def budget_of(limits: Limits, pruning: Pruning, model: Model) -> budget.Asked:
       InputError: a target is none.
     """
     targets = tuple(map(budget.target, limits.target))
-    multiple = _multiple(pruning, LIMITS_ROUND_TO)
+    multiple = _multiple(pruning)
     lone = branches.alone(model.traced.branches.values()) if limits.depth else ()
     return budget.Asked(
         targets, limits.tolerance, pruning.min_channels, multiple, frozenset(lone)
@@ -65,10 +65,8 @@ def _preset(model: str) -> budget.Keep:
     return models.PAPER[model]
 
 
-def _multiple(pruning: Pruning, default: int) -> int:
-    """--round-to as a number."""
-    if pruning.round_to is None:
-        return default
+def _multiple(pruning: Pruning) -> int | None:
+    """--round-to as a number; None where it is not given."""
     if pruning.round_to != "auto":
         return pruning.round_to
     return rounding.measured()
