@@ -84,13 +84,14 @@ def prune(
 
 def prune_with_curves(flags: list[str], kept: Path | None = None) -> dict[str, Any]:
     """The same; curves that a budget needs are measured by the first row that needs
-    them, and kept for the others as long as the process lives.
+    them, and kept for the others: as long as the process lives, or beside the run's
+    folder where that is kept.
     """
     if not any(flag.startswith("--target") for flag in flags):
         return prune(flags, kept=kept)
     of_curves = [flag for flag in flags if not flag.startswith(_NOT_OF_CURVES)]
     name = hashlib.sha256(" ".join(of_curves).encode()).hexdigest()
-    curves = Path(_folder().name) / f"{name}.json"
+    curves = (kept.parent if kept else Path(_folder().name)) / f"{name}.json"
     if curves.exists():
         return prune(flags, [f"--curves={curves}"], kept=kept)
     return prune(flags, curves=curves, kept=kept)
