@@ -73,6 +73,7 @@ def prune(
     given = [flag.replace(DATA, folder) for flag in flags]
     with tempfile.TemporaryDirectory() as scratch:
         out = kept or Path(scratch) / "out"
+        more = [*more, "--resume"] if kept else more  # of one that was stopped
         if command.main([*given, *more, f"--out={out}"]):
             sys.exit(f"prune.py {typed} failed")
         report = json.loads((out / "report.json").read_text().replace(folder, DATA))
