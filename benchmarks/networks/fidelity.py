@@ -112,11 +112,11 @@ def measure(row: Row) -> dict[str, Any]:
 def _judged(row: Row) -> tuple[Outcome, dict[str, Any]]:
     """What the row's network makes of every image, and the report of its run."""
     name = hashlib.sha256(" ".join(row.flags).encode()).hexdigest()[:16]
-    folder = RUNS / name
-    kept, said = folder / "outcome.npz", folder / "said.json"
-    if not kept.exists():
+    folder, said, kept = (RUNS / f"{name}{end}" for end in ("", ".json", ".npz"))
+    if not said.exists():
         report = commands.prune_with_curves(row.flags, folder)
         said.write_text(json.dumps(report))
+    if not kept.exists():
         np.savez(kept, **_outcome(row.network, folder)._asdict())
     with np.load(kept) as file:
         found = Outcome(**{field: file[field] for field in Outcome._fields})
