@@ -144,6 +144,13 @@ class Ratios:
 
 
 @dataclass(frozen=True)
+class Ranks:
+    """Keep as many channels as say something of their own: the rank of every group."""
+
+    auto: bool = True
+
+
+@dataclass(frozen=True)
 class Preset:
     """Cut to the fractions that authors have published.
 
@@ -203,7 +210,7 @@ class Pruning:
       calibration_memory: bytes of their activations on each device; None: no limit.
     """
 
-    cut: Ratios | Preset | Limits | PlanFile
+    cut: Ratios | Ranks | Preset | Limits | PlanFile
     method: str
     num_iters: int
     scope: Literal["inner", "all"]

@@ -40,10 +40,11 @@ def _add_cut(parser: Parser) -> None:
         "--keep",
         action="append",
         nargs="+",
-        metavar="K|GLOB=K",
+        metavar="K|GLOB=K|auto",
         help="fraction of hidden channels kept, in (0, 1], for all groups or for those "
         "a glob matches; the last that matches wins, a group that nothing matches "
-        "keeps all; default: 0.4",
+        "keeps all; auto: as many as their numerical rank on the calibration images, "
+        "singular values below 5%% of the largest counted as nothing; default: 0.4",
     )
     group.add_argument(
         "--scope",

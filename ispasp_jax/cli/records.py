@@ -113,12 +113,14 @@ class Sizes(NamedTuple):
       budget: what was asked of the widths and reached; None: they go by ratios.
       seconds: of measuring curves, as Clocks have them.
       notes: what a person should know of it.
+      ranks: of every group, where they say how many channels stay.
     """
 
     sizes: Mapping[str, int]
     budget: Mapping[str, Any] | None = None
     seconds: Mapping[str, float] = MappingProxyType({})
     notes: tuple[str, ...] = ()
+    ranks: Mapping[str, int] = MappingProxyType({})
 
 
 class Pruned(NamedTuple):

@@ -1,6 +1,7 @@
 """How many channels every group keeps: by ratios, or what a budget asks."""
 
 import fnmatch
+from collections.abc import Mapping
 
 from ispasp_jax import budget, graph, models
 from ispasp_jax.budget import rounding
@@ -8,6 +9,7 @@ from ispasp_jax.cli.config import Limits, Preset, Pruning, Ratios
 from ispasp_jax.cli.prune_flags import LIMITS_ROUND_TO
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph import branches
+from ispasp_jax.walk import Redundancy
 from ispasp_jax.weights.folders import Model
 
 
@@ -39,6 +41,16 @@ def by_ratio(cut: Ratios | Preset, pruning: Pruning, model: Model) -> dict[str, 
     groups = scope(pruning, model)
     ratios = dict(cut.keep) if isinstance(cut, Ratios) else _preset(model.name)
     sizes = budget.sizes(groups, ratios)
+    return budget.rounded(sizes, groups, pruning.min_channels, _multiple(pruning, 1))
+
+
+def by_rank(
+    found: Mapping[str, Redundancy], pruning: Pruning, model: Model
+) -> dict[str, int]:
+    """As many channels of every group that may be cut as its rank, rounded up; a group
+    of unknown rank keeps all."""
+    groups = scope(pruning, model)
+    sizes = {n: found[n].rank if n in found else width for n, width in groups.items()}
     return budget.rounded(sizes, groups, pruning.min_channels, _multiple(pruning, 1))
 
 

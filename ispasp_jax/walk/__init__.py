@@ -17,6 +17,7 @@ consumer of a group its channels are selected, cut, and what reads them is refit
     engine     the walk
     curves     what every group would lose at every size
     layers     which branches go whole, by SGLP
+    redundancy the singular values of every group's channels
 """
 
 from ispasp_jax.walk.curves import Curve, measure_curves
@@ -25,6 +26,7 @@ from ispasp_jax.walk.layers import similar_branches
 from ispasp_jax.walk.memory import estimate
 from ispasp_jax.walk.options import Options, Tune
 from ispasp_jax.walk.probe import probe
+from ispasp_jax.walk.redundancy import Redundancy, rank, redundancy
 from ispasp_jax.walk.results import GroupResult, Walked
 from ispasp_jax.walk.resume import Done, Store
 from ispasp_jax.walk.steps import unselectable
@@ -34,12 +36,15 @@ __all__ = [
     "Done",
     "GroupResult",
     "Options",
+    "Redundancy",
     "Store",
     "Tune",
     "Walked",
     "estimate",
     "measure_curves",
     "probe",
+    "rank",
+    "redundancy",
     "similar_branches",
     "unselectable",
     "walk",
