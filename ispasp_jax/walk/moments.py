@@ -203,7 +203,7 @@ def _add(
     On a CPU the products are BLAS's, which knows that a square of a matrix is
     symmetric, in single precision of numbers about a mean; elsewhere the devices'.
     """
-    if jax.default_backend() != "cpu" or not patches.is_fully_addressable:
+    if not _on_host(patches):
         halves = jax.device_get(_on_devices(patches, target, real))
         for place, half in enumerate(halves):
             count, x, y, xx, xy, yy = (np.array(m, np.float64) for m in half)
@@ -218,6 +218,11 @@ def _add(
             those = counts[place::2].ravel() > 0
             own, wanted = own[those], wanted[those]
         folds[(place + first) % 2].add(own, wanted)
+
+
+def _on_host(patches: Array) -> bool:
+    """Whether the products are taken on the host."""
+    return jax.default_backend() == "cpu" and patches.is_fully_addressable
 
 
 class _Sum:

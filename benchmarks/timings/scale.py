@@ -1,0 +1,327 @@
+"""What a walk over very many images costs on very many devices, on paper, and the paper
+checked against the programs that a walk on eight devices runs.
+
+    python benchmarks/scale.py [--small]
+
+The formulas of docs/scale.md for ResNet50 and ViT-L, of which shapes alone are needed.
+Then small networks, and ResNet50 on small images, are walked on eight devices of one
+CPU in a process of their own: every collective operation in the compiled programs,
+times its calls, against the formulas, byte for byte. About five minutes on two CPU
+cores; --small, one, checks a perceptron and a block.
+"""
+
+import functools
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from benchmarks.benchmark import Benchmark, Lines, table
+from benchmarks.timings import cases, collectives
+from ispasp_jax import budget, devices, graph, models, report
+from ispasp_jax.budget import cost
+from ispasp_jax.models.mlp import MLP
+from ispasp_jax.models.mobilenetv2 import MobileNetV2
+from ispasp_jax.models.resnet import ResNet
+from ispasp_jax.models.vit import ViT
+from ispasp_jax.walk import Options, flat, layouts, moments, repair, sites, steps, walk
+from ispasp_jax.walk.sites import Site
+
+IMAGES, PER_DEVICE, DEVICES = 1_281_167, 32, (8, 256)
+REPAIRS = ("none", "lsq")
+#: What the table has: the network, pixels.
+LARGE = {
+    "resnet50": (lambda: models.create("resnet50", 1000), 224),
+    "vit_large_patch16_224": (lambda: ViT(1000, 16, 1024, 16, 24), 224),
+}
+#: What is walked, each on two batches of 32 images.
+SMALL = {
+    "perceptron": (lambda: MLP(10, hidden=(24, 18, 12)), 8),
+    "basic blocks": (lambda: ResNet(10, depths=(2, 1), base=16, stem="small"), 8),
+    "bottlenecks": (
+        lambda: ResNet(10, depths=(1, 1), base=16, stem="small", bottleneck=True),
+        8,
+    ),
+    "inverted blocks": (
+        lambda: MobileNetV2(
+            10, stages=((1, 8, 1, 1), (4, 16, 2, 2)), channels=(16, 32)
+        ),
+        16,
+    ),
+    "transformer": (lambda: ViT(10, 4, 32, 2, 2), 16),
+    "resnet50": (lambda: models.create("resnet50", 1000), 64),
+}
+
+
+class Stop(NamedTuple):
+    """A consumer where the walk halts.
+
+    Attributes:
+      groups: how many are selected there.
+      hidden: numbers of H of an image, m · D.
+      rows: of the patches that are refitted, p; 0 where nothing is.
+      outputs: o.
+      positions: of an image that moments are taken from.
+    """
+
+    groups: int
+    hidden: int
+    rows: int
+    outputs: int
+    positions: int
+
+    @property
+    def summed(self) -> int:
+        """Bytes that are summed over devices for a batch, to select."""
+        return 4 * self.groups * self.hidden
+
+    @property
+    def moments(self) -> int:
+        """Bytes that are summed over devices for a batch, to refit: of each fold the
+        count, the means twice over, the products and the target's square."""
+        p, o = self.rows, self.outputs
+        return 2 * 4 * (p * p + p * o + p + o + 2) if p else 0
+
+
+def stops(traced: graph.Traced, sizes: dict[str, int], name: str) -> list[Stop]:
+    """The consumers where a walk halts, in order, and what it asks there."""
+    program = flat.flatten(traced)
+    every = sites.suited(program)
+    narrower = [g for g in traced.groups if sizes.get(g.name, g.width) < g.width]
+    found = steps.readers(every, narrower)
+    assert not found.shared and not found.blind, "inner channels only"
+    cut = {group.atom for group in narrower}
+    how = repair.of(name)
+    result, batch = [], program.inputs[0].shape[0]
+    for step in steps.steps(program, traced.groups, every, found, cut, how):
+        site = step.where
+        if not isinstance(site, Site) or not (step.groups or result):
+            continue
+        taps = math.prod(layouts.as_kernel_shape(site)[:-2])
+        k = _left(site, narrower, sizes)
+        rows = taps * moments._bucket(k, site.width) if how.fits else 0
+        made = jax.eval_shape(functools.partial(layouts.as_out, site), site.out.aval)
+        *sides, o = made.shape[1:]
+        apart = layouts.every(sides)
+        places = math.prod(-(-side // apart) for side in sides)
+        hidden = site.hidden.aval.size // batch
+        result.append(Stop(len(step.groups), hidden, rows, o, places))
+    return result
+
+
+def _left(site: Site, groups: Sequence[graph.Group], sizes: dict[str, int]) -> int:
+    """Places of D that are left where these groups are cut."""
+    k = site.width
+    for group in groups:
+        own = int((sites.labels(site.contracted, group.atom) >= 0).sum())
+        if own == site.width:
+            k = k * sizes[group.name] // group.width
+        else:
+            k += own * sizes[group.name] // group.width - own
+    return k
+
+
+class Read(NamedTuple):
+    """What a walk on eight devices said between them, in bytes: by the formulas, and
+    read from its programs."""
+
+    expected: dict[str, int]
+    found: dict[str, int]
+    other: dict[str, int]
+    reductions: int
+
+
+def check(name: str, how: str, images: int = 64, batch: int = 32) -> Read:
+    """Walks a small network on all devices and reads its programs."""
+    make, pixels = SMALL[name]
+    network, shape = make(), (pixels, pixels, 3)
+    variables = cases.random_variables(network, shape)
+    batches = cases.random_batches(images, batch, shape)
+    traced = graph.trace(network, variables, batches[0])
+    sizes = _sizes(traced)
+    options = Options(repair=how, mesh=devices.mesh(), residual_images=batch)
+    with collectives.recorded() as record:
+        walk(traced, variables, batches, sizes, options=options)
+    total, count = record.total(), images // batch
+    own = stops(traced, sizes, how)
+    expected = {
+        "sum": count * sum(s.summed for s in own),
+        "squares": 8 * sum(s.groups for s in own),
+        "moments": count * sum(s.moments for s in own),
+    }
+    found = {
+        kind: total[kind]["bytes"]["all-reduce"] if kind in total else 0
+        for kind in (*expected, "forward")
+    }
+    other = {
+        f"{kind}: {operation}": nbytes
+        for kind, each in total.items()
+        for operation, nbytes in each["bytes"].items()
+        if operation != "all-reduce" or kind not in found
+    }
+    reductions = sum(sum(each["operations"].values()) for each in total.values())
+    return Read(expected, found, other, reductions)
+
+
+def _sizes(traced: graph.Traced) -> dict[str, int]:
+    """0.4 of every inner group; of the transformers' heads, values stay whole."""
+    values = [g.name for g in traced.groups if g.name.endswith(".value.2")]
+    inner = graph.scope(traced.groups, "inner", values)
+    return budget.sizes(inner, cases.KEEP)
+
+
+def on_paper(name: str, how: str) -> dict[str, Any]:
+    """What an image, a batch and a device cost, of a large network."""
+    make, pixels = LARGE[name]
+    network, shape = make(), (pixels, pixels, 3)
+    shapes = models.shapes(network, shape)
+    traced = graph.trace(network, shapes, models.inputs(shape, 1))
+    sizes = _sizes(traced)
+    own = stops(traced, sizes, how)
+    program = flat.flatten(traced)
+    streams = 2 if how == "lsq" else 1
+    alive = max(program.size(site.place) for site in sites.suited(program))
+    largest = max((s.rows for s in own), default=0)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    return {
+        "network": name,
+        "repair": how,
+        "stops": len(own),
+        "groups": sum(s.groups for s in own),
+        "refits": sum(s.rows > 0 for s in own),
+        "macs": cost.macs(traced),
+        "moments_macs": sum(
+            s.positions * s.rows * (s.rows + s.outputs) for s in own
+        ),
+        "sum_bytes": sum(s.summed for s in own),
+        "moments_bytes": sum(s.moments for s in own),
+        "image_bytes": 4 * math.prod(shape),
+        "alive_bytes": streams * alive,
+        "weight_bytes": 4 * streams * parameters,
+        "largest_rows": largest,
+    }
+
+
+def measure(checked: Sequence[str]) -> dict[str, Any]:
+    """The formulas of large networks, and the check."""
+    rows = [on_paper(name, how) for name in LARGE for how in REPAIRS]
+    report.say("walks on eight devices")
+    return {"images": IMAGES, "rows": rows, "checked": _on_eight(checked)}
+
+
+def _on_eight(names: Sequence[str]) -> list[dict[str, Any]]:
+    """`check` of all, in a process that has eight devices."""
+    flags = "--xla_force_host_platform_device_count=8"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    environment["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "false"
+    command = [sys.executable, "-m", __spec__.name, json.dumps(names)]
+    done = subprocess.run(
+        command,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=cases.ROOT,
+        env=environment,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _here(names: Sequence[str]) -> list[dict[str, Any]]:
+    rows = []
+    for name in names:
+        for how in REPAIRS:
+            report.say(f"{name}, {how}")
+            rows.append({"network": name, "repair": how, **check(name, how)._asdict()})
+    return rows
+
+
+def _of_devices(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """A line for each network, repair and number of devices."""
+    return [
+        {**row, **_run(row, result["images"], count)}
+        for row in result["rows"]
+        for count in DEVICES
+    ]
+
+
+def _run(row: dict[str, Any], images: int, count: int) -> dict[str, Any]:
+    """What all images cost on so many devices."""
+    batch = PER_DEVICE * count
+    batches, p = -(-images // batch), row["largest_rows"]
+    reductions = row["groups"] + 3 * row["refits"]
+    return {
+        "devices": count,
+        "batches": batches,
+        "reductions": batches * reductions + row["groups"],
+        "reduced": batches * (row["sum_bytes"] + row["moments_bytes"]),
+        "to_host": batches * row["moments_bytes"],
+        "images_in": images * row["image_bytes"] / count,
+        "activations": -(-images // count) * row["alive_bytes"],
+        "device_moments": 2 * 4 * p * p,
+        "host_moments": 8 * 5 * p * p,
+    }
+
+
+def _bytes(count: float) -> str:
+    """For people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB" if count < 999.5 else f"{count / 1000:.3g} PB"
+
+
+def columns(result: dict[str, Any]) -> Lines:
+    """docs/scale.md's table."""
+    whats = {"none": "selection", "lsq": "with repair"}
+    shown = {
+        "network": lambda r: f"{r['network']}, {whats[r['repair']]}",
+        "devices": lambda r: r["devices"],
+        "batches B": lambda r: f"{r['batches']:,}",
+        "reductions": lambda r: f"{r['reductions']:,}",
+        "summed": lambda r: _bytes(r["reduced"]),
+        "moments to the host": lambda r: _bytes(r["to_host"]),
+        "images in": lambda r: _bytes(r["images_in"]),
+        "activations": lambda r: _bytes(r["activations"]),
+        "weights": lambda r: _bytes(r["weight_bytes"]),
+        "moments": lambda r: _bytes(r["device_moments"]),
+        "of the host": lambda r: _bytes(r["host_moments"]),
+        "moments' multiply-adds": lambda r: f"{r['moments_macs'] / r['macs']:.0%}",
+    }
+    return table(_of_devices(result), shown)
+
+
+def checked(result: dict[str, Any]) -> Lines:
+    """Formula and programs, byte for byte."""
+
+    def pair(row, kind):
+        expected, found = row["expected"][kind], row["found"][kind]
+        return f"{expected:,}" + ("" if found == expected else f" ≠ {found:,}")
+
+    shown = {
+        "network": lambda r: f"{r['network']}, {r['repair']}",
+        "sums of H": lambda r: pair(r, "sum"),
+        "residuals": lambda r: pair(r, "squares"),
+        "moments": lambda r: pair(r, "moments"),
+        "looks for NaN": lambda r: f"{r['found']['forward']:,}",
+        "anything else": lambda r: f"{sum(r['other'].values()):,}",
+        "reductions": lambda r: f"{r['reductions']:,}",
+    }
+    return table(result["checked"], shown)
+
+
+BENCHMARK = Benchmark(
+    file="scale.json",
+    full=[*SMALL],
+    small=["perceptron", "basic blocks"],
+    measure=measure,
+    tables={"scale": columns, "collectives": checked},
+)
+
+if __name__ == "__main__":  # the process of `_on_eight`
+    print(json.dumps(_here(json.loads(sys.argv[1]))))
