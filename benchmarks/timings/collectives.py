@@ -90,7 +90,8 @@ class Record:
         result = {}
         for (kind, number), count in self.calls.items():
             own = result.setdefault(
-                kind, {"operations": collections.Counter(), "bytes": collections.Counter()}
+                kind,
+                {"operations": collections.Counter(), "bytes": collections.Counter()},
             )
             for one in self.programs[number]:
                 own["operations"][one.name] += count

@@ -5,12 +5,11 @@ checked against the programs that a walk on eight devices runs.
 
 The formulas of docs/scale.md for ResNet50 and ViT-L, of which shapes alone are needed.
 Then small networks, and ResNet50 on small images, are walked on eight devices of one
-CPU in a process of their own: every collective operation in the compiled programs,
-times its calls, against the formulas, byte for byte. About five minutes on two CPU
-cores; --small, one, checks a perceptron and a block.
+CPU, one of them on 256, in processes of their own: every collective operation in the
+compiled programs, times its calls, against the formulas, byte for byte. About five
+minutes on two CPU cores; --small, one, checks a perceptron and a block.
 """
 
-import functools
 import json
 import math
 import os
@@ -23,14 +22,14 @@ import jax
 
 from benchmarks.benchmark import Benchmark, Lines, table
 from benchmarks.timings import cases, collectives
+from benchmarks.timings.stops import stops
 from ispasp_jax import budget, devices, graph, models, report
 from ispasp_jax.budget import cost
 from ispasp_jax.models.mlp import MLP
 from ispasp_jax.models.mobilenetv2 import MobileNetV2
 from ispasp_jax.models.resnet import ResNet
 from ispasp_jax.models.vit import ViT
-from ispasp_jax.walk import Options, flat, layouts, moments, repair, sites, steps, walk
-from ispasp_jax.walk.sites import Site
+from ispasp_jax.walk import Options, flat, sites, walk
 
 IMAGES, PER_DEVICE, DEVICES = 1_281_167, 32, (8, 256)
 REPAIRS = ("none", "lsq")
@@ -39,7 +38,7 @@ LARGE = {
     "resnet50": (lambda: models.create("resnet50", 1000), 224),
     "vit_large_patch16_224": (lambda: ViT(1000, 16, 1024, 16, 24), 224),
 }
-#: What is walked, each on two batches of 32 images.
+#: What is walked, each on two batches.
 SMALL = {
     "perceptron": (lambda: MLP(10, hidden=(24, 18, 12)), 8),
     "basic blocks": (lambda: ResNet(10, depths=(2, 1), base=16, stem="small"), 8),
@@ -58,77 +57,15 @@ SMALL = {
 }
 
 
-class Stop(NamedTuple):
-    """A consumer where the walk halts.
+class Read(NamedTuple):
+    """What a walk's devices said between them, in bytes.
 
     Attributes:
-      groups: how many are selected there.
-      hidden: numbers of H of an image, m · D.
-      rows: of the patches that are refitted, p; 0 where nothing is.
-      outputs: o.
-      positions: of an image that moments are taken from.
+      expected: by the formulas, by kind of program.
+      found: in the programs' reductions.
+      other: in anything else.
+      reductions: how many, all kinds together.
     """
-
-    groups: int
-    hidden: int
-    rows: int
-    outputs: int
-    positions: int
-
-    @property
-    def summed(self) -> int:
-        """Bytes that are summed over devices for a batch, to select."""
-        return 4 * self.groups * self.hidden
-
-    @property
-    def moments(self) -> int:
-        """Bytes that are summed over devices for a batch, to refit: of each fold the
-        count, the means twice over, the products and the target's square."""
-        p, o = self.rows, self.outputs
-        return 2 * 4 * (p * p + p * o + p + o + 2) if p else 0
-
-
-def stops(traced: graph.Traced, sizes: dict[str, int], name: str) -> list[Stop]:
-    """The consumers where a walk halts, in order, and what it asks there."""
-    program = flat.flatten(traced)
-    every = sites.suited(program)
-    narrower = [g for g in traced.groups if sizes.get(g.name, g.width) < g.width]
-    found = steps.readers(every, narrower)
-    assert not found.shared and not found.blind, "inner channels only"
-    cut = {group.atom for group in narrower}
-    how = repair.of(name)
-    result, batch = [], program.inputs[0].shape[0]
-    for step in steps.steps(program, traced.groups, every, found, cut, how):
-        site = step.where
-        if not isinstance(site, Site) or not (step.groups or result):
-            continue
-        taps = math.prod(layouts.as_kernel_shape(site)[:-2])
-        k = _left(site, narrower, sizes)
-        rows = taps * moments._bucket(k, site.width) if how.fits else 0
-        made = jax.eval_shape(functools.partial(layouts.as_out, site), site.out.aval)
-        *sides, o = made.shape[1:]
-        apart = layouts.every(sides)
-        places = math.prod(-(-side // apart) for side in sides)
-        hidden = site.hidden.aval.size // batch
-        result.append(Stop(len(step.groups), hidden, rows, o, places))
-    return result
-
-
-def _left(site: Site, groups: Sequence[graph.Group], sizes: dict[str, int]) -> int:
-    """Places of D that are left where these groups are cut."""
-    k = site.width
-    for group in groups:
-        own = int((sites.labels(site.contracted, group.atom) >= 0).sum())
-        if own == site.width:
-            k = k * sizes[group.name] // group.width
-        else:
-            k += own * sizes[group.name] // group.width - own
-    return k
-
-
-class Read(NamedTuple):
-    """What a walk on eight devices said between them, in bytes: by the formulas, and
-    read from its programs."""
 
     expected: dict[str, int]
     found: dict[str, int]
@@ -136,18 +73,20 @@ class Read(NamedTuple):
     reductions: int
 
 
-def check(name: str, how: str, images: int = 64, batch: int = 32) -> Read:
-    """Walks a small network on all devices and reads its programs."""
+def check(name: str, how: str, share: int = 4) -> Read:
+    """Walks a small network on all devices, two batches of so many images on each, and
+    reads its programs."""
     make, pixels = SMALL[name]
     network, shape = make(), (pixels, pixels, 3)
     variables = cases.random_variables(network, shape)
-    batches = cases.random_batches(images, batch, shape)
+    count, batch = 2, share * jax.device_count()
+    batches = cases.random_batches(count * batch, batch, shape)
     traced = graph.trace(network, variables, batches[0])
     sizes = _sizes(traced)
     options = Options(repair=how, mesh=devices.mesh(), residual_images=batch)
     with collectives.recorded() as record:
         walk(traced, variables, batches, sizes, options=options)
-    total, count = record.total(), images // batch
+    total = record.total()
     own = stops(traced, sizes, how)
     expected = {
         "sum": count * sum(s.summed for s in own),
@@ -195,9 +134,7 @@ def on_paper(name: str, how: str) -> dict[str, Any]:
         "groups": sum(s.groups for s in own),
         "refits": sum(s.rows > 0 for s in own),
         "macs": cost.macs(traced),
-        "moments_macs": sum(
-            s.positions * s.rows * (s.rows + s.outputs) for s in own
-        ),
+        "moments_macs": sum(s.positions * s.rows * (s.rows + s.outputs) for s in own),
         "sum_bytes": sum(s.summed for s in own),
         "moments_bytes": sum(s.moments for s in own),
         "image_bytes": 4 * math.prod(shape),
@@ -207,16 +144,17 @@ def on_paper(name: str, how: str) -> dict[str, Any]:
     }
 
 
-def measure(checked: Sequence[str]) -> dict[str, Any]:
+def measure(names: Sequence[str]) -> dict[str, Any]:
     """The formulas of large networks, and the check."""
     rows = [on_paper(name, how) for name in LARGE for how in REPAIRS]
-    report.say("walks on eight devices")
-    return {"images": IMAGES, "rows": rows, "checked": _on_eight(checked)}
+    found = _apart(8, names) + _apart(256, names[:1])
+    return {"images": IMAGES, "rows": rows, "checked": found}
 
 
-def _on_eight(names: Sequence[str]) -> list[dict[str, Any]]:
-    """`check` of all, in a process that has eight devices."""
-    flags = "--xla_force_host_platform_device_count=8"
+def _apart(count: int, names: Sequence[str]) -> list[dict[str, Any]]:
+    """`check` of all, in a process that has so many devices."""
+    report.say(f"walks on {count} devices")
+    flags = f"--xla_force_host_platform_device_count={count}"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     environment["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "false"
     command = [sys.executable, "-m", __spec__.name, json.dumps(names)]
@@ -232,11 +170,13 @@ def _on_eight(names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _here(names: Sequence[str]) -> list[dict[str, Any]]:
+    """`check` of all, in this process."""
     rows = []
     for name in names:
         for how in REPAIRS:
             report.say(f"{name}, {how}")
-            rows.append({"network": name, "repair": how, **check(name, how)._asdict()})
+            what = {"network": name, "repair": how, "devices": jax.device_count()}
+            rows.append({**what, **check(name, how)._asdict()})
     return rows
 
 
@@ -305,6 +245,7 @@ def checked(result: dict[str, Any]) -> Lines:
 
     shown = {
         "network": lambda r: f"{r['network']}, {r['repair']}",
+        "devices": lambda r: r["devices"],
         "sums of H": lambda r: pair(r, "sum"),
         "residuals": lambda r: pair(r, "squares"),
         "moments": lambda r: pair(r, "moments"),
@@ -323,5 +264,5 @@ BENCHMARK = Benchmark(
     tables={"scale": columns, "collectives": checked},
 )
 
-if __name__ == "__main__":  # the process of `_on_eight`
+if __name__ == "__main__":  # a process of `_apart`
     print(json.dumps(_here(json.loads(sys.argv[1]))))
