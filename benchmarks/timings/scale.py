@@ -91,7 +91,7 @@ def check(name: str, how: str, share: int = 4) -> Read:
     expected = {
         "sum": count * sum(s.summed for s in own),
         "squares": 8 * sum(s.groups for s in own),
-        "moments": count * sum(s.moments for s in own),
+        "moments": sum(-(-count // s.together(share)) * s.moments for s in own),
     }
     found = {
         kind: total[kind]["bytes"]["all-reduce"] if kind in total else 0
@@ -132,11 +132,10 @@ def on_paper(name: str, how: str) -> dict[str, Any]:
         "repair": how,
         "stops": len(own),
         "groups": sum(s.groups for s in own),
-        "refits": sum(s.rows > 0 for s in own),
+        "refits": [(s.moments, s.together(PER_DEVICE)) for s in own if s.rows],
         "macs": cost.macs(traced),
         "moments_macs": sum(s.positions * s.rows * (s.rows + s.outputs) for s in own),
         "sum_bytes": sum(s.summed for s in own),
-        "moments_bytes": sum(s.moments for s in own),
         "image_bytes": 4 * math.prod(shape),
         "alive_bytes": streams * alive,
         "weight_bytes": 4 * streams * parameters,
@@ -191,15 +190,16 @@ def _of_devices(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _run(row: dict[str, Any], images: int, count: int) -> dict[str, Any]:
     """What all images cost on so many devices."""
-    batch = PER_DEVICE * count
-    batches, p = -(-images // batch), row["largest_rows"]
-    reductions = row["groups"] + 3 * row["refits"]
+    batches = -(-images // (PER_DEVICE * count))
+    p, groups = row["largest_rows"], row["groups"]
+    sums = [(nbytes, -(-batches // several)) for nbytes, several in row["refits"]]
+    moments = sum(nbytes * times for nbytes, times in sums)
     return {
         "devices": count,
         "batches": batches,
-        "reductions": batches * reductions + row["groups"],
-        "reduced": batches * (row["sum_bytes"] + row["moments_bytes"]),
-        "to_host": batches * row["moments_bytes"],
+        "reductions": (batches + 1) * groups + 3 * sum(times for _, times in sums),
+        "reduced": batches * row["sum_bytes"] + moments,
+        "to_host": moments,
         "images_in": images * row["image_bytes"] / count,
         "activations": -(-images // count) * row["alive_bytes"],
         "device_moments": 2 * 4 * p * p,

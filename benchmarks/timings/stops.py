@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 
 from ispasp_jax import graph
-from ispasp_jax.walk import flat, layouts, moments, repair, sites, steps
+from ispasp_jax.walk import flat, layouts, measurement, moments, repair, sites, steps
 from ispasp_jax.walk.sites import Site
 
 
@@ -36,9 +36,14 @@ class Stop(NamedTuple):
         """Bytes that are summed over devices for a batch, to select."""
         return 4 * self.groups * self.hidden
 
+    def together(self, share: int) -> int:
+        """How many batches' second moments are summed in one go, where each device has
+        so many images of a batch."""
+        return moments.together(share * self.positions * self.rows)
+
     @property
     def moments(self) -> int:
-        """Bytes that are summed over devices for a batch, to refit: of each fold the
+        """Bytes that are summed over devices in one go, to refit: of each fold the
         count, the means, the products and the target's square."""
         p, o = self.rows, self.outputs
         return 2 * 4 * (p * p + p * o + p + o + 2) if p else 0
@@ -62,7 +67,7 @@ def stops(
             continue
         taps = math.prod(layouts.as_kernel_shape(site)[:-2])
         k = _left(site, narrower, sizes)
-        rows = taps * moments._bucket(k, site.width) if fix.fits else 0
+        rows = taps * measurement._bucket(k, site.width) if fix.fits else 0
         made = jax.eval_shape(functools.partial(layouts.as_out, site), site.out.aval)
         *sides, o = made.shape[1:]
         apart = layouts.every(sides)

@@ -27,7 +27,8 @@ from ispasp_jax.walk import (
     sites,
 )
 from ispasp_jax.walk.batches import Activations
-from ispasp_jax.walk.moments import Measurement, Moments, rows
+from ispasp_jax.walk.measurement import Measurement
+from ispasp_jax.walk.moments import Moments, rows
 from ispasp_jax.walk.pieces import compiled
 from ispasp_jax.walk.sites import Site
 from ispasp_jax.walk.streams import Stream, Weights
