@@ -256,7 +256,7 @@ CONFIGS = {
     "huge width": (dict(widths={"hidden.0": 2**63}), "widths is {'hidden.0': 9223"),
     "wider": (dict(widths={"hidden.0": 6}), "gives hidden.0 6 channels, and the arch"),
     "half a channel": (dict(widths={"hidden.0": 2.5}), "widths is {'hidden.0': 2.5"),
-    "a negative width": (dict(widths={"hidden.0": -1}), "none below 1"),
+    "a negative width": (dict(widths={"hidden.0": -1}), "none below 0"),
     "no width": (dict(widths={"hidden.0": None}), "widths is"),
     "many widths": (dict(widths={str(i): 1 for i in range(5000)}), "widths is"),
     "strange group": (
