@@ -39,7 +39,7 @@ class Stop(NamedTuple):
     def together(self, share: int) -> int:
         """How many batches' second moments are summed in one go, where each device has
         so many images of a batch."""
-        return moments.together(share * self.positions * self.rows)
+        return moments.together(share * self.positions * (self.rows + self.outputs))
 
     @property
     def moments(self) -> int:

@@ -15,7 +15,8 @@ from scipy.linalg import blas
 #: A matrix plus a · x yᵀ, in place; scipy's stubs do not name what Fortran gives.
 _dger: Callable[..., Any] = getattr(blas, "dger")  # noqa: B009
 
-#: Numbers of patches that are summed in one go, on the host and on every device.
+#: Numbers of patches (and targets) that are summed in one go: on the host, and on
+#: every device.
 _AT_ONCE, _AT_ONCE_ON_DEVICES = 2**23, 2**25
 
 
@@ -109,7 +110,8 @@ class Sums:
             self._flush()
         self._first = first
         self._waiting.append((patches, target, real))
-        if len(self._waiting) == together(patches.size // _count(patches)):
+        numbers = (patches.size + target.size) // _count(patches)
+        if len(self._waiting) == together(numbers):
             self._flush()
 
     def done(self) -> Folds:
@@ -141,7 +143,7 @@ class Sums:
 
 def together(size: int) -> int:
     """How many batches are summed in one go on devices, each of so many numbers of
-    patches on every device."""
+    patches and targets on every device."""
     return max(1, _AT_ONCE_ON_DEVICES // max(size, 1))
 
 
