@@ -317,7 +317,9 @@ def columns(results: list[dict], case: str) -> Lines:
         "multiply-adds": lambda r: f"{r['macs']} ({r['macs_share']:.1%})",
         **{s: functools.partial(cell, stage=s) for s in REPAIRS.values()},
     }
-    return table([r for r in results if r.get("case") == case], shown)
+    order = [*ROWS]
+    found = [r for r in results if r.get("case") == case]
+    return table(sorted(found, key=lambda r: order.index(r["row"])), shown)
 
 
 def equal(results: list[dict]) -> Lines:
