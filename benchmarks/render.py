@@ -38,7 +38,10 @@ def tables() -> dict[str, Lines]:
 def markdown(lines: Sequence[Sequence[Any]]) -> str:
     """A table in Markdown; all columns but the first to the right."""
     # Heads that read alike differ by a space at the end.
-    cells = [["–" if c is None else str(c).strip() for c in line] for line in lines]
+    cells = [
+        ["–" if c is None else str(c).strip().replace("|", "\\|") for c in line]
+        for line in lines
+    ]
     head, *body = ["| " + " | ".join(line) + " |" for line in cells]
     rule = "|---|" + "---:|" * (len(lines[0]) - 1)
     return "\n".join([head, rule, *body])

@@ -101,6 +101,7 @@ def test_a_narrower_network_comes_back(name, kinds, tmp_path):
     np.testing.assert_allclose(found(x), expected, rtol=1e-4, atol=1e-5)
     if kinds == {"inner"}:
         assert found.network == small.network
+    if name == "mlp":
         again, _ = cut(found, kinds)  # from the widths that it has
         folders.save(tmp_path / "again", again)
         assert_same(folders.load(tmp_path / "again"), again)
