@@ -1,4 +1,4 @@
-"""Puts the results' tables into the READMEs, and draws their pictures.
+"""Puts the results' tables into the READMEs and docs/scale.md, and draws pictures.
 
 python benchmarks/tables.py            write tables and pictures
 python benchmarks/tables.py --check    exit 1 where READMEs and results disagree
@@ -14,7 +14,11 @@ from benchmarks.benchmark import RESULTS, Benchmark, Lines, draw, read, table
 from benchmarks.paper import reported
 
 HERE = Path(__file__).parent
-READMES = (HERE.parent / "README.md", HERE / "README.md")
+READMES = (
+    HERE.parent / "README.md",
+    HERE / "README.md",
+    HERE.parent / "docs" / "scale.md",
+)
 
 
 def every() -> list[Benchmark]:
@@ -34,7 +38,10 @@ def tables() -> dict[str, Lines]:
 def markdown(lines: Sequence[Sequence[Any]]) -> str:
     """A table in Markdown; all columns but the first to the right."""
     # Heads that read alike differ by a space at the end.
-    cells = [["–" if c is None else str(c).strip() for c in line] for line in lines]
+    cells = [
+        ["–" if c is None else str(c).strip().replace("|", "\\|") for c in line]
+        for line in lines
+    ]
     head, *body = ["| " + " | ".join(line) + " |" for line in cells]
     rule = "|---|" + "---:|" * (len(lines[0]) - 1)
     return "\n".join([head, rule, *body])

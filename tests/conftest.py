@@ -3,7 +3,10 @@ run time in the library's core. `strict` adds strict dtype promotion, which opta
 the training steps do not stand.
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 
 #: Most of the tests' time is compilation, so XLA's and LLVM's optimisers rest.
 FLAGS = (
@@ -18,10 +21,18 @@ if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
 # their threads can starve each other in a sum over devices.
 os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
 
+#: What one file has compiled, another need not; of all workers of a run.
+if "ISPASP_TESTS_PROGRAMS" not in os.environ:
+    os.environ["ISPASP_TESTS_PROGRAMS"] = tempfile.mkdtemp(prefix="ispasp-tests-")
+    atexit.register(shutil.rmtree, os.environ["ISPASP_TESTS_PROGRAMS"], True)
+
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
+
+jax.config.update("jax_compilation_cache_dir", os.environ["ISPASP_TESTS_PROGRAMS"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 #: Where a wrong shape or dtype is an error. The hook has to come before the imports.
 CHECKED = ("selection", "graph", "walk", "budget", "models", "pruning")

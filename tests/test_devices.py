@@ -60,7 +60,10 @@ def test_placing_fills_up_with_rows_that_weigh_nothing(count):
     )
 
 
-@pytest.mark.parametrize(("name", "size"), [("basic", 16), ("mlp", 20), ("mobile", 20)])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("basic", 16), ("mlp", 20), pytest.param("mobile", 20, marks=pytest.mark.slow)],
+)
 def test_a_training_step_is_the_same_on_eight_devices(name, size):
     """Batch norm's moments with it, and a batch that does not divide by eight."""
     network = NETWORKS[name]
@@ -111,7 +114,11 @@ def test_evaluation_is_the_same_on_many_devices(count):
 
 @pytest.mark.parametrize(
     ("name", "which", "repair"),
-    [("basic", "all", "bn"), ("bottleneck", "inner", "lsq"), ("mlp", "inner", "lsq")],
+    [
+        ("basic", "all", "bn"),
+        pytest.param("bottleneck", "inner", "lsq", marks=pytest.mark.slow),
+        ("mlp", "inner", "lsq"),
+    ],
 )
 def test_the_walk_is_the_same_on_eight_devices(name, which, repair):
     """Of batches that do not divide by eight."""

@@ -58,7 +58,7 @@ def kinds(monkeypatch):
     [
         ("basic", "none", "ispasp", None),
         ("basic", "lsq", "ispasp", 8),
-        ("bottleneck", "lsq", "obs", None),
+        pytest.param("bottleneck", "lsq", "obs", None, marks=pytest.mark.slow),
         ("cifar", "bn", "ispasp", None),
         ("mlp", "lsq", "ispasp", None),
     ],

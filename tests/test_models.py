@@ -34,11 +34,16 @@ def small(name):
     return models.create(name, 5, **options)
 
 
+def shape_of(name):
+    if name.startswith("bert"):
+        return (8,)
+    return (32, 32, 3) if name.startswith(("vit", "deit")) else SMALL
+
+
 @functools.cache
 def traced_of(name):
-    network = small(name)
-    x = jax.ShapeDtypeStruct((2, *SMALL), jnp.float32)
-    return graph.trace(network, models.shapes(network, SMALL), x)
+    network, shape = small(name), shape_of(name)
+    return graph.trace(network, models.shapes(network, shape), models.inputs(shape, 2))
 
 
 def inner(traced):
@@ -56,6 +61,17 @@ DEPTHS = {
     **{str(6 * n + 2): (n,) * 3 for n in (3, 5, 7, 9, 18)},
 }
 #: Channels inside MobileNetV2's blocks, features.1 to features.17.
+#: Of transformers, width, blocks and heads.
+SIZES = {
+    "vit_tiny": (192, 12, 3),
+    "vit_small": (384, 12, 6),
+    "vit_base": (768, 12, 12),
+    "bert_tiny": (128, 2, 2),
+    "bert_mini": (256, 4, 4),
+    "bert_small": (512, 4, 8),
+    "bert_medium": (512, 8, 8),
+    "bert_base": (768, 12, 12),
+}
 MOBILE = [32, 96, 144, 144, *[192] * 3, *[384] * 4, *[576] * 3, *[960] * 3]
 
 
@@ -66,6 +82,8 @@ def expected_groups(name):
     if name.endswith("mobilenetv2"):
         blocks = {f"features.{i}": width for i, width in enumerate(MOBILE, 1)}
         return {**blocks, "features.18.0": 1280}
+    if name.startswith(("vit", "deit", "bert")):
+        return neurons(name)
     depths = DEPTHS[name.rpartition("resnet")[2]]
     base = 64 if len(depths) == 4 else 16
     layers = (".conv1", ".conv2") if name.endswith(("50", "101")) else ("",)
@@ -75,6 +93,22 @@ def expected_groups(name):
         for index in range(depth)
         for layer in layers
     }
+
+
+def neurons(name):
+    """Of a transformer's layers the neurons, and the width of a head's values."""
+    kind, size, *_ = name.split("_")
+    width, depth, heads = SIZES[f"{kind.replace('deit', 'vit')}_{size}"]
+    result = {}
+    for i in range(depth):
+        if name.startswith("bert"):
+            layer = f"bert.encoder.layer.{i}"
+            result[f"{layer}.attention.self.value.2"] = width // heads
+            result[f"{layer}.intermediate.dense"] = 4 * width
+        else:
+            result[f"blocks.{i}.attn.value.2"] = width // heads
+            result[f"blocks.{i}.mlp"] = 4 * width
+    return result | ({"bert.pooler.dense": width} if name.startswith("bert") else {})
 
 
 @pytest.mark.parametrize("name", models.MODELS)
@@ -165,12 +199,16 @@ def test_training_moves_every_statistic(name):
     assert all(jax.tree.leaves(changed))
 
 
-def test_only_the_last_layer_of_mobilenets_is_ignored_by_default():
+def test_what_is_ignored_by_default():
     for name in models.MODELS:
         groups = traced_of(name).groups
         kept = graph.scope(groups, ignore=models.IGNORE.get(name, ()))
         left = expected_groups(name).keys() - {group.name for group in kept}
-        assert left == ({"features.18.0"} if name.endswith("mobilenetv2") else set())
+        values = {group for group in left if group.endswith(".value.2")}
+        assert bool(values) == name.startswith(("vit", "deit", "bert"))
+        others = {"mobilenetv2": {"features.18.0"}, "bert": {"bert.pooler.dense"}}
+        expected = (v for k, v in others.items() if k in name)
+        assert left - values == next(expected, set())
 
 
 plain = functools.partial(

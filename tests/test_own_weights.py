@@ -63,7 +63,7 @@ def equinox(num_classes, seed=0):
     return Equinox(num_classes, jax.random.key(seed))
 """
 
-IMAGES = Data("digits", None, None, None, None, None, None)
+IMAGES = Data("digits", *[None] * 7)
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,9 @@ def test_activations_have_the_images_dtype(name, strict):
         assert dtypes(moved) <= {jnp.dtype(jnp.float32)}
 
 
-@pytest.mark.parametrize("name", ["basic", "mobile", "mlp"])
+@pytest.mark.parametrize(
+    "name", ["basic", pytest.param("mobile", marks=pytest.mark.slow), "mlp"]
+)
 def test_a_step_leaves_variables_and_optimizer_in_float32(name):
     network = NETWORKS[name]
     variables = variables_of(network)

@@ -71,7 +71,7 @@ def prepared(name, which="inner"):
 CASES = [
     ("basic", "inner", "ispasp", "none", None),
     ("basic", "inner", "ispasp", "lsq", None),
-    ("basic", "all", "obs", "lsq", None),
+    pytest.param("basic", "all", "obs", "lsq", None, marks=pytest.mark.slow),
     ("cifar", "inner", "ispasp", "bn", None),
     ("mlp", "inner", "obs", "none", None),
     ("basic", "inner", "obs", "lsq", shaken),
@@ -82,7 +82,10 @@ CASES = [
 @pytest.mark.parametrize(
     "name, which, method, repair, tune",
     CASES,
-    ids=["-".join([*c[:4], *(["tune"] if c[4] else [])]) for c in CASES],
+    ids=[
+        "-".join([*case[:4], *(["tune"] if case[4] else [])])
+        for case in (getattr(case, "values", case) for case in CASES)
+    ],
 )
 def test_a_walk_goes_on_after_any_step(name, which, method, repair, tune, tmp_path):
     traced, variables, sizes = prepared(name, which)

@@ -71,9 +71,10 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize(
-    "kind, optimizer", [("basic", "sgd"), ("mobile", "adam"), ("mlp", "sgd")]
-)
+SLOW = pytest.param("mobile", "adam", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("kind, optimizer", [("basic", "sgd"), ("mlp", "sgd"), SLOW])
 def test_training_goes_on_across_a_cut(kind, optimizer):
     """A masked network trains as the cut one does: cut before, in between, or after."""
     network, transformation = NETWORKS[kind], OPTIMIZERS[optimizer]

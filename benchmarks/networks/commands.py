@@ -72,7 +72,7 @@ def prune(flags: list[str], more: Iterable[str] = (), curves: Path | None = None
         if curves:
             shutil.copy(out / "curves.json", curves)
     jax.clear_caches()  # a hundred rows' programs are more than a process may map
-    return {"command": f"python prune.py {typed}", **report}
+    return {**report, "command": f"python prune.py {typed}"}
 
 
 def prune_with_curves(flags: list[str]) -> dict[str, Any]:

@@ -84,7 +84,7 @@ class BERT(nn.Module):
     @nn.compact
     def __call__(self, tokens: Int[Array, "n t"], train: bool = False):
         real, ends = tokens != self.padding, tokens == self.separator
-        second = (jnp.cumsum(ends, 1) > ends) & real
+        second = (jnp.cumsum(ends, 1) > ends.astype(jnp.int32)) & real
         places = jnp.arange(tokens.shape[1])
         x = jnp.zeros(())
         for name, size, read in (

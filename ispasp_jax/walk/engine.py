@@ -38,7 +38,7 @@ from ispasp_jax.walk.clocks import Clocks
 from ispasp_jax.walk.cuts import Cuts
 from ispasp_jax.walk.drift import Drifts
 from ispasp_jax.walk.fits import Unreached
-from ispasp_jax.walk.moments import Measurement, measure
+from ispasp_jax.walk.measurement import Measurement, measure
 from ispasp_jax.walk.options import Options
 from ispasp_jax.walk.reads import Task, gather
 from ispasp_jax.walk.repair import Here, Refit

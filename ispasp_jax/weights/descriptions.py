@@ -172,8 +172,8 @@ def checked(about: Mapping[str, Any]) -> dict[str, Any]:
     return dict(about)
 
 
-def _is_whole(value: Any, most: int) -> bool:
-    return type(value) is int and 1 <= value <= most
+def _is_whole(value: Any, most: int, least: int = 1) -> bool:
+    return type(value) is int and least <= value <= most
 
 
 def _is_level(value: Any) -> bool:
@@ -221,8 +221,8 @@ _EXPECTED = {
         f"an object of words, numbers up to {CHANNELS} and lists of them",
     ),
     "widths": (
-        lambda v: _are_named(v, lambda width: _is_whole(width, CHANNELS)),
-        f"an object of whole numbers, none below 1 or above {CHANNELS}",
+        lambda v: _are_named(v, lambda width: _is_whole(width, CHANNELS, 0)),
+        f"an object of whole numbers, none below 0 or above {CHANNELS}",
     ),
     "image_size": _SIDE,
     "resize": (lambda v: v is None or _is_whole(v, PIXELS), _SIDE[1] + " or null"),

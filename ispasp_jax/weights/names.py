@@ -176,7 +176,7 @@ def to_torchvision(
     for path, leaf in leaves(jax.device_get(variables)):
         array = as_float32(np.asarray(leaf))
         module, _, last = layouts.name(path).rpartition(".")
-        name = f"{theirs.get(module, module)}.{last}"
+        name = ".".join(filter(None, (theirs.get(module, module), last)))
         if name in state:
             raise InputError(
                 f"two arrays would be called {name}; give every layer an alias of its "
