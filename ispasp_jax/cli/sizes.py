@@ -16,6 +16,7 @@ from ispasp_jax.report import say
 from ispasp_jax.selection.criterion import Criterion
 from ispasp_jax.walk import redundancy, similar_branches
 from ispasp_jax.walk.clocks import Clocks
+from ispasp_jax.walk.redundancy import TOLERANCE
 from ispasp_jax.weights.folders import Model
 
 _SIZES = "sizes.json"
@@ -61,19 +62,28 @@ def choose(task: Task, dense: Dense, images: Images, work: Workspace) -> Sizes:
 
 
 def _by_rank(task: Task, model: Model, images: Images) -> Sizes:
-    """The groups' ranks; those of the dense network."""
-    pruning = task.config.pruning
-    groups = [model.traced[name] for name in widths.scope(pruning, model)]
-    found = redundancy(
-        model.traced,
-        model.variables,
-        images.batches,
-        groups,
-        mesh=images.mesh,
-        memory=pruning.calibration_memory,
+    """As many channels as the groups' ranks in the dense network."""
+    clocks, pruning = Clocks(), task.config.pruning
+    with clocks.on("ranks"):
+        try:
+            found = redundancy(
+                model.traced,
+                model.variables,
+                images.batches,
+                [model.traced[name] for name in widths.scope(pruning, model)],
+                mesh=images.mesh,
+                memory=pruning.calibration_memory,
+                real=images.real,
+            )
+        except FloatingPointError as error:
+            raise InputError(str(error)) from error
+    ranks = {name: one.rank() for name, one in found.items()}
+    notes = noted(
+        f"rank: channels that, recombined, miss at most {TOLERANCE:.0%} of the norm of "
+        "all the group's, about their mean, on the calibration images"
     )
-    ranks = {name: one.rank for name, one in found.items()}
-    return Sizes(widths.by_rank(found, pruning, model), ranks=ranks)
+    sizes = widths.by_rank(ranks, pruning, model)
+    return Sizes(sizes, None, clocks.so_far(), notes, ranks)
 
 
 def _branches(ratios: Ratios, model: Model, images: Images) -> Sizes:

@@ -9,7 +9,6 @@ from ispasp_jax.cli.config import Limits, Preset, Pruning, Ratios
 from ispasp_jax.cli.prune_flags import LIMITS_ROUND_TO
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph import branches
-from ispasp_jax.walk import Redundancy
 from ispasp_jax.weights.folders import Model
 
 
@@ -44,13 +43,12 @@ def by_ratio(cut: Ratios | Preset, pruning: Pruning, model: Model) -> dict[str, 
     return budget.rounded(sizes, groups, pruning.min_channels, _multiple(pruning, 1))
 
 
-def by_rank(
-    found: Mapping[str, Redundancy], pruning: Pruning, model: Model
-) -> dict[str, int]:
+def by_rank(ranks: Mapping[str, int], pruning: Pruning, model: Model) -> dict[str, int]:
     """As many channels of every group that may be cut as its rank, rounded up; a group
-    of unknown rank keeps all."""
+    of unknown rank keeps all.
+    """
     groups = scope(pruning, model)
-    sizes = {n: found[n].rank if n in found else width for n, width in groups.items()}
+    sizes = {name: ranks.get(name, width) for name, width in groups.items()}
     return budget.rounded(sizes, groups, pruning.min_channels, _multiple(pruning, 1))
 
 

@@ -156,7 +156,7 @@ def gradients(
 
 
 #: Where a group is read, which of its channels is read at which place, its gates.
-_Gate = tuple[Site, Int[Array, " D"], Float[Array, "n d"]]
+_Gate = tuple[Site, Int[Array, "_"], Float[Array, "_ _"]]
 
 
 def _loss(

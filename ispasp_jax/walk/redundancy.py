@@ -1,7 +1,8 @@
 """How redundant every group is, before anything is cut: the singular values of its
 hidden channels and, with labels, of the loss's gradient by them.
 
-    H    hidden channels of all examples and positions, centred     (n · positions, d)
+    H    hidden channels of all examples and positions, centred, since a refitted shift
+         gives their means back                                     (n · positions, d)
     G    gradient of each example's loss by a gate on every channel  (n, d)
     σ    singular values of either, the largest first
     τ    tolerance
