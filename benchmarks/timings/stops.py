@@ -81,7 +81,7 @@ def _left(site: Site, groups: Sequence[graph.Group], sizes: Mapping[str, int]) -
     """Places of D that are left where these groups are cut."""
     k = site.width
     for group in groups:
-        own = int((sites.labels(site.contracted, group.atom) >= 0).sum())
+        own = int((graph.atoms.labels(site.contracted, group.atom) >= 0).sum())
         if own == site.width:
             k = k * sizes[group.name] // group.width
         else:

@@ -21,9 +21,9 @@ from jaxtyping import Array, Float, Int
 
 from ispasp_jax import devices
 from ispasp_jax.errors import InputError
-from ispasp_jax.graph import Group
+from ispasp_jax.graph import Group, atoms
 from ispasp_jax.graph.program import Equation, Value
-from ispasp_jax.walk import inputs, layouts, sites
+from ispasp_jax.walk import inputs, layouts
 from ispasp_jax.walk.batches import padded
 from ispasp_jax.walk.pieces import Piece, compiled, evaluate, piece
 from ispasp_jax.walk.sites import Site
@@ -84,7 +84,7 @@ def derivatives(
     """
     flat = stream.flat
     step = piece(flat, flat.outputs, stream.live)
-    numbers = [sites.labels(site.contracted, group.atom) for site in reads]
+    numbers = [atoms.labels(site.contracted, group.atom) for site in reads]
 
     def make():
         def function(given, weights, targets, own):
@@ -126,7 +126,7 @@ def gradients(
     """
     step = piece(stream.flat, stream.flat.outputs, stream.live)
     pairs = [(group, site) for group, reads in groups for site in reads]
-    numbers = [sites.labels(site.contracted, group.atom) for group, site in pairs]
+    numbers = [atoms.labels(site.contracted, group.atom) for group, site in pairs]
 
     def make():
         def function(given, weights, targets, own):
