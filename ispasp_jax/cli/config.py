@@ -123,6 +123,7 @@ class TrainConfig:
 
     Attributes:
       epochs: passes over the training split.
+      shrink: the fraction of hidden channels that are not shrunk; None: all.
     """
 
     network: Network
@@ -130,6 +131,7 @@ class TrainConfig:
     optimisation: Optimisation
     run: Run
     epochs: int
+    shrink: float | None = None
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """How many channels every group keeps: by ratios, or what a budget asks."""
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from ispasp_jax import budget, graph, models
 from ispasp_jax.budget import rounding
@@ -18,17 +18,30 @@ def scope(pruning: Pruning, model: Model) -> dict[str, int]:
     Raises:
       InputError: a glob of --ignore matches no group.
     """
-    groups = model.traced.groups
-    names, own = [group.name for group in groups], []
-    if pruning.scope == "inner":  # what the architecture leaves whole, if it is there
-        own = models.IGNORE.get(model.name, ())
-        own = [glob for glob in own if fnmatch.filter(names, glob)]
     try:
-        result = graph.scope(groups, pruning.scope, (*own, *pruning.ignore))
+        return _widths(model, pruning.scope, pruning.ignore)
     except InputError as error:
         raise InputError(f"--{error}") from error
+
+
+def _widths(model: Model, scope: str, ignore: Iterable[str]) -> dict[str, int]:
+    groups = model.traced.groups
+    names, own = [group.name for group in groups], []
+    if scope == "inner":  # what the architecture leaves whole, if it is there
+        own = models.IGNORE.get(model.name, ())
+        own = [glob for glob in own if fnmatch.filter(names, glob)]
+    result = graph.scope(groups, scope, (*own, *ignore))
     why = model.unselectable
     return {group.name: group.width for group in result if group.name not in why}
+
+
+def unshrunk(keep: float, model: Model) -> dict[str, int]:
+    """The channels that are not shrunk in training, of every group that prune.py cuts:
+    as many as --keep leaves.
+    """
+    groups, traced = _widths(model, "inner", ()), model.traced
+    groups = {name: width for name, width in groups.items() if not traced[name].layers}
+    return budget.sizes(groups, keep)
 
 
 def by_ratio(cut: Ratios | Preset, pruning: Pruning, model: Model) -> dict[str, int]:
