@@ -11,7 +11,9 @@ import networks
 import numpy as np
 import pytest
 
+import ispasp_jax
 from benchmarks.networks import peers
+from benchmarks.timings.cases import example
 from ispasp_jax import weights
 from ispasp_jax.models.mobilenetv2 import MobileNetV2
 from ispasp_jax.models.resnet import ResNet
@@ -65,7 +67,12 @@ def test_equal_supports_are_counted_by_share():
     assert line == ["evaluation", "1 of 3", "3 of 3", "4 of 6"]
 
 
+SMALL_STAGES = ((1, 3, 1, 1, 16), (2, 5, 2, 6, 24))
 NETWORKS = {
+    "bottleneck": ResNet(4, depths=(1, 2), base=8, bottleneck=True),
+    "efficientnet": example("efficientnet_lite0").EfficientNetLite(
+        SMALL_STAGES, 16, 32, 4
+    ),
     "resnet": ResNet(
         4, depths=(1, 2), base=8, stem="small", shortcut="pad", dense="linear"
     ),
@@ -79,12 +86,27 @@ NETWORKS = {
 def test_the_networks_are_the_same(side, name):
     network, shape = NETWORKS[name], (16, 16, 3)
     variables = networks.variables_of(network, shape)
-    model = side.twin(network, weights.to_torchvision(variables))
+    model = side.networks.twin(network, weights.to_torchvision(variables))
     images = networks.images_of(3, shape)
     expected = network.apply(variables, jnp.asarray(images))
     np.testing.assert_allclose(
-        side.logits(model, images), expected, rtol=1e-4, atol=1e-4
+        side.networks.logits(model, images), expected, rtol=1e-4, atol=1e-4
     )
+
+
+def test_a_narrower_network_is_the_same(side):
+    network, shape = NETWORKS["mobilenetv2"], (16, 16, 3)
+    variables = networks.variables_of(network, shape)
+    images = jnp.asarray(networks.images_of(4, shape))
+    small = ispasp_jax.prune(network, variables, [images], keep=0.5)
+    arrays = weights.to_torchvision(small.variables)
+    model = side.networks.twin(network, arrays)
+    expected = small.apply(small.variables, images)
+    np.testing.assert_allclose(
+        side.networks.logits(model, images), expected, rtol=1e-4, atol=1e-4
+    )
+    with pytest.raises(ValueError, match="no array is"):
+        side.networks.twin(NETWORKS["bottleneck"], arrays)
 
 
 @pytest.mark.parametrize("everywhere", [False, True])
@@ -92,7 +114,7 @@ def test_the_networks_are_the_same(side, name):
 def test_supports_of_a_share(side, importance, everywhere):
     network, shape = NETWORKS["resnet"], (16, 16, 3)
     variables = networks.variables_of(network, shape)
-    model = side.twin(network, weights.to_torchvision(variables))
+    model = side.networks.twin(network, weights.to_torchvision(variables))
     roots = {f"layer{k}": f"layer{k}.conv1" for k in ("1.0", "2.0", "2.1")}
     labelled = [(networks.images_of(3, shape), np.arange(3))]
     kept = side.supports(model, importance, everywhere, roots, labelled, shape)

@@ -216,9 +216,11 @@ def _limit(macs: str, full: float) -> float:
 def theirs(row: Row, made: Ready, limit: float) -> tuple[Plan, dict]:
     """Torch-Pruning's largest network within the budget."""
     side, costs = torch_side(), cost.macs_by_size(made.traced)
-    model = side.twin(made.network, made.arrays)
+    model = side.networks.twin(made.network, made.arrays)
     first = made.test[0]
-    apart = np.abs(side.logits(model, first.image) - made.dense[: len(first.image)])
+    apart = np.abs(
+        side.networks.logits(model, first.image) - made.dense[: len(first.image)]
+    )
     assert apart.max() <= CLOSE * np.abs(made.dense).max(), apart.max()
     kept = side.supports(
         model,

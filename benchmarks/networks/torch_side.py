@@ -1,5 +1,5 @@
-"""What is PyTorch's of peers.py: the same networks, Torch-Pruning's supports, and the
-authors' block routine, written from what it computes. Needs torch and torch-pruning.
+"""What is PyTorch's of peers.py: Torch-Pruning's supports, and the authors' block
+routine, written from what it computes. Needs torch and torch-pruning.
 """
 
 import functools
@@ -11,7 +11,7 @@ import torch_pruning
 from torch import nn
 from torch.nn import functional as F
 
-from ispasp_jax.models import mobilenetv2, resnet
+from benchmarks.networks import torch_networks as networks
 
 _importance = torch_pruning.importance
 
@@ -25,126 +25,6 @@ IMPORTANCES: Mapping[str, Callable] = {
     "group norm": lambda: _importance.GroupMagnitudeImportance(p=2),
     "Taylor": lambda: _importance.GroupTaylorImportance(),
 }
-
-
-class Padded(nn.Conv2d):
-    """A 3x3 convolution of stride 2 with TensorFlow's SAME padding."""
-
-    def forward(self, x):
-        return super().forward(F.pad(x, (0, 1, 0, 1)))
-
-
-class Block(nn.Module):
-    """A CIFAR ResNet's: its shortcut is every second pixel, and zeros."""
-
-    def __init__(self, channels: int, features: int, stride: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, features, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(features)
-        self.conv2 = nn.Conv2d(features, features, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(features)
-        self.stride, self.extra = stride, (features - channels) // 2
-
-    def forward(self, x):
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        if self.stride > 1:
-            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.extra, self.extra))
-        return F.relu(y + x)
-
-
-class CifarResNet(nn.Module):
-    """He et al., section 4.2."""
-
-    def __init__(self, like: resnet.ResNet):
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, like.base, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(like.base)
-        self.stages, channels = [], like.base
-        for stage, depth in enumerate(like.depths):
-            features, blocks = like.base * 2**stage, []
-            for index in range(depth):
-                stride = 2 if stage and not index else 1
-                blocks.append(Block(channels, features, stride))
-                channels = features
-            name = f"layer{stage + 1}"
-            self.add_module(name, nn.Sequential(*blocks))
-            self.stages.append(name)
-        self.linear = nn.Linear(channels, like.num_classes)
-
-    def forward(self, x):
-        x = F.relu(self.bn1(self.conv1(x)))
-        for name in self.stages:
-            x = getattr(self, name)(x)
-        return self.linear(x.mean((2, 3)))
-
-
-def _norm(channels, features, kernel=1, stride=1, groups=1) -> nn.Sequential:
-    """Convolution, batch norm, ReLU6."""
-    kind = Padded if stride > 1 else nn.Conv2d
-    padding = 1 if kernel > 1 and stride == 1 else 0
-    conv = kind(channels, features, kernel, stride, padding, groups=groups, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(features), nn.ReLU6())
-
-
-class Inverted(nn.Module):
-    """MobileNetV2's block."""
-
-    def __init__(self, channels, features, expansion, stride, residual):
-        super().__init__()
-        wide, layers = expansion * channels, []
-        if expansion > 1:
-            layers.append(_norm(channels, wide))
-        layers.append(_norm(wide, wide, 3, stride, wide))
-        layers.append(nn.Conv2d(wide, features, 1, bias=False))
-        layers.append(nn.BatchNorm2d(features))
-        self.conv, self.residual = nn.Sequential(*layers), residual
-
-    def forward(self, x):
-        y = self.conv(x)
-        return x + y if self.residual else y
-
-
-class MobileNetV2(nn.Module):
-    """MobileNetV2 with TensorFlow's padding."""
-
-    def __init__(self, like: mobilenetv2.MobileNetV2):
-        super().__init__()
-        channels, last = like.channels
-        layers: list[nn.Module] = [_norm(3, channels, 3, 2)]
-        for expansion, features, depth, stride in like.stages:
-            for index in range(depth):
-                step = stride if index == 0 else 1
-                layers.append(Inverted(channels, features, expansion, step, index > 0))
-                channels = features
-        layers.append(_norm(channels, last))
-        self.features = nn.Sequential(*layers)
-        last_layer = nn.Linear(last, like.num_classes)
-        self.classifier = nn.Sequential(nn.Identity(), last_layer)
-
-    def forward(self, x):
-        return self.classifier(self.features(x).mean((2, 3)))
-
-
-def twin(network, arrays: Mapping[str, np.ndarray]) -> nn.Module:
-    """The same network in PyTorch, in evaluation."""
-    kind = CifarResNet if isinstance(network, resnet.ResNet) else MobileNetV2
-    model = kind(network)
-    own = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
-    model.load_state_dict(own, strict=False)
-    missing = {*model.state_dict()} - {*own}
-    assert all(name.endswith("num_batches_tracked") for name in missing), missing
-    return model.eval()
-
-
-def images(batch) -> torch.Tensor:
-    """Images as PyTorch has them."""
-    return torch.from_numpy(np.moveaxis(np.array(batch), -1, 1).copy())
-
-
-def logits(model: nn.Module, batch) -> np.ndarray:
-    """What the network says of a batch."""
-    with torch.no_grad():
-        return model(images(batch)).numpy()
 
 
 def supports(
@@ -173,7 +53,8 @@ def supports(
         model.zero_grad()
         for batch, classes in labelled:
             target = torch.from_numpy(np.array(classes)).long()
-            F.cross_entropy(model(images(batch)), target, reduction="sum").backward()
+            answers = model(networks.images(batch))
+            F.cross_entropy(answers, target, reduction="sum").backward()
     pruner = torch_pruning.pruner.BasePruner(
         model,
         torch.zeros(1, shape[-1], *shape[:-1]),

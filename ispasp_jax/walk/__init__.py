@@ -13,7 +13,7 @@ consumer of a group its channels are selected, cut, and what reads them is refit
     steps      where the walk stops, and what it does there
     reads, shared, selecting, moments, gates: what a criterion is told, and asked
     repair     what is done about a cut; least_squares
-    cuts, drift, results, resume: what has been decided, and what it did
+    decisions, cuts, drift, results, resume: what has been decided, and did
     engine     the walk
     curves     what every group would lose at every size
     layers     which branches go whole, by SGLP
