@@ -70,11 +70,14 @@ class Redundancy(NamedTuple):
 
 
 def rank(values: Float[np.ndarray, " d"], tolerance: float = TOLERANCE) -> int:
-    """The numerical rank: see above; 1 at least.
+    """The numerical rank.
 
     Args:
       values: singular values, the largest first.
       tolerance: τ.
+
+    Returns:
+      rank(τ) as above, 1 at least.
 
     Raises:
       InputError: the tolerance is none of [0, 1).
