@@ -284,7 +284,7 @@ DAMAGE = {
     "not JSON": (lambda f: (f / "config.json").write_text("{"), "not JSON"),
     "foreign": (lambda f: (f / "config.json").write_text("[]"), "not of format 1"),
     "no options": (reconfigure(options=3), "config"),
-    "no width": (reconfigure(widths={"hidden.0": 0}), "below 1"),
+    "no width": (reconfigure(widths={"hidden.0": 0}), "keeps no channel"),
     "odd widths": (reconfigure(widths=["a"]), "config"),
     "odd size": (
         reconfigure(preprocessing=dict(image_size="x", resize=None, mean=[0], std=[1])),
