@@ -30,7 +30,7 @@ from benchmarks.timings.cases import example, random_variables
 from ispasp_jax import export, models, report, weights
 from ispasp_jax.budget import cost
 
-KEEP, BATCHES, REPEATS = 0.5, (1, 32), 15
+KEEP, BATCHES, REPEATS = 0.5, (1, 32), 7
 RUNTIMES = ("jax", "folded", "onnxruntime", "pytorch")
 
 
