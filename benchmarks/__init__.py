@@ -21,7 +21,10 @@ from types import ModuleType
 
 #: The benchmarks of every room.
 ROOMS = {
-    "networks": "after_pruning attention methods peers real_networks signs".split(),
+    "networks": [
+        *("after_pruning", "attention", "fidelity", "methods", "peers"),
+        *("real_networks", "signs"),
+    ],
     "timings": "selection_cost walk_steps core latency export_latency scale".split(),
     "paper": "mnist_two_layer synthetic_decay against_gfs traces supports".split(),
 }

@@ -36,11 +36,12 @@ def weights(file: str) -> str:
     return f"--weights={DATA}/weights/{file}.safetensors"
 
 
-def target(macs: str, round_to: int | str = 1) -> list[str]:
+def target(macs: str, round_to: int | str | None = 1) -> list[str]:
     """The flags of a budget; any widths unless told otherwise, so that it is met as
-    nearly as can be.
+    nearly as can be. None: the default.
     """
-    return [f"--target=macs={macs}", f"--round-to={round_to}"]
+    rounding = [] if round_to is None else [f"--round-to={round_to}"]
+    return [f"--target=macs={macs}", *rounding]
 
 
 def top1(row: Mapping[str, Any]) -> dict[str, float]:
@@ -53,19 +54,26 @@ def share(row: Mapping[str, Any], what: str) -> float:
     return row["pruned"][what] / row["dense"][what]
 
 
-def prune(flags: list[str], more: Iterable[str] = (), curves: Path | None = None):
+def prune(
+    flags: list[str],
+    more: Iterable[str] = (),
+    curves: Path | None = None,
+    kept: Path | None = None,
+) -> dict[str, Any]:
     """Runs `prune.py`; its report, and the command as one types it.
 
     Args:
       flags: of the row.
       more: flags that save time and change nothing; not in the command.
       curves: where the run's curves are kept.
+      kept: the run's folder; None: it goes.
     """
     typed = " ".join(flags)
     folder = str(data_folder()) if DATA in typed else DATA
     given = [flag.replace(DATA, folder) for flag in flags]
     with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) / "out"
+        out = kept or Path(scratch) / "out"
+        more = [*more, "--resume"] if kept else more  # of one that was stopped
         if command.main([*given, *more, f"--out={out}"]):
             sys.exit(f"prune.py {typed} failed")
         report = json.loads((out / "report.json").read_text().replace(folder, DATA))
@@ -75,18 +83,19 @@ def prune(flags: list[str], more: Iterable[str] = (), curves: Path | None = None
     return {**report, "command": f"python prune.py {typed}"}
 
 
-def prune_with_curves(flags: list[str]) -> dict[str, Any]:
+def prune_with_curves(flags: list[str], kept: Path | None = None) -> dict[str, Any]:
     """The same; curves that a budget needs are measured by the first row that needs
-    them, and kept for the others as long as the process lives.
+    them, and kept for the others: as long as the process lives, or beside the run's
+    folder where that is kept.
     """
     if not any(flag.startswith("--target") for flag in flags):
-        return prune(flags)
+        return prune(flags, kept=kept)
     of_curves = [flag for flag in flags if not flag.startswith(_NOT_OF_CURVES)]
     name = hashlib.sha256(" ".join(of_curves).encode()).hexdigest()
-    curves = Path(_folder().name) / f"{name}.json"
+    curves = (kept.parent if kept else Path(_folder().name)) / f"{name}.json"
     if curves.exists():
-        return prune(flags, [f"--curves={curves}"])
-    return prune(flags, curves=curves)
+        return prune(flags, [f"--curves={curves}"], kept=kept)
+    return prune(flags, curves=curves, kept=kept)
 
 
 @functools.cache

@@ -11,7 +11,7 @@ front    all targets at once
 from ispasp_jax.budget.front import Point, front, knee, spread
 from ispasp_jax.budget.ratios import Keep, rounded, sizes, widths_of
 from ispasp_jax.budget.solve import candidates, feasible, solve
-from ispasp_jax.budget.targets import KINDS, Asked, Budget, Target, target
+from ispasp_jax.budget.targets import KINDS, Asked, Budget, Target, regular, target
 
 __all__ = [
     "KINDS",
@@ -24,6 +24,7 @@ __all__ = [
     "feasible",
     "front",
     "knee",
+    "regular",
     "rounded",
     "sizes",
     "solve",

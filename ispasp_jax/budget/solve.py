@@ -33,7 +33,7 @@ def candidates(
                 f"network has {width}; measure the curves again."
             )
         s = np.arange(1, width + 1)
-        allowed = (s >= asked.min_channels) & (s % asked.round_to == 0)
+        allowed = (s >= asked.min_channels) & (s % asked.multiple(width) == 0)
         if curve is not None and asked.tolerance is not None:
             allowed &= curve.relative[1:] <= asked.tolerance
         allowed[-1] = True

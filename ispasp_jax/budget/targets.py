@@ -11,9 +11,20 @@ from ispasp_jax.errors import InputError
 #: Targets, and what a number without a percent sign counts.
 KINDS = {"macs": "multiply-adds", "params": "parameters", "latency": "ms"}
 
-#: What a budget's widths are multiples of where nothing is said: on a CPU such networks
-#: are much faster than those of any widths, and as accurate (benchmarks/README.md).
-DEFAULT_ROUND_TO = 8
+#: What widths are multiples of where nothing is said, and the group is not narrow: on a
+#: CPU such networks are much faster than those of any widths (benchmarks/README.md).
+_REGULAR = 8
+
+
+def regular(width: int) -> int:
+    """What the channels of a group of this width are a multiple of where nothing is
+    said: 8, or the largest power of two in a quarter of the width.
+
+    With 8 alone a group of 16 keeps a half at least, and wider ones have to give what
+    it does not, far more than is best.
+    """
+    quarter = max(width // 4, 1)
+    return min(_REGULAR, 1 << (quarter.bit_length() - 1))
 
 
 class Target(NamedTuple):
@@ -42,15 +53,19 @@ class Asked(NamedTuple):
       tolerance: the largest ‖V‖/‖U‖ of any group; without targets, groups are cut as
         far as it allows.
       min_channels: fewer never stay (a group that has fewer keeps all).
-      round_to: widths are multiples of this, or the dense one.
+      round_to: widths are multiples of this, or the dense one; None: of `regular`.
       removable: groups that may keep none, the only ones of a branch that goes then.
     """
 
     targets: tuple[Target, ...] = ()
     tolerance: float | int | None = None
     min_channels: int = 1
-    round_to: int = 1
+    round_to: int | None = 1
     removable: frozenset[str] = frozenset()
+
+    def multiple(self, width: int) -> int:
+        """What the channels of a group of this width are a multiple of."""
+        return regular(width) if self.round_to is None else self.round_to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +80,8 @@ class Budget:
       tolerance: the largest predicted residual of any group, from 0 to 1; without a
         target, groups are cut as far as it allows.
       round_to: widths are multiples of this, or the dense one; "auto": what suits the
-        present device.
+        present device; None: 8, of groups narrower than 32 less (a quarter of their
+        width at most).
       min_channels: a group never has fewer.
       depth: whether branches may go whole (`print(trace(...))` names them): those whose
         channels are one group.
@@ -78,7 +94,7 @@ class Budget:
     params: str | float | int | None = None
     latency_ms: str | float | int | None = None
     tolerance: float | int | None = None
-    round_to: int | str = DEFAULT_ROUND_TO
+    round_to: int | str | None = None
     min_channels: int = 1
     depth: bool = False
 
@@ -96,7 +112,7 @@ class Budget:
         for name in ("round_to", "min_channels"):
             value = getattr(self, name)
             whole = isinstance(value, numbers.Integral) and _is_number(value, 1)
-            if not (whole or (name == "round_to" and value == "auto")):
+            if not (whole or (name == "round_to" and value in ("auto", None))):
                 also = ' or "auto"' if name == "round_to" else ""
                 raise InputError(
                     f"the budget's {name} is {value!r}; expected a whole number above "
@@ -106,10 +122,9 @@ class Budget:
     @property
     def asked(self) -> Asked:
         """The same as `solve` takes it; "auto" measures the present device."""
-        round_to = self.round_to
-        if round_to == "auto":
-            round_to = rounding.measured()
-        return Asked(self._targets(), self.tolerance, self.min_channels, int(round_to))
+        round_to = rounding.measured() if self.round_to == "auto" else self.round_to
+        whole = None if round_to is None else int(round_to)
+        return Asked(self._targets(), self.tolerance, self.min_channels, whole)
 
     def _targets(self) -> tuple[Target, ...]:
         given = {"macs": self.macs, "params": self.params, "latency": self.latency_ms}

@@ -206,7 +206,7 @@ class Pruning:
       scope: which groups may be cut.
       ignore: globs over groups that stay whole.
       min_channels: a group never has fewer.
-      round_to: widths are multiples of it; None: 8 within limits, else 1.
+      round_to: widths are multiples of it; None: 1, within limits budget.regular.
       repair: after a cut.
       calibration_images: training images that the selection sees.
       calibration_memory: bytes of their activations on each device; None: no limit.

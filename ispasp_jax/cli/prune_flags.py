@@ -6,10 +6,6 @@ from typing import Literal
 from ispasp_jax.cli import flags, methods
 from ispasp_jax.cli.parsing import Parser
 
-#: What widths are multiples of within limits, without --round-to:
-#: targets.DEFAULT_ROUND_TO, which is slow to import.
-LIMITS_ROUND_TO = 8
-
 
 def parser() -> Parser:
     """The flags of prune.py."""
@@ -96,7 +92,8 @@ def _add_cut(parser: Parser) -> None:
         type=_multiple,
         metavar="N|auto",
         help="widths are multiples of N, or the dense one; auto: what suits this "
-        f"device; default: {LIMITS_ROUND_TO} with --target or --tolerance, else 1",
+        "device; default: 1, with --target or --tolerance 8, less in groups narrower "
+        "than 32",
     )
     group.add_argument(
         "--curves",

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from ispasp_jax import budget, graph, models
 from ispasp_jax.budget import rounding
 from ispasp_jax.cli.config import Limits, Preset, Pruning, Ratios
-from ispasp_jax.cli.prune_flags import LIMITS_ROUND_TO
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph import branches
 from ispasp_jax.weights.folders import Model
@@ -53,7 +52,7 @@ def by_ratio(cut: Ratios | Preset, pruning: Pruning, model: Model) -> dict[str, 
     groups = scope(pruning, model)
     ratios = dict(cut.keep) if isinstance(cut, Ratios) else _preset(model.name)
     sizes = budget.sizes(groups, ratios)
-    return budget.rounded(sizes, groups, pruning.min_channels, _multiple(pruning, 1))
+    return _rounded(sizes, groups, pruning)
 
 
 def by_rank(ranks: Mapping[str, int], pruning: Pruning, model: Model) -> dict[str, int]:
@@ -62,7 +61,7 @@ def by_rank(ranks: Mapping[str, int], pruning: Pruning, model: Model) -> dict[st
     """
     groups = scope(pruning, model)
     sizes = {name: ranks.get(name, width) for name, width in groups.items()}
-    return budget.rounded(sizes, groups, pruning.min_channels, _multiple(pruning, 1))
+    return _rounded(sizes, groups, pruning)
 
 
 def budget_of(limits: Limits, pruning: Pruning, model: Model) -> budget.Asked:
@@ -72,7 +71,7 @@ def budget_of(limits: Limits, pruning: Pruning, model: Model) -> budget.Asked:
       InputError: a target is none.
     """
     targets = tuple(map(budget.target, limits.target))
-    multiple = _multiple(pruning, LIMITS_ROUND_TO)
+    multiple = _multiple(pruning)
     lone = branches.alone(model.traced.branches.values()) if limits.depth else ()
     return budget.Asked(
         targets, limits.tolerance, pruning.min_channels, multiple, frozenset(lone)
@@ -88,10 +87,16 @@ def _preset(model: str) -> budget.Keep:
     return models.PAPER[model]
 
 
-def _multiple(pruning: Pruning, default: int) -> int:
-    """--round-to as a number."""
-    if pruning.round_to is None:
-        return default
+def _rounded(
+    sizes: Mapping[str, int], groups: Mapping[str, int], pruning: Pruning
+) -> dict[str, int]:
+    """Up to --min-channels and a multiple of --round-to, or as they are."""
+    multiple = _multiple(pruning) or 1
+    return budget.rounded(sizes, groups, pruning.min_channels, multiple)
+
+
+def _multiple(pruning: Pruning) -> int | None:
+    """--round-to as a number; None where it is not given."""
     if pruning.round_to != "auto":
         return pruning.round_to
     return rounding.measured()

@@ -1,0 +1,3 @@
+import script  # of networks/fidelity.py
+
+script.start()
