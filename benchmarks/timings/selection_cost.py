@@ -6,7 +6,7 @@ and against the loop of the authors' kind (naive.py).
 Four tables, each of functions that take turns on images that are on the device already,
 at keep 0.4 in every group, without repair:
 
-  walk         dense pass, walk, walk without its residual report: 640 or 1280
+  walk         dense pass, walk, walk without its residual report: 320 to 1280
                images of 224 pixels, texts of 128 tokens; of transformers the neurons
                are cut
   images       the same for ResNet34 and 64, 256 images
@@ -57,7 +57,7 @@ FULL = Settings(
         Case("resnet50", 224, 640),
         Case("mobilenetv2", 224, 1280),
         Case("efficientnet_lite0", 224, 1280),
-        Case("vit_tiny_patch16_224", 224, 640),
+        Case("vit_tiny_patch16_224", 224, 320),
         Case("bert_mini", 128, 1280),
     ),
     images=tuple(Case("resnet34", 224, n) for n in (64, 256)),
