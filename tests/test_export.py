@@ -56,7 +56,13 @@ def test_models_of_every_kind_give_the_same_outputs(make, tmp_path):
     assert [*tmp_path.iterdir()] == [path]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in ("mobile", "same")))
+        for name in NETWORKS
+    ],
+)
 def test_shipped_networks_are_as_small_there(name, tmp_path):
     """Pruned: the constants are the arrays that are left, and nothing is transposed but
     the images."""

@@ -55,7 +55,7 @@ CASES = {
 BUDGETS = {
     ("resnet20", "33%"): (("obs", "ispasp"), (8, None)),
     ("resnet20", "47%"): (("obs",), (8,)),
-    ("resnet32", "33%"): (("obs",), (8, None)),
+    ("resnet32", "33%"): (("obs",), (8,)),
 }
 
 
