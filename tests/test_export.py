@@ -28,7 +28,7 @@ from ispasp_jax import export, models
 from ispasp_jax.cli import export as command
 from ispasp_jax.data import Preprocessing
 from ispasp_jax.errors import InputError
-from ispasp_jax.export import emission
+from ispasp_jax.export import emission, onnx_file
 from ispasp_jax.weights import Model
 
 onnx = pytest.importorskip("onnx")
@@ -54,6 +54,22 @@ def test_models_of_every_kind_give_the_same_outputs(make, tmp_path):
     expected = model.apply(held, x)
     np.testing.assert_allclose(run(path, x), expected, rtol=1e-4, atol=1e-5)
     assert [*tmp_path.iterdir()] == [path]
+
+
+def test_constants_that_are_too_large_lie_beside_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_file, "LIMIT", 1000)
+    model, path = Flatten(), tmp_path / "model.onnx"
+    held = variables(model, x)
+    export.onnx(model, path, held, [jax.typeof(x)])
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "model.onnx",
+        "model.onnx.data",
+    ]
+    assert path.stat().st_size < path.with_name("model.onnx.data").stat().st_size
+    moved = tmp_path.rename(tmp_path.with_name("moved")) / "model.onnx"
+    np.testing.assert_allclose(
+        run(moved, x), model.apply(held, x), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
