@@ -69,6 +69,7 @@ class _Seen(NamedTuple):
     variance: float
 
 
+# Nine parameters, five of which have a default: as `walk` has them, without a plan.
 def measure_curves(
     traced: Traced,
     variables: Any,

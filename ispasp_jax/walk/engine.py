@@ -57,6 +57,8 @@ from ispasp_jax.walk.streams import Stream, Weights
 _PLAIN = Options()
 
 
+# Nine parameters: the model, its images and what goes with them, and what is wanted of
+# it; how the walk goes is one record.
 def walk(
     traced: Traced,
     variables: Any,
