@@ -21,8 +21,11 @@ from types import ModuleType
 
 #: The benchmarks of every room.
 ROOMS = {
-    "networks": "after_pruning attention fidelity methods real_networks signs".split(),
-    "timings": "selection_cost walk_steps core latency export_latency".split(),
+    "networks": [
+        *("after_pruning", "attention", "fidelity", "methods", "peers"),
+        *("real_networks", "signs"),
+    ],
+    "timings": "selection_cost walk_steps core latency export_latency scale".split(),
     "paper": "mnist_two_layer synthetic_decay against_gfs traces supports".split(),
 }
 NAMES = tuple(name for names in ROOMS.values() for name in names)

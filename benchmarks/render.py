@@ -1,4 +1,4 @@
-"""Puts the results' tables into the READMEs, and draws their pictures.
+"""Puts the results' tables into the READMEs and docs/scale.md, and draws pictures.
 
 python benchmarks/tables.py            write tables and pictures
 python benchmarks/tables.py --check    exit 1 where READMEs and results disagree
@@ -14,7 +14,11 @@ from benchmarks.benchmark import RESULTS, Benchmark, Lines, draw, read, table
 from benchmarks.paper import reported
 
 HERE = Path(__file__).parent
-READMES = (HERE.parent / "README.md", HERE / "README.md")
+READMES = (
+    HERE.parent / "README.md",
+    HERE / "README.md",
+    HERE.parent / "docs" / "scale.md",
+)
 
 
 def every() -> list[Benchmark]:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:  # the same table, for type checkers
     from ispasp_jax.selection import criteria as criteria
     from ispasp_jax.selection import criterion as criterion
     from ispasp_jax.selection import ispasp as ispasp
+    from ispasp_jax.walk import redundancy as redundancy
     from ispasp_jax.weights import Model as Model
     from ispasp_jax.weights import load as load
     from ispasp_jax.weights import save as save
@@ -69,6 +70,7 @@ _WHERE = {
     "take": "graph.by_hand:take",
     "mask": "graph.by_hand:mask",
     "take_optimizer": "graph.optimizers:take_optimizer",
+    "redundancy": "walk:redundancy",
     "load": "weights:load",
     "save": "weights:save",
     "Model": "weights:Model",

@@ -31,6 +31,7 @@ from ispasp_jax.walk.clocks import Clocks
 from ispasp_jax.walk.curves import Curves, measure_curves
 from ispasp_jax.walk.engine import walk
 from ispasp_jax.walk.options import Options, Tune
+from ispasp_jax.walk.redundancy import redundancy
 from ispasp_jax.walk.results import GroupResult, Walked
 from ispasp_jax.walk.resume import Store
 
@@ -45,7 +46,8 @@ class Pruned(NamedTuple):
         state).
       groups: what became of every group.
       plan: the groups that lost channels.
-      seconds: what it took: curves, selection, repair, and compilation of each.
+      seconds: what it took: curves or ranks, selection, repair, and compilation of
+        each.
       traced: the dense model's groups; `narrow` and `take` go by it.
       module: the framework's own module at the narrower widths: a Linen module for
         `apply` with the variables, an NNX or Equinox module that carries them; None
@@ -95,7 +97,7 @@ def prune(
     model: Any,
     variables: Any = None,
     images: Images | None = None,
-    keep: budget.Keep | Budget = 0.4,
+    keep: budget.Keep | Budget | Literal["auto"] = 0.4,
     *,
     criterion: Criterion | Factory | str | None = None,
     repair: repairs.Name = "lsq",
@@ -123,7 +125,8 @@ def prune(
         tuples of them for a model of several inputs.
       keep: the fraction of each group's channels that stays, fractions by glob over
         group names (`trace` prints them), or a `Budget` of what the model may cost:
-        groups then lose as much as hurts least (see `walk.curves`).
+        groups then lose as much as hurts least (see `walk.curves`); "auto": as many
+        channels of each group as its rank (see `redundancy`).
       criterion: how to select, or its name (see `criteria`); i-SpaSP with T = 20 if
         None.
       repair: "lsq" refits what reads a group by least squares, "bn" measures batch
@@ -168,14 +171,22 @@ def prune(
     if not batches:
         raise InputError("no calibration images: expected at least one batch.")
     traced = inputs_.traced_at(function, variables, batches[0])
-    clocks, sizes = Clocks(), {}
+    clocks = Clocks()
     groups = graph.scope(traced.groups, scope, ignore)
     why = unselectable(traced)
     left = {group.name: why[group.name] for group in groups if group.name in why}
     groups = tuple(group for group in groups if group.name not in left)
-    if plan is None and not isinstance(keep, Budget):
-        sizes = budget.sizes(groups, keep)
-    elif plan is None and isinstance(keep, Budget):
+    if plan is not None:
+        sizes = {}
+    elif isinstance(keep, str):
+        if keep != "auto":
+            raise InputError(f'keep {keep!r} is neither a ratio, a Budget nor "auto".')
+        with clocks.on("ranks"):
+            found = redundancy(
+                traced, variables, batches, groups, mesh=mesh, memory=memory, real=real
+            )
+        sizes = {name: one.rank() for name, one in found.items()}
+    elif isinstance(keep, Budget):
         with clocks.on("curves"):
             repaired = repairs.of(repair).fits
             curves = measure_curves(
@@ -183,6 +194,8 @@ def prune(
                 memory=memory, real=real,
             )  # fmt: skip
         sizes = _solved(traced, groups, keep, curves)
+    else:
+        sizes = budget.sizes(groups, keep)
     result = walk(
         traced,
         variables,

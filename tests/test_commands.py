@@ -106,6 +106,21 @@ def test_a_saved_pruned_network_gives_the_same_logits_bit_for_bit(trained, here)
     assert ispasp_jax.load("small").widths == {"hidden.0": 38}
 
 
+def test_a_run_writes_exports_and_says_how_far_they_are(trained, here, capsys):
+    pytest.importorskip("onnxruntime")
+    flags = ["--model=mlp", f"--weights={trained}", "--out=out", "--repair=none"]
+    assert prune.main([*flags, "--export", "onnx", "stablehlo"]) == 0
+    report = json.loads(Path("out/report.json").read_text())
+    onnx, stablehlo = report["exports"]
+    assert (onnx["format"], stablehlo["format"]) == ("onnx", "stablehlo")
+    assert onnx["latency_ms"].keys() == {"dense", "pruned"} and onnx["nodes"] >= 5
+    assert stablehlo["platforms"]
+    for one in (onnx, stablehlo):
+        assert one["largest_difference"] < 1e-5
+        assert Path("out", one["file"]).stat().st_size == one["bytes"]
+    assert "largest difference to the network in JAX" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", criteria.CRITERIA)
 def test_every_method_can_be_asked_for(name, trained, here, capsys):
     flags = ["--model=mlp", f"--weights={trained}", f"--method={name}", "--out=out"]
@@ -284,7 +299,7 @@ DAMAGE = {
     "not JSON": (lambda f: (f / "config.json").write_text("{"), "not JSON"),
     "foreign": (lambda f: (f / "config.json").write_text("[]"), "not of format 1"),
     "no options": (reconfigure(options=3), "config"),
-    "no width": (reconfigure(widths={"hidden.0": 0}), "below 1"),
+    "no width": (reconfigure(widths={"hidden.0": 0}), "keeps no channel"),
     "odd widths": (reconfigure(widths=["a"]), "config"),
     "odd size": (
         reconfigure(preprocessing=dict(image_size="x", resize=None, mean=[0], std=[1])),

@@ -118,7 +118,9 @@ def test_costs_by_size_are_those_of_the_narrow_program(name):
     assert_counted(traced)
 
 
-@pytest.mark.parametrize("name", ["resnet20", "mobilenetv2"])
+@pytest.mark.parametrize(
+    "name", ["resnet20", pytest.param("mobilenetv2", marks=pytest.mark.slow)]
+)
 def test_costs_by_size_of_the_shipped_models(name):
     assert_counted(shipped(name, 32))
 

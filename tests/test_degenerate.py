@@ -182,7 +182,9 @@ CUTS = ((32,), (16, 16), (8, 8, 8, 8), (5, 5, 5, 5, 5, 5, 2), (3, 29), (1,) * 32
     "network",
     [
         MLP(4, hidden=(64, 48)),
-        ResNet(4, depths=(1, 1), base=16, stem="small"),
+        pytest.param(
+            ResNet(4, depths=(1, 1), base=16, stem="small"), marks=pytest.mark.slow
+        ),
     ],
     ids=["mlp", "resnet"],
 )

@@ -28,7 +28,7 @@ from ispasp_jax import export, models
 from ispasp_jax.cli import export as command
 from ispasp_jax.data import Preprocessing
 from ispasp_jax.errors import InputError
-from ispasp_jax.export import emission
+from ispasp_jax.export import emission, onnx_file
 from ispasp_jax.weights import Model
 
 onnx = pytest.importorskip("onnx")
@@ -56,7 +56,29 @@ def test_models_of_every_kind_give_the_same_outputs(make, tmp_path):
     assert [*tmp_path.iterdir()] == [path]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+def test_constants_that_are_too_large_lie_beside_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_file, "LIMIT", 1000)
+    model, path = Flatten(), tmp_path / "model.onnx"
+    held = variables(model, x)
+    export.onnx(model, path, held, [jax.typeof(x)])
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "model.onnx",
+        "model.onnx.data",
+    ]
+    assert path.stat().st_size < path.with_name("model.onnx.data").stat().st_size
+    moved = tmp_path.rename(tmp_path.with_name("moved")) / "model.onnx"
+    np.testing.assert_allclose(
+        run(moved, x), model.apply(held, x), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in ("mobile", "same")))
+        for name in NETWORKS
+    ],
+)
 def test_shipped_networks_are_as_small_there(name, tmp_path):
     """Pruned: the constants are the arrays that are left, and nothing is transposed but
     the images."""

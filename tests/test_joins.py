@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from programs import draw, sites_of
 
-from ispasp_jax.walk import moments, streams
+from ispasp_jax.walk import measurement, streams
 
 key = jax.random.key(0)
 
@@ -53,7 +53,7 @@ def test_the_target_is_the_dense_sum_less_the_pruned_skip(kind):
     batches = [x[:4], x[4:8], x[8:]]
     here = streams.start(site.flat, pruned, batches).hidden(site.place)
     behind = streams.start(site.flat, dense, batches).to(site.end, [site.target])
-    folds = moments.measure(site, here, behind, np.arange(7)).folds
+    folds = measurement.measure(site, here, behind, np.arange(7)).folds
 
     def sums(variables):
         _, state = model.apply(

@@ -86,7 +86,11 @@ def cut(model, kinds):
 
 @pytest.mark.parametrize(
     ("name", "kinds"),
-    [("mlp", {"inner"}), ("resnet20", {"inner"}), ("resnet20", {"inner", "stream"})],
+    [
+        ("mlp", {"inner"}),
+        pytest.param("resnet20", {"inner"}, marks=pytest.mark.slow),
+        ("resnet20", {"inner", "stream"}),
+    ],
 )
 def test_a_narrower_network_comes_back(name, kinds, tmp_path):
     prep = Preprocessing(4, None, (0.5,) * 3, (0.25,) * 3)

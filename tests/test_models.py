@@ -4,6 +4,7 @@ masked, what a name makes is a model, and layers compute what the plain ones do.
 
 import collections
 import functools
+import re
 
 import equinox as eqx
 import haiku as hk
@@ -111,7 +112,17 @@ def neurons(name):
     return result | ({"bert.pooler.dense": width} if name.startswith("bert") else {})
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+#: What takes long to trace, and is a smaller one's, deeper or wider.
+LARGE = re.compile(".*(101|110|base|small)")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * bool(LARGE.match(name)))
+        for name in models.MODELS
+    ],
+)
 def test_groups_have_the_names_that_people_know(name):
     assert inner(traced_of(name)) == expected_groups(name)
 

@@ -1,5 +1,7 @@
 """Elimination with compensation against a loop that solves every problem afresh."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,8 @@ import regressions
 from ispasp_jax.selection import obs
 from ispasp_jax.selection.criteria import CRITERIA
 from ispasp_jax.selection.problem import Problem
+from ispasp_jax.walk.moments import Moments
+from ispasp_jax.walk.reads import regression
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -73,3 +77,26 @@ def test_the_criterion_is_the_path_s_support():
     assert (selection.support == expected.support).all() and bool(selection.finite)
     broken = least_squares._replace(xy=least_squares.xy.at[0, 0].set(jnp.nan))
     assert not bool(CRITERIA["obs"]()(problem._replace(least_squares=broken), 4).finite)
+
+
+def test_channels_beside_others_are_asked_with_the_others_refitted():
+    """Where a consumer reads two groups: what a support misses, but for a constant."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 7)) @ (np.eye(7) + 0.3 * rng.normal(size=(7, 7)))
+    y = x @ rng.normal(size=(7, 3)) + rng.normal(size=(300, 3))
+    x, y = x - x.mean(0), y - y.mean(0)
+    whole = Moments(300.0, x[0], y[0], x.T @ x, x.T @ y, float((y * y).sum()))
+    own, rest = [0, 2, 3, 6], [1, 4, 5]
+    start = rng.normal(size=(7, 3))  # whatever the consumer is before
+    found = regression(whole, start, 7, np.array(own)[:, None])
+    np.testing.assert_allclose(found.start, start[own], rtol=1e-6)
+    ours, exact = [], []
+    for pair in itertools.combinations(range(4), 2):
+        xx, xy = (np.asarray(m, np.float64)[[*pair]] for m in found[:2])
+        ours.append(-(xy * np.linalg.solve(xx[:, [*pair]], xy)).sum())
+        z = x[:, [*(own[i] for i in pair), *rest]]
+        exact.append(np.square(y - z @ np.linalg.lstsq(z, y)[0]).sum() / 300)
+    apart = np.ptp(exact)
+    np.testing.assert_allclose(
+        np.subtract(ours, ours[0]), np.subtract(exact, exact[0]), atol=0.01 * apart
+    )

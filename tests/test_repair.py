@@ -12,7 +12,7 @@ from programs import draw, sites_of
 from ispasp_jax import graph, prune
 from ispasp_jax.graph import Cut
 from ispasp_jax.graph.check import random_plan
-from ispasp_jax.walk import fits, least_squares, moments, norms, sites, streams
+from ispasp_jax.walk import fits, least_squares, measurement, norms, sites, streams
 from ispasp_jax.walk.moments import Moments
 
 
@@ -59,7 +59,7 @@ def test_least_squares_on_the_dense_network_itself_changes_nothing(name):
     for site in filter(sites.is_suited, found):
         here = here.hidden(site.place)
         behind, places = here.to(site.end, [site.target]), np.arange(site.width)
-        folds = moments.measure(site, here, behind, places).folds
+        folds = measurement.measure(site, here, behind, places).folds
         reach = fits.reach(site, fitted)
         fitted = least_squares.refit(reach, fitted, folds, places)
     arrays = [fitted[value] for value in found[0].flat.variables.values()]

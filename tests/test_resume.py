@@ -75,7 +75,7 @@ CASES = [
     ("cifar", "inner", "ispasp", "bn", None),
     ("mlp", "inner", "obs", "none", None),
     ("basic", "inner", "obs", "lsq", shaken),
-    ("bottleneck", "all", "l1", "none", shaken),
+    pytest.param("bottleneck", "all", "l1", "none", shaken, marks=pytest.mark.slow),
 ]
 
 

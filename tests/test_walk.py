@@ -185,6 +185,46 @@ def test_every_layer_of_a_scan_has_channels_of_its_own():
     assert_equal(found.variables, found.traced.take(found.plan, variables))
 
 
+@pytest.mark.parametrize("repair", ["none", "lsq"])
+def test_what_a_scan_gives_for_every_layer_goes_on(repair):
+    """As in the same network written out."""
+
+    def layer(x, w):
+        x = x + jax.nn.relu(x @ w["in"]) @ w["out"]
+        return x, x.mean(-1)
+
+    def scanned(v, x):
+        x, each = jax.lax.scan(layer, x @ v["stem"], v["layers"])
+        return x @ v["last"] + each.T @ v["beside"]
+
+    def written_out(v, x):
+        x, each = x @ v["stem"], []
+        for w in v["layers"]:
+            x, more = layer(x, w)
+            each.append(more)
+        return x @ v["last"] + jnp.stack(each).T @ v["beside"]
+
+    rng = np.random.default_rng(0)
+    shapes = {"stem": (6, 5), "last": (5, 3), "beside": (3, 3)}
+    own = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    shapes = {"in": (3, 5, 9), "out": (3, 9, 5)}
+    layers = {name: 0.5 * rng.normal(size=shape) for name, shape in shapes.items()}
+    one = jax.tree.map(jnp.float32, {**own, "layers": layers})
+    unstacked = [jax.tree.map(lambda a, k=k: a[k], one["layers"]) for k in range(3)]
+    x = jnp.asarray(rng.normal(size=(40, 6)), jnp.float32)
+    found, expected = (
+        ispasp_jax.prune(function, v, [x[:24], x[24:]], keep=0.5, repair=repair)
+        for function, v in ((scanned, one), (written_out, {**one, "layers": unstacked}))
+    )
+    ((_, rows),) = found.plan.values()
+    for row, (_, kept) in zip(rows, expected.plan.values(), strict=True):
+        np.testing.assert_array_equal(row, kept)
+    np.testing.assert_allclose(
+        found.apply(found.variables, x), expected.apply(expected.variables, x),
+        rtol=1e-3, atol=1e-3,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("T", [1, 2])
 def test_iterations_are_an_option(T):
     model, traced, variables, images = problem("mlp")
@@ -195,7 +235,9 @@ def test_iterations_are_an_option(T):
     assert all(group.iterations <= T for group in found.groups)
 
 
-@pytest.mark.parametrize("name", ["basic", "flatten"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("basic", marks=pytest.mark.slow), "flatten"]
+)
 def test_how_images_are_batched_changes_nothing(name):
     _, traced, variables, _ = problem(name)
     images = np.asarray(problem(name, 40)[-1])

@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.benchmark import Benchmark, table
 from benchmarks.paper import cifar
 from ispasp_jax.selection import obs
-from ispasp_jax.walk import fits, least_squares, moments
+from ispasp_jax.walk import fits, least_squares, measurement
 from ispasp_jax.walk.moments import rows as rows_of
 from ispasp_jax.walk.reads import regression
 
@@ -37,7 +37,7 @@ def measure(case: tuple[str, int]) -> list[dict]:
 def block(site, here, behind) -> dict[str, tuple[float, float]]:
     """Relative residuals, as cut and repaired, of half the channels by every score."""
     d = site.width
-    folds = moments.measure(site, here, behind, np.arange(d)).folds
+    folds = measurement.measure(site, here, behind, np.arange(d)).folds
     reach = fits.reach(site, here.weights)
     first, second = least_squares.about(reach, folds)
     whole = first + second

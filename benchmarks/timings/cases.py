@@ -23,24 +23,29 @@ from ispasp_jax.walk import Options, Walked, walk
 KEEP, T = 0.4, 20
 ROOT = Path(__file__).parents[2]
 
-#: Networks of examples/: module, class, arguments.
-EXAMPLES = {
-    "efficientnet_lite0": ("efficientnet_lite0", "EfficientNetLite", ()),
-    "vit_tiny": ("linen_vit", "ViT", (192, 12, 3, 768, 16)),
-}
+#: Networks of examples/: module, class.
+EXAMPLES = {"efficientnet_lite0": ("efficientnet_lite0", "EfficientNetLite")}
 
 
 class Case(NamedTuple):
-    """A network and its calibration images; `batch` divides `images`."""
+    """A network and its calibration images, or texts.
+
+    Attributes:
+      model: as `--model` names it, or one of EXAMPLES.
+      size: pixels of an image's side, or tokens of a text.
+      images: how many.
+      batch: divides them.
+    """
 
     model: str
-    pixels: int
+    size: int
     images: int
     batch: int = 32
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        return (self.pixels, self.pixels, 3)
+    def shape(self) -> tuple[int, ...]:
+        text = self.model.startswith("bert")
+        return (self.size,) if text else (self.size, self.size, 3)
 
 
 def random_variables(network: nn.Module, shape: tuple[int, ...]) -> dict:
@@ -66,9 +71,13 @@ def random_variables(network: nn.Module, shape: tuple[int, ...]) -> dict:
 def random_batches(
     images: int, batch_size: int, shape: tuple[int, ...]
 ) -> list[jax.Array]:
-    """Standard normal images on the device; the batch size divides their number."""
+    """Standard normal images on the device, or texts of any of the first thousand
+    tokens; the batch size divides their number."""
     keys = jax.random.split(jax.random.key(SEED), images // batch_size)
-    return [jax.random.normal(key, (batch_size, *shape)) for key in keys]
+    batch = models.inputs(shape, batch_size)
+    if np.issubdtype(batch.dtype, np.integer):
+        return [jax.random.randint(k, batch.shape, 1, 1000, batch.dtype) for k in keys]
+    return [jax.random.normal(key, batch.shape) for key in keys]
 
 
 class Ready(NamedTuple):
@@ -107,8 +116,8 @@ def network_of(name: str) -> nn.Module:
     """A network as `--model` names it, or one of examples/."""
     if name not in EXAMPLES:
         return models.create(name, 1000)
-    module, kind, arguments = EXAMPLES[name]
-    return getattr(example(module), kind)(*arguments)
+    module, kind = EXAMPLES[name]
+    return getattr(example(module), kind)()
 
 
 def example(name: str) -> ModuleType:

@@ -1,17 +1,20 @@
-"""Networks with trained weights in JAX, with their batch norms folded, and as ONNX in
-onnxruntime: whether the outputs are the same, and what a batch takes.
+"""Networks in JAX, with their batch norms folded, as ONNX in onnxruntime, and in
+PyTorch where it is installed: whether the outputs are the same, and what a batch takes.
 
     ISPASP_DATA=DIR python benchmarks/export_latency.py [--only vit ...] [--small]
 
-ResNet56, MobileNetV2 and EfficientNet-Lite0 have their published weights, the vision
-transformer and the U-Net of examples/ are trained first. Each is pruned to one half of
-its hidden channels (i-SpaSP, least squares), written as it is and folded, and timed at
-batch 1 and 32; all programs of a network take turns. Inputs are real images. The
-difference is the largest of any output, as a share of the largest output, at batch 1
-and 3. About ten minutes on two CPU cores; --small does the transformer, hardly trained.
+ResNet56, MobileNetV2 and EfficientNet-Lite0 have their published weights, ResNet34 and
+ResNet50 random ones, the vision transformer and the U-Net of examples/ are trained
+first. Each is pruned to one half of its hidden channels (i-SpaSP, least squares),
+written as it is and folded, and timed at batch 1 and 32; all programs of a network take
+turns. Inputs are real images. The difference is the largest of any output, as a share
+of the largest output, at batch 1 and 3. PyTorch has the same arrays, its default layout
+and no compiler. About twenty minutes on two CPU cores; --small does the transformer,
+hardly trained.
 """
 
 import functools
+import importlib.util
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,20 +26,21 @@ import numpy as np
 import ispasp_jax
 from benchmarks.benchmark import Benchmark, Lines, data_folder, header, table
 from benchmarks.timings import turns
-from benchmarks.timings.cases import example
+from benchmarks.timings.cases import example, random_variables
 from ispasp_jax import export, models, report, weights
 from ispasp_jax.budget import cost
 
-KEEP, BATCHES, REPEATS = 0.5, (1, 32), 15
-RUNTIMES = ("jax", "folded", "onnxruntime")
+KEEP, BATCHES, REPEATS = 0.5, (1, 32), 7
+RUNTIMES = ("jax", "folded", "onnxruntime", "pytorch")
 
 
 class Trained(NamedTuple):
-    """A network, its arrays, and images as it takes them."""
+    """A network, its arrays, images as it takes them; whether PyTorch has it, too."""
 
     model: Any
     variables: Any
     images: np.ndarray
+    torch: bool = True
 
 
 def resnet56() -> Trained:
@@ -73,6 +77,13 @@ def efficientnet_lite0() -> Trained:
     )
 
 
+def imagenet(name: str) -> Trained:
+    """A network of ImageNet's size with random weights."""
+    model = models.create(name, 1000)
+    images = _imagenet().astype(np.float32) / 127.5 - 1
+    return Trained(model, random_variables(model, images.shape[1:]), images)
+
+
 @functools.cache
 def _imagenet() -> np.ndarray:
     images, _ = example("efficientnet_lite0").read(data_folder() / "imagenet" / "train")
@@ -84,7 +95,8 @@ def vit(steps: int = 400) -> Trained:
     module = example("linen_vit")
     images, _, labels, _ = module.digits()
     model = module.ViT()
-    return Trained(model, module.train(model, images, labels, steps), images[:256])
+    variables = module.train(model, images, labels, steps)
+    return Trained(model, variables, images[:256], torch=False)
 
 
 def unet(steps: int = 400) -> Trained:
@@ -92,12 +104,13 @@ def unet(steps: int = 400) -> Trained:
     module = example("linen_unet")
     images, labels = module.shapes(256, 0)
     model = module.UNet()
-    return Trained(model, module.train(model, images, labels, steps), images)
+    variables = module.train(model, images, labels, steps)
+    return Trained(model, variables, images, torch=False)
 
 
 def measure(make: Callable[[], Trained]) -> dict[str, Any]:
     """A row: what the network costs, differences and times, dense and pruned."""
-    model, variables, images = make()
+    model, variables, images, known = make()
     batches = [*images.reshape(-1, 32, *images.shape[1:])]
     pruned = ispasp_jax.prune(model, variables, batches, KEEP)
     both = {
@@ -106,6 +119,9 @@ def measure(make: Callable[[], Trained]) -> dict[str, Any]:
     }
     with tempfile.TemporaryDirectory() as folder:
         written = {name: _written(one, Path(folder)) for name, one in both.items()}
+    if known and importlib.util.find_spec("torch"):
+        for name, one in both.items():
+            written[name][1]["pytorch"] = _torch(model, one)
     times = []
     for batch in BATCHES:
         calls = {
@@ -144,6 +160,19 @@ def _written(one: export.Runnable, folder: Path):
         "folded": functools.partial(jax.jit(folded.function), inside),
         "onnxruntime": _session(plain.path),
     }
+
+
+def _torch(model: Any, one: export.Runnable) -> Callable[[np.ndarray], Any]:
+    """PyTorch's, as wide as the arrays."""
+    from benchmarks.networks import torch_networks  # an extra
+
+    twin = torch_networks.twin(model, weights.to_torchvision(one.variables))
+    (images,) = one.inputs
+    expected = np.asarray(jax.jit(one.function)(one.variables, images[:2]))
+    apart = np.abs(torch_networks.logits(twin, images[:2]) - expected).max()
+    if apart > 1e-4 * np.abs(expected).max():
+        raise ValueError(f"PyTorch's outputs differ by {apart}")
+    return functools.partial(torch_networks.logits, twin)
 
 
 def examples_difference(one: export.Runnable, other: export.Runnable) -> float:
@@ -199,7 +228,9 @@ def times(rows: list[dict[str, Any]]) -> Lines:
     """Columns of milliseconds."""
 
     def column(name):
-        return lambda pair: f"{1e3 * pair[1][name]['seconds']:.2f}"
+        return lambda pair: (
+            f"{1e3 * pair[1][name]['seconds']:.2f}" if name in pair[1] else None
+        )
 
     names = [
         f"{name} {runtime}" for name in ("dense", "pruned") for runtime in RUNTIMES
@@ -218,6 +249,9 @@ BENCHMARK = Benchmark(
         "resnet56": resnet56,
         "tf_mobilenetv2": mobilenetv2,
         "efficientnet_lite0": efficientnet_lite0,
+        **{
+            name: functools.partial(imagenet, name) for name in ("resnet34", "resnet50")
+        },
         "vit": vit,
         "unet": unet,
     },

@@ -90,7 +90,7 @@ def columns(result: dict[str, Any]) -> Lines:
     """Seconds of each step."""
     names = [*result["rows"][0]["steps"]]
     shown = {
-        "network": lambda r: f"{r['model']}, {r['pixels']}",
+        "network": lambda r: f"{r['model']}, {r['size']}",
         "images": lambda r: str(r["images"]),
         **{name: lambda r, name=name: f"{r[name]:.2f}" for name in ("dense", "walk")},
         **{name: lambda r, name=name: f"{r['steps'][name]:.2f}" for name in names},

@@ -123,6 +123,7 @@ class TrainConfig:
 
     Attributes:
       epochs: passes over the training split.
+      shrink: the fraction of hidden channels that are not shrunk; None: all.
     """
 
     network: Network
@@ -130,6 +131,7 @@ class TrainConfig:
     optimisation: Optimisation
     run: Run
     epochs: int
+    shrink: float | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,13 @@ class Ratios:
     """
 
     keep: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Keep as many channels as say something of their own: the rank of every group."""
+
+    auto: bool = True
 
 
 @dataclass(frozen=True)
@@ -203,7 +212,7 @@ class Pruning:
       calibration_memory: bytes of their activations on each device; None: no limit.
     """
 
-    cut: Ratios | Preset | Limits | PlanFile
+    cut: Ratios | Ranks | Preset | Limits | PlanFile
     method: str
     num_iters: int
     scope: Literal["inner", "all"]

@@ -123,7 +123,7 @@ def cut(
             stages=(baseline.stage, *_scores(task, model, walked, pruned)),
             forward=images.forward,
             seconds={**channels.seconds, **walked.seconds},
-            groups=report.groups(walked.groups),
+            groups=report.groups(walked.groups, channels.ranks),
             budget=channels.budget,
             notes=notes,
         )

@@ -62,7 +62,9 @@ def train(config: TrainConfig, source: Source, model: Model, out: Path) -> None:
         with workspace.Workspace(out, settings, config.run.resume) as work:
             work.begin(given)
             label = f"training {name}"
-            model = learning.train(config, source, model, recipe, label, work)
+            model = learning.train(
+                config, source, model, recipe, label, work, shrink=config.shrink
+            )
             seconds = time.perf_counter() - began
             with workspace.replacing(out, work.folder) as new:
                 model = workspace.written(new, model)
@@ -71,6 +73,7 @@ def train(config: TrainConfig, source: Source, model: Model, out: Path) -> None:
                     "identity": same,
                     "sum": folders.fingerprint(model.variables),
                     "recipe": recipe._asdict(),
+                    "shrink": config.shrink,
                     "batch_size": settings["batch_size"],
                     "precision": config.run.precision,
                     "top1": score.top1,
@@ -187,6 +190,7 @@ def _settings(
         "data": config.data.data,
         "weights": origin.weights if isinstance(origin, Weights) else None,
         **recipe._asdict(),
+        "shrink": config.shrink,
         "batch_size": opening.batch_size(config.data, source),
         "precision": config.run.precision,
     }

@@ -7,7 +7,7 @@ from typing import Any
 from ispasp_jax import data, report
 from ispasp_jax.budget import cost
 from ispasp_jax.cli import budgets, opening, plan_files, tasks, widths
-from ispasp_jax.cli.config import Data, Limits, PlanFile, PruneConfig
+from ispasp_jax.cli.config import Data, Limits, PlanFile, PruneConfig, Ranks
 from ispasp_jax.data import Inputs, Preprocessing
 from ispasp_jax.errors import InputError
 from ispasp_jax.selection.criterion import Criterion
@@ -28,6 +28,8 @@ def dry_run(config: PruneConfig) -> None:
         case Limits() as limits:
             solved = budgets.dry_run(limits, config, model, tasks.place(config))
             sizes, record = solved.sizes, solved.record
+        case Ranks():
+            raise InputError("--keep auto asks images, and --dry-run reads none.")
         case ratios:
             sizes = widths.by_ratio(ratios, config.pruning, model)
     wide = model.widths

@@ -4,8 +4,10 @@ import time
 from typing import Any
 
 import jax
+import optax
 
 from ispasp_jax import data, devices, models, training
+from ispasp_jax.cli import widths
 from ispasp_jax.cli.config import Config
 from ispasp_jax.cli.opening import activations, batch_size
 from ispasp_jax.cli.states import Keeper
@@ -29,12 +31,21 @@ def train(
     label: str,
     work: Workspace | None = None,
     teacher: training.Teacher | None = None,
+    shrink: float | None = None,
 ) -> Model:
-    """Trains a model on the data's training split, keeping its state in `work`."""
+    """Trains a model on the data's training split, keeping its state in `work`, and
+    shrinks all but a fraction of its channels if told to.
+    """
     size = batch_size(config.data, source)
     steps = len(source.train) // size
     keeper = Keeper(work, label) if work else None
     transformation = training.optimizer(recipe, steps)
+    if shrink is not None:
+        sizes = widths.unshrunk(shrink, model)
+        half = recipe.epochs * steps // 2
+        transformation = optax.chain(
+            transformation, training.shrink(model.traced, sizes, half)
+        )
     state = None
     if keeper and keeper.work.resumed:
         start = training.start(model.network, recipe, transformation, model.variables)
@@ -73,6 +84,7 @@ def train(
                 epoch_batches,
                 steps,
                 recipe,
+                transformation=transformation,
                 teacher=teacher,
                 resume=state,
                 after_epoch=after_epoch,

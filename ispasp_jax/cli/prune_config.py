@@ -13,6 +13,7 @@ from ispasp_jax.cli.config import (
     Preset,
     PruneConfig,
     Pruning,
+    Ranks,
     Ratios,
     Tuning,
 )
@@ -88,7 +89,7 @@ def _tuning(args: Namespace) -> Tuning:
     )
 
 
-def _cut(args: Namespace) -> Ratios | Preset | Limits | PlanFile:
+def _cut(args: Namespace) -> Ratios | Ranks | Preset | Limits | PlanFile:
     if args.plan:
         return PlanFile(args.plan)
     if _has_limits(args):
@@ -102,7 +103,15 @@ def _cut(args: Namespace) -> Ratios | Preset | Limits | PlanFile:
         )
     if args.preset:
         return Preset(args.preset)
-    return _ratios(_flat(args.keep) or ("0.4",))
+    keep = _flat(args.keep) or ("0.4",)
+    if "auto" in keep:
+        if len(keep) > 1 or args.dry_run or args.method == "sglp":
+            raise InputError(
+                "--keep auto takes groups' ranks from the calibration images; give "
+                "it alone, for a method that selects channels, and without --dry-run."
+            )
+        return Ranks()
+    return _ratios(keep)
 
 
 def _flat(items: Iterable[Iterable[str]] | None) -> tuple[str, ...]:

@@ -111,14 +111,16 @@ class Sizes(NamedTuple):
     Attributes:
       sizes: by group; none where a plan says it.
       budget: what was asked of the widths and reached; None: they go by ratios.
-      seconds: of measuring curves, as Clocks have them.
+      seconds: of measuring curves or ranks, as Clocks have them.
       notes: what a person should know of it.
+      ranks: of the groups, where they say how many channels stay.
     """
 
     sizes: Mapping[str, int]
     budget: Mapping[str, Any] | None = None
     seconds: Mapping[str, float] = MappingProxyType({})
     notes: tuple[str, ...] = ()
+    ranks: Mapping[str, int] = MappingProxyType({})
 
 
 class Pruned(NamedTuple):
@@ -128,7 +130,7 @@ class Pruned(NamedTuple):
       model: the network, as loaded from disk.
       stages: the dense network's score, and its own.
       forward: seconds of one dense pass over the calibration images.
-      seconds: of curves, selection and repair, as Clocks have them.
+      seconds: of curves or ranks, selection and repair, as Clocks have them.
       groups: of report.json.
       budget: of Sizes.
       notes: what a person should know of it.

@@ -58,11 +58,12 @@ def assemble(
 
 
 def _seconds(pruned: Pruned) -> dict[str, Any]:
-    """Of curves, selection and repair: all seconds, what of them was compilation, and
-    the rest in dense passes over the calibration images.
+    """Of curves or ranks, selection and repair: all seconds, what of them was
+    compilation, and the rest in dense passes over the calibration images.
     """
     spent = pruned.seconds
-    names = ["curves"] * ("curves" in spent) + ["selection", "repair"]
+    before = [name for name in ("curves", "ranks") if name in spent]
+    names = [*before, "selection", "repair"]
     own = {name: spent.get(name, 0.0) for name in names}
     compiling = {name: spent.get(f"compilation of {name}", 0) for name in names}
     return {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ispasp_jax import budget, devices
 from ispasp_jax.cli import budgets, curve_files, fronts, plan_files, widths
-from ispasp_jax.cli.config import Limits, PlanFile, PruneConfig, Ratios
+from ispasp_jax.cli.config import Limits, PlanFile, PruneConfig, Ranks, Ratios
 from ispasp_jax.cli.curve_files import CurveFile
 from ispasp_jax.cli.records import Dense, Images, Sizes, Task, noted
 from ispasp_jax.cli.workspace import Workspace
@@ -14,8 +14,9 @@ from ispasp_jax.errors import InputError
 from ispasp_jax.graph.plans import Plan
 from ispasp_jax.report import say
 from ispasp_jax.selection.criterion import Criterion
-from ispasp_jax.walk import similar_branches
+from ispasp_jax.walk import redundancy, similar_branches
 from ispasp_jax.walk.clocks import Clocks
+from ispasp_jax.walk.redundancy import TOLERANCE
 from ispasp_jax.weights.folders import Model
 
 _SIZES = "sizes.json"
@@ -34,6 +35,8 @@ def check(config: PruneConfig, choice: Criterion | Plan, model: Model) -> None:
             budgets.check(limits, pruning, model)
             if limits.curves is not None:
                 curve_files.read(limits.curves, pruning, model)
+        case Ranks():
+            widths.scope(pruning, model)
         case ratios:
             widths.by_ratio(ratios, pruning, model)
 
@@ -49,11 +52,38 @@ def choose(task: Task, dense: Dense, images: Images, work: Workspace) -> Sizes:
             return Sizes({})
         case Limits() as limits:
             return _within(limits, task, dense.model, images, work)
+        case Ranks():
+            return _by_rank(task, dense.model, images)
         case ratios:
             pruning = task.config.pruning
             if pruning.by_branch and isinstance(ratios, Ratios):
                 return _branches(ratios, dense.model, images)
             return Sizes(widths.by_ratio(ratios, pruning, dense.model))
+
+
+def _by_rank(task: Task, model: Model, images: Images) -> Sizes:
+    """As many channels as the groups' ranks in the dense network."""
+    clocks, pruning = Clocks(), task.config.pruning
+    with clocks.on("ranks"):
+        try:
+            found = redundancy(
+                model.traced,
+                model.variables,
+                images.batches,
+                [model.traced[name] for name in widths.scope(pruning, model)],
+                mesh=images.mesh,
+                memory=pruning.calibration_memory,
+                real=images.real,
+            )
+        except FloatingPointError as error:
+            raise InputError(str(error)) from error
+    ranks = {name: one.rank() for name, one in found.items()}
+    notes = noted(
+        f"rank: channels that, recombined, miss at most {TOLERANCE:.0%} of the norm of "
+        "all the group's, about their mean, on the calibration images"
+    )
+    sizes = widths.by_rank(ranks, pruning, model)
+    return Sizes(sizes, None, clocks.so_far(), notes, ranks)
 
 
 def _branches(ratios: Ratios, model: Model, images: Images) -> Sizes:

@@ -35,6 +35,14 @@ def parser() -> Parser:
         "proportion",
     )
     parser.add_argument(
+        "--shrink",
+        type=flags.ratio,
+        metavar="TARGET",
+        help="shrink the weakest hidden channels at every step, in the first half of "
+        "all steps ever more of them, until all but this fraction do, so that prune.py "
+        "--keep TARGET then takes little; default: none",
+    )
+    parser.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
@@ -56,6 +64,7 @@ def configuration(argv: Sequence[str] | None) -> TrainConfig:
         optimisation=flags.optimisation(args),
         run=flags.run(args),
         epochs=args.epochs or flags.default_epochs(args.data),
+        shrink=args.shrink,
     )
 
 

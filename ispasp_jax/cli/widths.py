@@ -1,6 +1,7 @@
 """How many channels every group keeps: by ratios, or what a budget asks."""
 
 import fnmatch
+from collections.abc import Iterable, Mapping
 
 from ispasp_jax import budget, graph, models
 from ispasp_jax.budget import rounding
@@ -16,17 +17,30 @@ def scope(pruning: Pruning, model: Model) -> dict[str, int]:
     Raises:
       InputError: a glob of --ignore matches no group.
     """
-    groups = model.traced.groups
-    names, own = [group.name for group in groups], []
-    if pruning.scope == "inner":  # what the architecture leaves whole, if it is there
-        own = models.IGNORE.get(model.name, ())
-        own = [glob for glob in own if fnmatch.filter(names, glob)]
     try:
-        result = graph.scope(groups, pruning.scope, (*own, *pruning.ignore))
+        return _widths(model, pruning.scope, pruning.ignore)
     except InputError as error:
         raise InputError(f"--{error}") from error
+
+
+def _widths(model: Model, scope: str, ignore: Iterable[str]) -> dict[str, int]:
+    groups = model.traced.groups
+    names, own = [group.name for group in groups], []
+    if scope == "inner":  # what the architecture leaves whole, if it is there
+        own = models.IGNORE.get(model.name, ())
+        own = [glob for glob in own if fnmatch.filter(names, glob)]
+    result = graph.scope(groups, scope, (*own, *ignore))
     why = model.unselectable
     return {group.name: group.width for group in result if group.name not in why}
+
+
+def unshrunk(keep: float, model: Model) -> dict[str, int]:
+    """The channels that are not shrunk in training, of every group that prune.py cuts:
+    as many as --keep leaves.
+    """
+    groups, traced = _widths(model, "inner", ()), model.traced
+    groups = {name: width for name, width in groups.items() if not traced[name].layers}
+    return budget.sizes(groups, keep)
 
 
 def by_ratio(cut: Ratios | Preset, pruning: Pruning, model: Model) -> dict[str, int]:
@@ -38,8 +52,16 @@ def by_ratio(cut: Ratios | Preset, pruning: Pruning, model: Model) -> dict[str, 
     groups = scope(pruning, model)
     ratios = dict(cut.keep) if isinstance(cut, Ratios) else _preset(model.name)
     sizes = budget.sizes(groups, ratios)
-    multiple = _multiple(pruning) or 1
-    return budget.rounded(sizes, groups, pruning.min_channels, multiple)
+    return _rounded(sizes, groups, pruning)
+
+
+def by_rank(ranks: Mapping[str, int], pruning: Pruning, model: Model) -> dict[str, int]:
+    """As many channels of every group that may be cut as its rank, rounded up; a group
+    of unknown rank keeps all.
+    """
+    groups = scope(pruning, model)
+    sizes = {name: ranks.get(name, width) for name, width in groups.items()}
+    return _rounded(sizes, groups, pruning)
 
 
 def budget_of(limits: Limits, pruning: Pruning, model: Model) -> budget.Asked:
@@ -63,6 +85,14 @@ def _preset(model: str) -> budget.Keep:
             f"{', '.join(models.PAPER)}, for another model give --keep."
         )
     return models.PAPER[model]
+
+
+def _rounded(
+    sizes: Mapping[str, int], groups: Mapping[str, int], pruning: Pruning
+) -> dict[str, int]:
+    """Up to --min-channels and a multiple of --round-to, or as they are."""
+    multiple = _multiple(pruning) or 1
+    return budget.rounded(sizes, groups, pruning.min_channels, multiple)
 
 
 def _multiple(pruning: Pruning) -> int | None:

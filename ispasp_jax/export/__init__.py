@@ -106,6 +106,7 @@ def onnx(
     return onnx_file.write(*wanted(model, variables, inputs), path, tolerance)
 
 
+# Nine parameters, all but two with a default: each is an option of the file.
 def stablehlo(
     model: Any,
     path: str | os.PathLike,

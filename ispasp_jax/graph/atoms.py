@@ -13,10 +13,14 @@ follows from masks of its leaves: the product's is their outer "and", the sum's 
 concatenation.
 """
 
+import functools
 import math
 import numbers
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
 
 #: An int, or a symbolic dimension of jax.export.
 Size = Any
@@ -242,3 +246,18 @@ def _inherit(atom: Atom, pieces: Sequence[Atom]) -> None:
 
 def _is(a: Size, b: Size) -> bool:
     return a is b or bool(a == b)
+
+
+def labels(atom: Atom, leaf: Atom) -> Int[np.ndarray, " size"]:
+    """Which of a leaf's places every place of a dimension is; -1 for none."""
+    atom = root(atom)
+    if atom is leaf:
+        return np.arange(atom.size)
+    if atom.kind is None:
+        return np.full(atom.size, -1)
+    result = [labels(part, leaf) for part in atom.parts]
+    if atom.kind == "sum":
+        return np.concatenate(result)
+    return functools.reduce(
+        lambda a, b: np.maximum(a[:, None], b[None, :]).ravel(), result
+    )

@@ -36,6 +36,7 @@ class Traced(Mapping[str, Group]):
       dims: the atoms of every variable's dimensions, by key path.
     """
 
+    # Ten parameters: what `trace` found; nobody else makes one.
     def __init__(
         self,
         function: Callable[..., Any],

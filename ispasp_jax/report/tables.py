@@ -6,8 +6,12 @@ from typing import Any, Literal
 from ispasp_jax.numerals import numeral
 
 
-def groups(results: Iterable[Any]) -> list[dict[str, Any]]:
-    """What a walk's GroupResults say, for JSON."""
+def groups(
+    results: Iterable[Any], ranks: Mapping[str, int] | None = None
+) -> list[dict[str, Any]]:
+    """What a walk's GroupResults say, for JSON, and the groups' ranks where they are
+    known."""
+    ranks = ranks or {}
     return [
         {
             "name": group.name,
@@ -15,6 +19,7 @@ def groups(results: Iterable[Any]) -> list[dict[str, Any]]:
             "kept": len(group.cut.kept),
             "relative_residual": group.relative_residual,
             "iterations": group.iterations,
+            **({"rank": ranks[group.name]} if group.name in ranks else {}),
         }
         for group in results
     ]
@@ -103,7 +108,8 @@ def plan_table(
         legend = legend.format(
             "after least squares" if budget["repaired"] else "as cut"
         )
-    columns = {"name": "group", "width": "width", "kept": "kept", key: head}
+    columns = {"name": "group", "width": "width", "rank": "rank", "kept": "kept"}
+    columns[key] = head
     columns["iterations"] = "iterations"
     shown = [key for key in columns if any(key in group for group in groups)]
     rows = [[columns[key] for key in shown]]

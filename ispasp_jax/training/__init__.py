@@ -18,12 +18,14 @@ from ispasp_jax.training.recipes import (
     distillation,
     optimizer,
 )
+from ispasp_jax.training.shrinking import ShrinkState, shrink
 from ispasp_jax.training.states import States
 
 __all__ = [
     "AfterEpoch",
     "Recipe",
     "Score",
+    "ShrinkState",
     "States",
     "Teacher",
     "TrainState",
@@ -34,6 +36,7 @@ __all__ = [
     "evaluation_step",
     "fit",
     "optimizer",
+    "shrink",
     "start",
     "train_step",
 ]

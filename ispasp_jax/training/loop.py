@@ -248,7 +248,7 @@ def evaluate(
 AfterEpoch = Callable[[int, TrainState, float], None]
 
 
-# Nine parameters: what learns, of what and how, and what may look on; all but five have
+# Ten parameters: what learns, of what and how, and what may look on; all but five have
 # a default.
 def fit(
     network: Any,
@@ -257,6 +257,7 @@ def fit(
     steps_per_epoch: int,
     recipe: Recipe,
     *,
+    transformation: optax.GradientTransformation | None = None,
     teacher: Teacher | None = None,
     resume: TrainState | None = None,
     after_epoch: AfterEpoch | None = None,
@@ -270,6 +271,8 @@ def fit(
       epoch_batches: gives the batches of an epoch by its number, the same every time.
       steps_per_epoch: how many those are.
       recipe: how to train.
+      transformation: of gradients into steps, optax's; `optimizer(recipe, ...)` if
+        None.
       teacher: whom to learn from, where the recipe's `distill` is above 0.
       resume: a state to go on from, at an epoch's end.
       after_epoch: sees (epoch, state, mean loss).
@@ -284,7 +287,7 @@ def fit(
     """
     if recipe.distill and teacher is None:
         raise ValueError(f"distill is {recipe.distill}, but no teacher is given.")
-    transformation = optimizer(recipe, steps_per_epoch)
+    transformation = transformation or optimizer(recipe, steps_per_epoch)
     state = resume or start(
         network, recipe, transformation, jax.tree.map(jnp.array, variables)
     )

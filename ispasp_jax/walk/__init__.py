@@ -13,10 +13,11 @@ consumer of a group its channels are selected, cut, and what reads them is refit
     steps      where the walk stops, and what it does there
     reads, shared, selecting, moments, gates: what a criterion is told, and asked
     repair     what is done about a cut; least_squares
-    cuts, drift, results, resume: what has been decided, and what it did
+    decisions, cuts, drift, results, resume: what has been decided, and did
     engine     the walk
     curves     what every group would lose at every size
     layers     which branches go whole, by SGLP
+    redundancy the singular values of every group's channels
 """
 
 from ispasp_jax.walk.curves import Curve, measure_curves
@@ -25,6 +26,7 @@ from ispasp_jax.walk.layers import similar_branches
 from ispasp_jax.walk.memory import estimate
 from ispasp_jax.walk.options import Options, Tune
 from ispasp_jax.walk.probe import probe
+from ispasp_jax.walk.redundancy import Redundancy, rank, redundancy
 from ispasp_jax.walk.results import GroupResult, Walked
 from ispasp_jax.walk.resume import Done, Store
 from ispasp_jax.walk.steps import unselectable
@@ -34,12 +36,15 @@ __all__ = [
     "Done",
     "GroupResult",
     "Options",
+    "Redundancy",
     "Store",
     "Tune",
     "Walked",
     "estimate",
     "measure_curves",
     "probe",
+    "rank",
+    "redundancy",
     "similar_branches",
     "unselectable",
     "walk",

@@ -85,9 +85,12 @@ def padded(
 
 def examples(batch: Any, mesh: jax.sharding.Mesh | None = None) -> int:
     """How many examples batches have whose first one this is: as many for each of the
-    mesh's devices."""
+    mesh's devices, and an even number, since moments' folds are every second example
+    and devices would have to exchange them."""
     count = len(batch[0] if isinstance(batch, tuple) else batch)
-    return count if mesh is None else -(-count // mesh.size) * mesh.size
+    if mesh is None or mesh.size == 1:
+        return count
+    return -(-count // (2 * mesh.size)) * 2 * mesh.size
 
 
 def share(memory: int | None, mesh: jax.sharding.Mesh | None, count: int) -> int | None:

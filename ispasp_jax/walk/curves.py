@@ -35,7 +35,8 @@ from ispasp_jax.walk import (
 )
 from ispasp_jax.walk.batches import Images, share
 from ispasp_jax.walk.fits import Reach, Unreached
-from ispasp_jax.walk.moments import Moments, measure
+from ispasp_jax.walk.measurement import measure
+from ispasp_jax.walk.moments import Moments
 from ispasp_jax.walk.reads import regression
 from ispasp_jax.walk.sites import Site
 from ispasp_jax.walk.streams import Stream, Watch
@@ -68,6 +69,7 @@ class _Seen(NamedTuple):
     variance: float
 
 
+# Nine parameters, five of which have a default: as `walk` has them, without a plan.
 def measure_curves(
     traced: Traced,
     variables: Any,

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, SupportsIndex
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -35,22 +34,14 @@ from ispasp_jax.walk import (
 )
 from ispasp_jax.walk.batches import Images, share
 from ispasp_jax.walk.clocks import Clocks
-from ispasp_jax.walk.cuts import Cuts
+from ispasp_jax.walk.decisions import Decisions
 from ispasp_jax.walk.drift import Drifts
 from ispasp_jax.walk.fits import Unreached
-from ispasp_jax.walk.moments import Measurement, measure
+from ispasp_jax.walk.measurement import Measurement, measure
 from ispasp_jax.walk.options import Options
 from ispasp_jax.walk.reads import Task, gather
 from ispasp_jax.walk.repair import Here, Refit
-from ispasp_jax.walk.results import (
-    GroupResult,
-    Key,
-    Walked,
-    removed,
-    together,
-    uncut,
-)
-from ispasp_jax.walk.resume import Done
+from ispasp_jax.walk.results import GroupResult, Walked, removed
 from ispasp_jax.walk.selecting import select
 from ispasp_jax.walk.sites import Site
 from ispasp_jax.walk.steps import (
@@ -66,6 +57,8 @@ from ispasp_jax.walk.streams import Stream, Weights
 _PLAIN = Options()
 
 
+# Nine parameters: the model, its images and what goes with them, and what is wanted of
+# it; how the walk goes is one record.
 def walk(
     traced: Traced,
     variables: Any,
@@ -142,12 +135,10 @@ class _Walk:
         self.needs_dense = (
             "least_squares" in task.needs or self.repair.fits or options.carry_dense
         )
-        self.cuts = Cuts(self.flat, jax.tree.structure(variables))
-        self.drifts = Drifts(self.flat)
-        self.found: dict[Key, GroupResult] = {}
-        self.missed = False  # whether a consumer was, since one was last refitted
+        structure = jax.tree.structure(variables)
+        self.decisions = Decisions(traced, self.flat, structure, clocks, options.store)
+        self.cuts, self.drifts = self.decisions.cuts, Drifts(self.flat)
         self.visited: list[int] = []
-        self.count = 0  # of what has been kept
         every, sizes = sites.suited(self.flat), task.sizes
         narrower = [g for g in traced.groups if sizes.get(g.name, g.width) < g.width]
         self.removed = [group for group in narrower if not sizes[group.name]]
@@ -181,9 +172,9 @@ class _Walk:
 
     def _select_shared(self, entry: Stream) -> None:
         """Selects the groups that several consumers read, from the dense network."""
-        before = entry.weights
-        if self.shared and (done := self._done()):
-            self._replay(done, {})
+        before, decisions = entry.weights, self.decisions
+        if self.shared and (done := decisions.done()):
+            self._write(decisions.replay(done, {}, before))
         elif self.shared:
             reads = shared.reads(self.shared, entry, self.task)
             for group, places in self.shared:
@@ -191,8 +182,9 @@ class _Walk:
                 labelled = self._labelled(group, places, entry)
                 one = select(group, None, own, self.original, self.task, labelled)
                 self._cut(group, None, one)
-            self._keep(before, [(group.name, None) for group, _ in self.shared])
-        self.count += bool(self.shared)
+            keys = [(group.name, None) for group, _ in self.shared]
+            decisions.keep(before, self.pruned.weights, keys)
+        decisions.count += bool(self.shared)
         for group in self.removed:
             self._cut(group, None, removed(group.name, group.width))
         for group in self.blind:
@@ -214,16 +206,17 @@ class _Walk:
         """One step of the walk."""
         if not (step.groups or self.cuts.any):
             return
-        where, refit = step.where, self.repair.refit(step.where, self.missed)
+        where, decisions = step.where, self.decisions
+        refit = self.repair.refit(where, decisions.missed)
         if not (step.groups or refit):
             return
-        before, done = self.pruned.weights, self._done()
+        before, done = self.pruned.weights, decisions.done()
         self._advance(step.place, step.name)
         if isinstance(where, Site):
             self._pass_dense(where)
         if done:
             layers = {group.name: layer_of(group, where) for group in step.groups}
-            self._replay(done, layers)
+            self._write(decisions.replay(done, layers, self.pruned.weights))
         else:
             self._decide(step, refit)
         if isinstance(where, Site) and step.groups and self.dense:
@@ -232,8 +225,8 @@ class _Walk:
         if tuned is not None:
             self._again(tuned)
         if not done:
-            self._keep(before, step.keys, tuned)
-        self.count += 1
+            decisions.keep(before, self.pruned.weights, step.keys, tuned)
+        decisions.count += 1
 
     def _decide(self, step: Step, refit: Refit | None) -> None:
         """Selects and repairs."""
@@ -252,20 +245,20 @@ class _Walk:
             try:
                 weights = refit(Here(self.pruned, measured))
             except Unreached as why:
-                self.missed = True
+                self.decisions.missed = True
                 for key in step.keys:
-                    self.found[key] = self.found[key]._replace(unrepaired=str(why))
+                    self.decisions.amend(key, unrepaired=str(why))
                 return
-        self.pruned = self.pruned._replace(weights=weights)
+        self._write(weights)
         if isinstance(where, Site):
-            self.missed = False
+            self.decisions.missed = False
 
     def _advance(self, place: int, name: str) -> None:
         """Carries the pruned network on, and says how far it has drifted."""
         self.pruned, known = self.drifts.advance(self.pruned.named(name), place)
         self.visited.append(place)
         for key, drift in known.items():
-            self.found[key] = self.found[key]._replace(drift=drift)
+            self.decisions.amend(key, drift=drift)
 
     def _pass_dense(self, site: Site) -> None:
         """Carries the dense network past a consumer, where anything asks for it."""
@@ -306,8 +299,10 @@ class _Walk:
 
     def _cut(self, group: Group, layer: int | None, result: GroupResult) -> None:
         """Writes zeros where channels go."""
-        self.found[group.name, layer] = result
-        weights = self.cuts.write(group, layer, result, self.pruned.weights)
+        weights = self.pruned.weights
+        self._write(self.decisions.cut(group, layer, result, weights))
+
+    def _write(self, weights: Weights) -> None:
         self.pruned = self.pruned._replace(weights=weights)
 
     def _tuned(self, step: Step) -> dict[str, Array] | None:
@@ -326,67 +321,14 @@ class _Walk:
         for place in self.visited:
             self.pruned = self.pruned.hidden(place)
 
-    def _done(self) -> Done | None:
-        """What was kept of the present step."""
-        store = self.options.store
-        return store.read(self.count) if store else None
-
-    def _keep(
-        self,
-        before: Weights,
-        keys: Sequence[Key],
-        tuned: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Keeps the present step, done; `before` are the weights before it."""
-        store = self.options.store
-        if not store:
-            return
-        names = {value: path for path, value in self.flat.variables.items()}
-        changed = {
-            names[value]: np.asarray(array)
-            for value, array in self.pruned.weights.items()
-            if array is not before.get(value)
-        }
-        results = tuple(self.found[key] for key in keys)
-        drifts = tuple(
-            (*key, result.drift)
-            for key, result in self.found.items()
-            if result.drift is not None
-        )
-        seconds = self.clocks.so_far()
-        done = Done(results, changed, drifts, self.missed, seconds, tuned)
-        store.write(self.count, done)
-
-    def _replay(self, done: Done, layers: Mapping[str, int | None]) -> None:
-        """Takes over a step that was done before, on these layers of groups."""
-        for result in done.results:
-            self._cut(self.traced[result.name], layers.get(result.name), result)
-        changed = {
-            self.flat.variables[path]: jnp.asarray(array)
-            for path, array in done.changed.items()
-        }
-        weights = {**self.pruned.weights, **changed}
-        self.pruned = self.pruned._replace(weights=weights)
-        for name, layer, drift in done.drifts:
-            self.found[name, layer] = self.found[name, layer]._replace(drift=drift)
-        self.missed = done.missed
-        self.clocks.seconds.clear()
-        self.clocks.seconds.update(done.seconds)
-
     def result(self) -> Walked:
         """What has become of it, once the last drift is known."""
         if self.drifts.end > self.pruned.place:
             self._advance(self.drifts.end, "the end")
         narrow = self.cuts.narrow(self.pruned.weights)
         variables = jax.block_until_ready(jax.device_put(narrow))
-        plan, results = self.cuts.plan(), []
-        for group in self.traced.groups:
-            own = [r for (name, _), r in self.found.items() if name == group.name]
-            if own:
-                results.append(together(own, plan.get(group.name)))
-            elif group.name in self.task.sizes:
-                results.append(uncut(group.name, group.width))
-        return Walked(variables, tuple(results), self.clocks.so_far())
+        results = self.decisions.results(self.task.sizes)
+        return Walked(variables, results, self.clocks.so_far())
 
 
 def _by_path(tree: Any) -> dict[str, Array]:

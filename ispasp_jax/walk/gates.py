@@ -21,11 +21,11 @@ from jaxtyping import Array, Float, Int
 
 from ispasp_jax import devices
 from ispasp_jax.errors import InputError
-from ispasp_jax.graph import Group
+from ispasp_jax.graph import Group, atoms
 from ispasp_jax.graph.program import Equation, Value
-from ispasp_jax.walk import inputs, layouts, sites
+from ispasp_jax.walk import inputs, layouts
 from ispasp_jax.walk.batches import padded
-from ispasp_jax.walk.pieces import compiled, evaluate, piece
+from ispasp_jax.walk.pieces import Piece, compiled, evaluate, piece
 from ispasp_jax.walk.sites import Site
 from ispasp_jax.walk.streams import Stream, weights_of
 
@@ -84,21 +84,13 @@ def derivatives(
     """
     flat = stream.flat
     step = piece(flat, flat.outputs, stream.live)
-    which = {site.equation: site for site in reads}
-    numbers = tuple(sites.labels(site.contracted, group.atom) for site in reads)
+    numbers = [atoms.labels(site.contracted, group.atom) for site in reads]
 
     def make():
         def function(given, weights, targets, own):
-            env = dict(
-                zip((*step.given, *step.weights), (*given, *weights), strict=True)
-            )
-
             def loss(z):
-                logits = _gated(
-                    step, dict(env), which, dict(zip(which, own, strict=True)), z
-                )
-                losses = optax.softmax_cross_entropy_with_integer_labels
-                return losses(logits.astype(jnp.float32), targets).sum()
+                gates = [(site, n, z) for site, n in zip(reads, own, strict=True)]
+                return _loss(step, (given, weights), targets, gates)
 
             one = jnp.ones((len(targets), group.width), jnp.float32)
             with jax.default_matmul_precision("highest"):
@@ -113,26 +105,90 @@ def derivatives(
     run, result = compiled(key, make), []
     for k, (targets, weight) in enumerate(zip(labels, stream.weight, strict=True)):
         given = [stream.live[value][k] for value in step.given]
-        pair = run(given, weights_of(step, stream.weights), targets, list(numbers))
+        pair = run(given, weights_of(step, stream.weights), targets, numbers)
         result.append([devices.rows(each, weight) for each in pair])
     whole = (jnp.concatenate(batches) for batches in zip(*result, strict=True))
     return dict(zip(("gradient", "curvature"), whole, strict=False))
 
 
-def _gated(
-    step, env: dict[Value, Any], reads: dict[Equation, Site], labels, z
-) -> Array:
-    """The logits with the group's channels times z wherever they are read."""
+def gradients(
+    groups: Sequence[tuple[Group, Sequence[Site]]],
+    stream: Stream,
+    labels: Sequence[Int[Array, " n"]],
+) -> dict[str, Float[Array, "images d"]]:
+    """∂L/∂z of every calibration image for many groups at once: gates on all of them,
+    one program and one backward pass a batch.
+
+    Args:
+      groups: each with the places where it is read.
+      stream: the network as it is, before the first of them.
+      labels: of the stream's batches.
+    """
+    step = piece(stream.flat, stream.flat.outputs, stream.live)
+    pairs = [(group, site) for group, reads in groups for site in reads]
+    numbers = [atoms.labels(site.contracted, group.atom) for group, site in pairs]
+
+    def make():
+        def function(given, weights, targets, own):
+            def loss(z):
+                gates = [
+                    (site, n, z[group.name])
+                    for (group, site), n in zip(pairs, own, strict=True)
+                ]
+                return _loss(step, (given, weights), targets, gates)
+
+            n = len(targets)
+            one = {g.name: jnp.ones((n, g.width), jnp.float32) for g, _ in groups}
+            with jax.default_matmul_precision("highest"):
+                return jax.grad(loss)(one)
+
+        return function
+
+    places = [step.equations.index(site.equation) for _, site in pairs]
+    names = [(group.name, group.width) for group, _ in pairs]
+    run = compiled(("gates of all", step.text, *zip(names, places, strict=True)), make)
+    result = []
+    for k, (targets, weight) in enumerate(zip(labels, stream.weight, strict=True)):
+        given = [stream.live[value][k] for value in step.given]
+        made = run(given, weights_of(step, stream.weights), targets, numbers)
+        result.append({name: devices.rows(a, weight) for name, a in made.items()})
+    return {n: jnp.concatenate([one[n] for one in result]) for n in result[0]}
+
+
+#: Where a group is read, which of its channels is read at which place, its gates.
+_Gate = tuple[Site, Int[Array, "_"], Float[Array, "_ _"]]
+
+
+def _loss(
+    step: Piece,
+    known: tuple[Sequence[Any], Sequence[Any]],
+    targets: Int[Array, " n"],
+    gates: Sequence[_Gate],
+) -> Float[Array, ""]:
+    """The examples' cross-entropies, summed."""
+    given, weights = known
+    env = dict(zip((*step.given, *step.weights), (*given, *weights), strict=True))
+    logits = _gated(step, env, gates).astype(jnp.float32)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, targets).sum()
+
+
+def _gated(step: Piece, env: dict[Value, Any], gates: Sequence[_Gate]) -> Array:
+    """The logits with the groups' channels times z wherever they are read."""
+    reads: dict[Equation, list[_Gate]] = {}
+    for gate in gates:
+        reads.setdefault(gate[0].equation, []).append(gate)
     low = 0
     for place, eqn in enumerate(step.equations):
         if eqn not in reads:
             continue
         evaluate(step.equations[low:place], [], env)
-        site, own = reads[eqn], labels[eqn]
-        factor = jnp.where(own >= 0, z[:, jnp.maximum(own, 0)], 1)
-        before = env[site.hidden]
-        env[site.hidden] = before * layouts.in_place(site, factor).astype(before.dtype)
+        hidden = reads[eqn][0][0].hidden
+        before = env[hidden]
+        for site, own, z in reads[eqn]:
+            factor = jnp.where(own >= 0, z[:, jnp.maximum(own, 0)], 1)
+            factor = layouts.in_place(site, factor).astype(before.dtype)
+            env[hidden] = env[hidden] * factor
         evaluate([eqn], [], env)
-        env[site.hidden] = before
+        env[hidden] = before
         low = place + 1
     return evaluate(step.equations[low:], step.wanted, env)[0]

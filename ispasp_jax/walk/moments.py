@@ -1,10 +1,10 @@
-"""What least squares knows of a consumer: count, means and centred second moments of
-the patches that its kernel multiplies and of what it should give, summed over batches.
+"""Count, means and centred second moments of patches and of what should be made of
+them, summed over batches, on the host or on the devices.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +12,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from scipy.linalg import blas
 
-from ispasp_jax.walk import layouts, places, sites
-from ispasp_jax.walk.pieces import compiled, piece
-from ispasp_jax.walk.sites import Site
-from ispasp_jax.walk.streams import Stream, weights_of
-
 #: A matrix plus a · x yᵀ, in place; scipy's stubs do not name what Fortran gives.
 _dger: Callable[..., Any] = getattr(blas, "dger")  # noqa: B009
 
-#: Numbers of patches that are summed in one go.
-_AT_ONCE = 2**23
+#: Numbers of patches (and targets) that are summed in one go: on the host, and on
+#: every device.
+_AT_ONCE, _AT_ONCE_ON_DEVICES = 2**23, 2**25
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,135 +85,75 @@ def rows(places: Int[np.ndarray, " k"], d: int, p: int) -> Int[np.ndarray, " q"]
     return (np.arange(p // d)[:, None] * d + places).ravel()
 
 
-class Measurement(NamedTuple):
-    """Moments at a consumer.
-
-    Attributes:
-      folds: rows tap · k + place in `places`.
-      places: those of H that the patches are of.
-    """
-
-    folds: Folds
-    places: Int[np.ndarray, " k"]
-
-    def of(self, places: Int[np.ndarray, " j"]) -> "Measurement":
-        """Of some of the places alone, ascending."""
-        if len(places) == len(self.places):
-            return self
-        first, second = self.folds
-        index = np.searchsorted(self.places, places)
-        own = rows(index, len(self.places), len(first.x))
-        return Measurement((first.of(own), second.of(own)), places)
-
-
-def measure(
-    site: Site, pruned: Stream, dense: Stream, own: Int[np.ndarray, " k"]
-) -> Measurement:
-    """Moments of the patches of some places of H, and of the target
-
-        T = dense U + dense skip − pruned skip    where a skip is added
-        T = dense U                               where not
-
-    The folds are every second of all images, however they are cut into batches.
-
-    Args:
-      site: the consumer.
-      pruned: the network as pruned so far, before the site.
-      dense: the dense network behind it.
-      own: which places, ascending.
-
-    Raises:
-      FloatingPointError: a moment is NaN or infinite.
-    """
-    k = len(own)
-    padded = np.zeros(_bucket(k, site.width), np.int32)
-    padded[:k] = own
-    pair = _pair(site, pruned)
-    folds, images = (_Sum(), _Sum()), 0
-    for batch, weight in enumerate(pruned.weight):
-        z = dense.live[site.target][batch]
-        patches, target, real = pair(pruned, z, batch, padded)
-        _add(folds, images % 2, patches, target, weight, real)
-        images += int(weight.sum())
-    first, second = (fold.done() for fold in folds)
-    index = rows(np.arange(k), len(padded), len(first.x))
-    first, second = first.of(index), second.of(index)
-    if not (_finite(first) and _finite(second)):
-        raise FloatingPointError(
-            f"{site.name}: the moments of its activations hold NaN or infinity, so "
-            "least squares cannot be asked; check the weights and the calibration "
-            "images."
-        )
-    return Measurement((first, second), own)
-
-
-def _finite(moments: Moments) -> bool:
-    return all(np.isfinite(m).all() for m in vars(moments).values())
-
-
-def _bucket(k: int, d: int) -> int:
-    """k rounded up to an eighth of d, so that few widths are compiled."""
-    step = max(1, d // 8)
-    return min(d, -(-k // step) * step)
-
-
-def _pair(site: Site, pruned: Stream):
-    """A function that gives patches, target and what counts of them of a batch."""
-    wanted = [] if site.skip is None else [site.skip]
-    skip = piece(site.flat, wanted, pruned.live)
-
-    def make():
-        def function(given, weights, h, z, own, real):
-            # In half precision a difference of skips would be lost in their sum.
-            target = z.astype(jnp.float32)
-            if wanted:
-                with jax.default_matmul_precision("highest"):
-                    target -= skip.run(given, weights)[0].astype(jnp.float32)
-            target = layouts.as_out(site, target)
-            step = layouts.every(target.shape[1:-1])
-            h = layouts.as_hidden(site, h)
-            result = layouts.patches(site, h, step, own)
-            if real.ndim > 1:
-                real = layouts.thinned(layouts.as_hidden(site, real), step)[..., 0]
-            return result.astype(jnp.float32), layouts.thinned(target, step), real
-
-        return function
-
-    run = compiled(("pair", sites.text(site), skip.text), make)
-
-    def pair(stream: Stream, z: Array, k: int, own):
-        given = [stream.live[value][k] for value in skip.given]
-        hidden = stream.live[site.hidden][k]
-        real = places.rows(stream, site, k)
-        return run(given, weights_of(skip, stream.weights), hidden, z, own, real)
-
-    return pair
-
-
-def _add(
-    folds, first: int, patches: Array, target: Array, weight: Array, real: Array
-) -> None:
-    """Adds every second example of a batch to the fold `first`, the others to the
-    other; of both what is real, which is of (n, *positions), or as the weight is.
+class Sums:
+    """Moments of every second image, and of the others, batch by batch.
 
     On a CPU the products are BLAS's, which knows that a square of a matrix is
-    symmetric, in single precision of numbers about a mean; elsewhere the devices'.
+    symmetric, in single precision of numbers about a mean; elsewhere the devices', of
+    several batches at a time, so that devices and host speak seldom.
     """
-    if jax.default_backend() != "cpu" or not patches.is_fully_addressable:
-        halves = jax.device_get(_on_devices(patches, target, real))
+
+    def __init__(self):
+        self._sums = _Sum(), _Sum()
+        self._first = 0  # which fold begins what is waiting
+        self._waiting: list[tuple[Array, Array, Array]] = []
+
+    def add(
+        self, first: int, patches: Array, target: Array, weight: Array, real: Array
+    ) -> None:
+        """Takes a batch whose first example is of the fold `first`; of it what is real,
+        which is of (n, *positions), or as the weight is."""
+        if _on_host(patches):
+            self._add_rows(first, patches, target, weight, real)
+            return
+        if first != self._first:
+            self._flush()
+        self._first = first
+        self._waiting.append((patches, target, real))
+        numbers = (patches.size + target.size) // _count(patches)
+        if len(self._waiting) == together(numbers):
+            self._flush()
+
+    def done(self) -> Folds:
+        """Of all batches."""
+        self._flush()
+        first, second = self._sums
+        return first.done(), second.done()
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        halves = jax.device_get(_on_devices(*zip(*self._waiting, strict=True)))
+        self._waiting = []
         for place, half in enumerate(halves):
             count, x, y, xx, xy, yy = (np.array(m, np.float64) for m in half)
             result = Moments(np.float64(count), x, y, xx, xy, float(yy))
-            folds[(place + first) % 2].put(result)
-        return
-    count = int(np.asarray(weight).sum())  # padding comes last
-    x, y, counts = (np.asarray(a)[:count] for a in (patches, target, real))
-    for place in (0, 1):
-        own, wanted = (a[place::2].reshape(-1, a.shape[-1]) for a in (x, y))
-        if counts.ndim > 1:
-            those = counts[place::2].ravel() > 0
-            own, wanted = own[those], wanted[those]
-        folds[(place + first) % 2].add(own, wanted)
+            self._sums[(place + self._first) % 2].put(result)
+
+    def _add_rows(self, first: int, patches, target, weight, real) -> None:
+        count = int(np.asarray(weight).sum())  # padding comes last
+        x, y, counts = (np.asarray(a)[:count] for a in (patches, target, real))
+        for place in (0, 1):
+            own, wanted = (a[place::2].reshape(-1, a.shape[-1]) for a in (x, y))
+            if counts.ndim > 1:
+                those = counts[place::2].ravel() > 0
+                own, wanted = own[those], wanted[those]
+            self._sums[(place + first) % 2].add(own, wanted)
+
+
+def together(size: int) -> int:
+    """How many batches are summed in one go on devices, each of so many numbers of
+    patches and targets on every device."""
+    return max(1, _AT_ONCE_ON_DEVICES // max(size, 1))
+
+
+def _count(array: Array) -> int:
+    return len(array.sharding.device_set)
+
+
+def _on_host(patches: Array) -> bool:
+    """Whether the products are taken on the host."""
+    return jax.default_backend() == "cpu" and patches.is_fully_addressable
 
 
 class _Sum:
@@ -270,8 +206,11 @@ def _centre(x: Float[np.ndarray, "n p"]) -> Float[np.ndarray, " p"]:
 
 @jax.jit
 def _on_devices(patches, target, real):
+    """Of both folds count, means and products, of batches of one shape."""
+
     def half(first):
-        w, x, y = (a[first::2] for a in (real, patches, target))
+        # Beside, not behind each other: rows stay on the device where they lie.
+        w, x, y = (jnp.stack(a, 1)[first::2] for a in (real, patches, target))
         w = w.reshape(w.shape + (1,) * (x.ndim - 1 - w.ndim))
         w = jnp.broadcast_to(w, x.shape[:-1]).reshape(-1, 1)
         x, y = (a.reshape(-1, a.shape[-1]) for a in (x, y))

@@ -27,7 +27,8 @@ from ispasp_jax.walk import (
     sites,
 )
 from ispasp_jax.walk.batches import Activations
-from ispasp_jax.walk.moments import Measurement, Moments, rows
+from ispasp_jax.walk.measurement import Measurement
+from ispasp_jax.walk.moments import Moments, rows
 from ispasp_jax.walk.pieces import compiled
 from ispasp_jax.walk.sites import Site
 from ispasp_jax.walk.streams import Stream, Weights
@@ -255,11 +256,12 @@ def _squares(site, index, batches, kernel, scale, support) -> tuple[float, float
     def make(count):
         def function(h, weight, gone, kernel, scale):
             h = layouts.as_hidden(site, h)[:count].astype(jnp.float32)
-            both = jnp.concatenate([h, h * gone])
+            # Beside, not behind each other: rows stay on the device where they lie.
+            both = jnp.stack([h * gone, h], 1).reshape(-1, *h.shape[1:])
             u = layouts.linear(site, both, kernel) * scale
-            squares = jnp.square(u).sum(tuple(range(1, u.ndim)))
-            weight = weight[:count]
-            return (squares[count:] * weight).sum(), (squares[:count] * weight).sum()
+            squares = jnp.square(u).sum(tuple(range(1, u.ndim))).reshape(-1, 2)
+            lost, whole = (squares * weight[:count, None]).sum(0)
+            return lost, whole
 
         return function
 

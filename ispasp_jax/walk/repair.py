@@ -22,7 +22,7 @@ from ispasp_jax.graph import Group
 from ispasp_jax.graph.atoms import Atom
 from ispasp_jax.walk import fits, least_squares, norms, sites
 from ispasp_jax.walk.flat import Flat
-from ispasp_jax.walk.moments import Measurement
+from ispasp_jax.walk.measurement import Measurement
 from ispasp_jax.walk.norms import Norm
 from ispasp_jax.walk.sites import Site
 from ispasp_jax.walk.streams import Stream, Weights

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from ispasp_jax import devices
 from ispasp_jax.errors import InputError
-from ispasp_jax.graph import Cut, Group
+from ispasp_jax.graph import Cut, Group, atoms
 from ispasp_jax.selection.problem import Problem, Selection, Unsuited, checked
 from ispasp_jax.walk import layouts, sites
 from ispasp_jax.walk.flat import Flat
@@ -176,7 +176,7 @@ def producer(
         if name in result or size % group.width:
             continue
         array = jnp.moveaxis(weights[variable], axis, -1)
-        labels = sites.labels(variable.dims[axis], group.atom)
+        labels = atoms.labels(variable.dims[axis], group.atom)
         array = array[..., sites.by_channel(labels, group.width)]
         if layer is not None and array.ndim > 2:
             array = array[layer]

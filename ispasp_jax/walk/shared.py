@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from ispasp_jax.graph import Group
-from ispasp_jax.walk.moments import measure
+from ispasp_jax.walk.measurement import measure
 from ispasp_jax.walk.reads import Read, Task, gather
 from ispasp_jax.walk.sites import Site
 from ispasp_jax.walk.streams import Stream

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from ispasp_jax.graph.atoms import Atom, leaves, product, root
+from ispasp_jax.graph import atoms
+from ispasp_jax.graph.atoms import Atom, leaves, product
 from ispasp_jax.graph.program import Equation, Value
 from ispasp_jax.graph.rules import Contraction
 from ispasp_jax.walk.flat import Flat
@@ -185,28 +186,13 @@ def text(site: Site) -> str:
     return f"{piece(site.flat, [site.out], [site.hidden]).text} {site.form}"
 
 
-def labels(atom: Atom, leaf: Atom) -> Int[np.ndarray, " size"]:
-    """Which of a leaf's places every place of a dimension is; -1 for none."""
-    atom = root(atom)
-    if atom is leaf:
-        return np.arange(atom.size)
-    if atom.kind is None:
-        return np.full(atom.size, -1)
-    result = [labels(part, leaf) for part in atom.parts]
-    if atom.kind == "sum":
-        return np.concatenate(result)
-    return functools.reduce(
-        lambda a, b: np.maximum(a[:, None], b[None, :]).ravel(), result
-    )
-
-
 def index(site: Site, leaf: Atom) -> Int[np.ndarray, "d m"]:
     """The m places of H, of D, that belong to each of a group's d channels.
 
     Raises:
       Unsuited: some channels have more than others.
     """
-    result = labels(site.contracted, leaf)
+    result = atoms.labels(site.contracted, leaf)
     if len({*np.bincount(result[result >= 0], minlength=leaf.size)}) != 1:
         raise Unsuited("it reads some channels more often than others")
     return by_channel(result, leaf.size)

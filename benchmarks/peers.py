@@ -1,0 +1,3 @@
+import script  # of networks/peers.py
+
+script.start()

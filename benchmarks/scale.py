@@ -1,0 +1,3 @@
+import script  # of timings/scale.py
+
+script.start()
