@@ -83,6 +83,7 @@ def test_the_steps_are_the_walk():
     assert tuple(spent) == walk_steps.STEPS and all(s > 0 for s in spent.values())
 
 
+@pytest.mark.slow
 def test_latency():
     case = latency.Case(MOBILE, 8, (2,))
     result = json.loads(json.dumps(latency.measure(latency.Settings((case,), case, 1))))

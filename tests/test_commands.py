@@ -517,6 +517,7 @@ print(count["hits"], count["misses"])
 """.replace("KINDS", '("hits", "misses")')
 
 
+@pytest.mark.slow
 def test_a_second_run_takes_its_programs_from_the_compilation_cache(trained, here):
     cache = here / "cache" / "programs"
     flags = ["--model=mlp", f"--weights={trained}", "--calibration-images=100"]

@@ -114,15 +114,13 @@ def neurons(name):
 
 #: What takes long to trace, and is a smaller one's, deeper or wider.
 LARGE = re.compile(".*(101|110|base|small)")
+NAMES = [
+    pytest.param(name, marks=[pytest.mark.slow] * bool(LARGE.match(name)))
+    for name in models.MODELS
+]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] * bool(LARGE.match(name)))
-        for name in models.MODELS
-    ],
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_groups_have_the_names_that_people_know(name):
     assert inner(traced_of(name)) == expected_groups(name)
 
@@ -210,16 +208,16 @@ def test_training_moves_every_statistic(name):
     assert all(jax.tree.leaves(changed))
 
 
-def test_what_is_ignored_by_default():
-    for name in models.MODELS:
-        groups = traced_of(name).groups
-        kept = graph.scope(groups, ignore=models.IGNORE.get(name, ()))
-        left = expected_groups(name).keys() - {group.name for group in kept}
-        values = {group for group in left if group.endswith(".value.2")}
-        assert bool(values) == name.startswith(("vit", "deit", "bert"))
-        others = {"mobilenetv2": {"features.18.0"}, "bert": {"bert.pooler.dense"}}
-        expected = (v for k, v in others.items() if k in name)
-        assert left - values == next(expected, set())
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_ignored_by_default(name):
+    groups = traced_of(name).groups
+    kept = graph.scope(groups, ignore=models.IGNORE.get(name, ()))
+    left = expected_groups(name).keys() - {group.name for group in kept}
+    values = {group for group in left if group.endswith(".value.2")}
+    assert bool(values) == name.startswith(("vit", "deit", "bert"))
+    others = {"mobilenetv2": {"features.18.0"}, "bert": {"bert.pooler.dense"}}
+    expected = (v for k, v in others.items() if k in name)
+    assert left - values == next(expected, set())
 
 
 plain = functools.partial(
