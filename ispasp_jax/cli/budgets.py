@@ -87,20 +87,12 @@ def measure(
 ) -> CurveFile:
     """Measures the curves."""
     pruning = config.pruning
-    try:
-        result = measure_curves(
-            model.traced,
-            model.variables,
-            images.batches,
-            [model.traced[name] for name in widths.scope(pruning, model)],
-            repaired=pruning.fits,
-            mesh=images.mesh,
-            memory=pruning.calibration_memory,
-            real=images.real,
-            progress=functools.partial(report.track, label="curves"),
-        )
-    except FloatingPointError as error:
-        raise InputError(str(error)) from error
+    curves = functools.partial(
+        measure_curves,
+        repaired=pruning.fits,
+        progress=functools.partial(report.track, label="curves"),
+    )
+    result = widths.survey(curves, pruning, model, images)
     return CurveFile(curve_files.identity(config, model, images.batches), result)
 
 

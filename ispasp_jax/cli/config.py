@@ -149,8 +149,6 @@ class Ratios:
 class Ranks:
     """Keep as many channels as say something of their own: the rank of every group."""
 
-    auto: bool = True
-
 
 @dataclass(frozen=True)
 class Preset:

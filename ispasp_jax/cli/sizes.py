@@ -65,18 +65,7 @@ def _by_rank(task: Task, model: Model, images: Images) -> Sizes:
     """As many channels as the groups' ranks in the dense network."""
     clocks, pruning = Clocks(), task.config.pruning
     with clocks.on("ranks"):
-        try:
-            found = redundancy(
-                model.traced,
-                model.variables,
-                images.batches,
-                [model.traced[name] for name in widths.scope(pruning, model)],
-                mesh=images.mesh,
-                memory=pruning.calibration_memory,
-                real=images.real,
-            )
-        except FloatingPointError as error:
-            raise InputError(str(error)) from error
+        found = widths.survey(redundancy, pruning, model, images)
     ranks = {name: one.rank() for name, one in found.items()}
     notes = noted(
         f"rank: channels that, recombined, miss at most {TOLERANCE:.0%} of the norm of "

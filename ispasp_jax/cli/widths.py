@@ -1,14 +1,18 @@
 """How many channels every group keeps: by ratios, or what a budget asks."""
 
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
 from ispasp_jax import budget, graph, models
 from ispasp_jax.budget import rounding
 from ispasp_jax.cli.config import Limits, Preset, Pruning, Ratios
+from ispasp_jax.cli.records import Images
 from ispasp_jax.errors import InputError
 from ispasp_jax.graph import branches
 from ispasp_jax.weights.folders import Model
+
+T = TypeVar("T")
 
 
 def scope(pruning: Pruning, model: Model) -> dict[str, int]:
@@ -32,6 +36,32 @@ def _widths(model: Model, scope: str, ignore: Iterable[str]) -> dict[str, int]:
     result = graph.scope(groups, scope, (*own, *ignore))
     why = model.unselectable
     return {group.name: group.width for group in result if group.name not in why}
+
+
+def survey(how: Callable[..., T], pruning: Pruning, model: Model, images: Images) -> T:
+    """What a pass over the dense network finds of the groups that may be cut.
+
+    Args:
+      how: walk.measure_curves, walk.redundancy.
+      pruning: says which groups, and how much memory.
+      model: the dense network.
+      images: for calibration.
+
+    Raises:
+      InputError: NaN or infinity in weights, images or activations.
+    """
+    try:
+        return how(
+            model.traced,
+            model.variables,
+            images.batches,
+            [model.traced[name] for name in scope(pruning, model)],
+            mesh=images.mesh,
+            memory=pruning.calibration_memory,
+            real=images.real,
+        )
+    except FloatingPointError as error:
+        raise InputError(str(error)) from error
 
 
 def unshrunk(keep: float, model: Model) -> dict[str, int]:

@@ -31,7 +31,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from ispasp_jax.errors import InputError
-from ispasp_jax.graph import Group, Traced, atoms, key_path
+from ispasp_jax.graph import Group, Traced, atoms, key_path, trees
 
 #: ρ of the paper's runs.
 RATE = 0.05
@@ -102,7 +102,7 @@ def shrink(
         if params is None:
             raise ValueError("shrink goes by the parameters: give update() them.")
         step = state.step + 1
-        arrays = _by_path(optax.apply_updates(params, updates))
+        arrays = dict(trees.leaves(optax.apply_updates(params, updates)))
         stays: dict[str, Array] = {}  # of every array that has channels that shrink
         for group in groups:
             parts = _parts(traced, group, arrays)
@@ -146,11 +146,6 @@ def magnitudes(
 def weakest(m: Float[Array, " d"], count: Int[Array, ""]) -> Bool[Array, " d"]:
     """The so many smallest; of equals the first."""
     return m.argsort().argsort() < count
-
-
-def _by_path(tree: Any) -> dict[str, Array]:
-    pairs = jax.tree_util.tree_leaves_with_path(tree)
-    return {key_path(path): leaf for path, leaf in pairs}
 
 
 def _parts(traced: Traced, group: Group, arrays: Mapping[str, Array]) -> list[_Part]:

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from ispasp_jax.graph import Cut, Group, Plan, Traced, key_path
+from ispasp_jax.graph import Cut, Group, Plan, Traced, trees
 from ispasp_jax.graph.program import Value
 from ispasp_jax.selection.algorithm_1 import ispasp
 from ispasp_jax.selection.criterion import Criterion
@@ -312,7 +312,7 @@ class _Walk:
             return None
         with self.clocks.on("tune"):
             left = self.cuts.narrow(self.pruned.weights)
-            return _by_path(tune(self.cuts.plan(), left))
+            return dict(trees.leaves(tune(self.cuts.plan(), left)))
 
     def _again(self, tuned: Mapping[str, Any]) -> None:
         """Goes on from other variables, the activations computed again."""
@@ -329,9 +329,3 @@ class _Walk:
         variables = jax.block_until_ready(jax.device_put(narrow))
         results = self.decisions.results(self.task.sizes)
         return Walked(variables, results, self.clocks.so_far())
-
-
-def _by_path(tree: Any) -> dict[str, Array]:
-    return {
-        key_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
